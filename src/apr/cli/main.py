@@ -1,0 +1,66 @@
+"""`apr`: one thin module per verb. Nothing heavy is imported before a verb is chosen."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from apr import __version__
+from apr.cli import VERBS
+from apr.errors import AprError
+
+app = typer.Typer(
+    name="apr",
+    help="Make code language models better, smaller and faster, and prove it with honest scores.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"apr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: bool = typer.Option(False, "--debug", help="Show tracebacks instead of one-line errors."),
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    if debug:
+        os.environ["APR_DEBUG"] = "1"
+
+
+for _verb in VERBS:
+    _verb.register(app)
+
+
+def main() -> None:
+    """Run the command line; known failures become one line on stderr and exit code 1 or 2."""
+    try:
+        app()
+    except AprError as error:
+        if os.environ.get("APR_DEBUG"):
+            raise
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output went away (`apr ... | head`): no complaint, and no second one
+        # from the interpreter when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(message: str, exit_code: int) -> None:
+    red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    one_line = " ".join(message.split())
+    print(f"{red}apr: {one_line}{plain}", file=sys.stderr)
+    sys.exit(exit_code)
