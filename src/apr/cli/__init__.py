@@ -2,6 +2,5 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
-VERBS: list[ModuleType] = []
+# Modules of this package, in the order `apr --help` lists them.
+VERB_MODULES: tuple[str, ...] = ()

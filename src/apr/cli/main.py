@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 
 import typer
 
 from apr import __version__
-from apr.cli import VERBS
+from apr.cli import VERB_MODULES
 from apr.errors import AprError
 
 app = typer.Typer(
@@ -38,8 +39,8 @@ def _root(
         os.environ["APR_DEBUG"] = "1"
 
 
-for _verb in VERBS:
-    _verb.register(app)
+for _name in VERB_MODULES:
+    importlib.import_module(f"apr.cli.{_name}").register(app)
 
 
 def main() -> None:
