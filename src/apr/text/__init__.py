@@ -1,0 +1,21 @@
+"""Text: tokenizers, incremental decoding, stop strings, chat templates."""
+
+from apr.text.chat import render_chat
+from apr.text.stops import StopMatcher
+from apr.text.stream import StreamDecoder
+from apr.text.tokenizer import (
+    Tokenizer,
+    load_tokenizer,
+    tokenizer_from_folder,
+    tokenizer_from_gguf,
+)
+
+__all__ = [
+    "StopMatcher",
+    "StreamDecoder",
+    "Tokenizer",
+    "load_tokenizer",
+    "render_chat",
+    "tokenizer_from_folder",
+    "tokenizer_from_gguf",
+]

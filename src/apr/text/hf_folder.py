@@ -1,0 +1,176 @@
+"""The tokenizer files of a Hugging Face folder, read as they lie there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+from apr.errors import AprError, UsageError
+from apr.text.gguf_tokenizer import set_template
+
+SPECIAL_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_TEMPLATE_FOLDER = "additional_chat_templates"
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What a folder says about its tokenizer.
+
+    special: names of SPECIAL_NAMES to tokens. templates: name ("default", …) to jinja2 source.
+    end_ids: ids named by generation_config.json and config.json.
+    files: the tokenizer's files, path in the folder to content.
+    """
+
+    backend: Backend
+    special: dict[str, str]
+    templates: dict[str, str]
+    end_ids: tuple[int, ...]
+    files: dict[str, bytes] = field(repr=False)
+
+
+def read_folder(folder: Path) -> TokenizerFiles:
+    """Read a model folder; AprError or UsageError names the file that is missing or damaged."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        hint = "a folder with tokenizer.json is needed"
+        if (folder / "tokenizer.model").is_file():
+            hint = "tokenizer.model alone is not read: save tokenizer.json with transformers' "
+            hint += "AutoTokenizer(...).save_pretrained, or use the model's GGUF file"
+        raise UsageError(f"{path}: no such file", hint)
+    try:
+        backend = Backend.from_file(str(path))
+    except Exception as error:
+        # The library raises bare Exception for everything it cannot read.
+        raise AprError(f"{path}: {error}", "download the file again") from error
+    # Limits that belong to one training run; a prompt is never cut quietly.
+    backend.no_truncation()
+    backend.no_padding()
+    config = _read_object(folder / "tokenizer_config.json")
+    special = _special_tokens(config, _read_object(folder / "special_tokens_map.json"))
+    _add_declared_tokens(backend, config, special, folder)
+    if "add_bos_token" in config or "add_eos_token" in config:
+        set_template(
+            backend,
+            bos=special.get("bos_token") if config.get("add_bos_token") else None,
+            eos=special.get("eos_token") if config.get("add_eos_token") else None,
+        )
+    return TokenizerFiles(
+        backend=backend,
+        special=special,
+        templates=_templates(folder, config),
+        end_ids=_declared_end_ids(folder),
+        files=_original_files(folder),
+    )
+
+
+def _special_tokens(config: dict[str, Any], mapping: dict[str, Any]) -> dict[str, str]:
+    special = {}
+    for name in SPECIAL_NAMES:
+        value = config.get(name, mapping.get(name))
+        if isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, str):
+            special[name] = value
+    return special
+
+
+def _add_declared_tokens(
+    backend: Backend, config: dict[str, Any], special: dict[str, str], folder: Path
+) -> None:
+    """Add tokens that only tokenizer_config.json knows, and mark the named ones as special."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    declared = config.get("added_tokens_decoder") or {}
+    for token_id, entry in sorted(declared.items(), key=lambda item: int(item[0])):
+        if entry["content"] in known:
+            continue
+        flags = {k: entry.get(k, False) for k in ("single_word", "lstrip", "rstrip", "normalized")}
+        token = AddedToken(entry["content"], special=entry.get("special", False), **flags)
+        backend.add_tokens([token])
+        if backend.token_to_id(token.content) != int(token_id):
+            raise AprError(
+                f"{folder / 'tokenizer_config.json'}: added_tokens_decoder gives "
+                f"{token.content!r} id {token_id}, tokenizer.json leaves it "
+                f"{backend.token_to_id(token.content)}",
+                "the two files belong to different models",
+            )
+        known.add(token.content)
+    # A named token that tokenizer.json does not have at all gets no id: the model has no row
+    # for it in its embedding.
+    backend.add_special_tokens(
+        [
+            AddedToken(token, normalized=False, special=True)
+            for token in dict.fromkeys(special.values())
+            if token not in known and backend.token_to_id(token) is not None
+        ]
+    )
+
+
+def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Chat templates by name; files win over tokenizer_config.json, as in transformers."""
+    templates: dict[str, str] = {}
+    stated = config.get("chat_template")
+    if isinstance(stated, str):
+        templates["default"] = stated
+    elif isinstance(stated, list):
+        templates.update({entry["name"]: entry["template"] for entry in stated})
+    legacy = _read_object(folder / "chat_template.json").get("chat_template")
+    if isinstance(legacy, str):
+        templates.setdefault("default", legacy)
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        templates["default"] = path.read_text(encoding="utf-8")
+    for path in sorted((folder / _TEMPLATE_FOLDER).glob("*.jinja")):
+        templates[path.stem] = path.read_text(encoding="utf-8")
+    return templates
+
+
+def _declared_end_ids(folder: Path) -> tuple[int, ...]:
+    ends: list[int] = []
+    config = _read_object(folder / "config.json")
+    text_config = config.get("text_config")
+    sources = [_read_object(folder / "generation_config.json"), config]
+    sources += [text_config] if isinstance(text_config, dict) else []
+    for source in sources:
+        value = source.get("eos_token_id")
+        values = value if isinstance(value, list) else [value]
+        ends += [v for v in values if isinstance(v, int)]
+    return tuple(dict.fromkeys(ends))
+
+
+def _original_files(folder: Path) -> dict[str, bytes]:
+    paths = [folder / name for name in _FILES]
+    paths += sorted((folder / _TEMPLATE_FOLDER).glob("*.jinja"))
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths if p.is_file()}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AprError(f"{path}: not valid JSON ({error})", "download the file again") from error
+    if not isinstance(value, dict):
+        raise AprError(f"{path}: not a JSON object", "download the file again")
+    return value
