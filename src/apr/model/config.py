@@ -12,7 +12,7 @@ class RopeScaling:
 
     kind: "linear" (positions / factor), "llama3" (Llama 3.1: by wavelength band),
     "yarn" (Peng et al. 2023, arXiv:2309.00071), "longrope" (Ding et al. 2024: per-frequency
-    factors, as in Phi-3/4).
+    factors, as in Phi-3/4). All but "linear" need `original_max_position`.
     """
 
     kind: Literal["linear", "llama3", "yarn", "longrope"]
@@ -22,7 +22,9 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    # None: what the method prescribes for `factor` (see `apr.model.rope`).
     attention_factor: float | None = None
+    truncate: bool = True  # yarn: round the ends of the ramp to whole frequencies
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
     extra: dict[str, Any] = field(default_factory=dict, hash=False)
@@ -54,13 +56,14 @@ class ModelConfig:
     activation: Literal["silu", "gelu_tanh"] = "silu"
     tie_embeddings: bool = False
     qkv_bias: bool = False
+    fused_projections: bool = False  # Phi-3: one qkv_proj and one gate_up_proj
     qk_norm: bool = False
     norm_offset: float = 0.0  # Gemma multiplies by (1 + weight)
     sandwich_norms: bool = False  # Gemma: a norm after attention and after the MLP as well
     embedding_scale: float = 1.0  # Gemma: sqrt(hidden_size)
     attention_scale: float | None = None  # None: head_dim ** -0.5
     sliding_window: int | None = None
-    # One entry a layer, True where the layer only sees `sliding_window` positions.
+    # One entry a layer, True where a query sees `sliding_window` positions, itself included.
     sliding_layers: tuple[bool, ...] | None = None
     logit_softcap: float | None = None
     attention_softcap: float | None = None

@@ -1,0 +1,173 @@
+"""From a checkpoint on disk to Hugging Face-named tensors and a filled `Transformer`.
+
+GGUF stores some weights differently; reading undoes it: rows of q and k in the llama
+architecture are interleaved for another rotary layout, and Gemma's norms have 1 added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from apr.checkpoint import Checkpoint, open_checkpoint
+from apr.checkpoint.names import gguf_to_hf, is_rope_table
+from apr.errors import AprError
+from apr.model.config import ModelConfig
+from apr.model.families import config_from_checkpoint
+from apr.model.transformer import Transformer
+
+# Where multimodal Gemma checkpoints keep the language model: what is written there -> our name.
+_TEXT_PREFIXES = {
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
+_OTHER_MODALITIES = ("vision_tower.", "multi_modal_projector.")
+
+
+def expected_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Hugging Face name -> shape of every parameter of the model, in the order they are used."""
+    with torch.device("meta"):
+        model = Transformer(cfg)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def load_weights(
+    checkpoint: Checkpoint, cfg: ModelConfig, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """All parameters as (Hugging Face name, tensor), one at a time, in `expected_shapes` order.
+
+    Shapes are (out, in). dtype None keeps what the file stores and gives fp32 for quantized
+    blocks. Raises AprError naming the tensor that is missing, unexpected or of another shape.
+    """
+    shapes = expected_shapes(cfg)
+    stored = _stored_names(checkpoint, cfg)
+    _check_names(checkpoint, shapes, stored)
+    for name, shape in shapes.items():
+        found = tuple(checkpoint.tensors.info(stored[name]).shape)
+        if found != shape:
+            raise AprError(
+                f"{checkpoint.path}: tensor {stored[name]} has shape {found}, expected {shape}",
+                "the weights do not belong to this configuration",
+            )
+    if cfg.tie_embeddings and "lm_head.weight" in stored:
+        _check_tied(checkpoint, stored)
+    for name in shapes:
+        if checkpoint.format == "gguf":
+            tensor = _from_gguf(checkpoint, stored[name], name, cfg, dtype)
+        else:
+            tensor = checkpoint.tensors.get(stored[name], dtype)
+        yield name, tensor
+
+
+def load_transformer(
+    source: str | Path | Checkpoint,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str | torch.device = "cpu",
+) -> Transformer:
+    """The model at a path (Hugging Face folder, .safetensors or .gguf file) or open checkpoint.
+
+    Weights are frozen (requires_grad False) and, where the file's type is dtype and the device
+    the CPU, views of the memory-mapped file. Raises what `open_checkpoint`, `config_from_*` and
+    `load_weights` raise.
+    """
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+    cfg = config_from_checkpoint(checkpoint)
+    with torch.device("meta"):
+        model = Transformer(cfg)
+    for name, tensor in load_weights(checkpoint, cfg, dtype):
+        path, _, leaf = name.rpartition(".")
+        weight = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
+        setattr(model.get_submodule(path), leaf, weight)
+    return model.eval()
+
+
+def _stored_names(checkpoint: Checkpoint, cfg: ModelConfig) -> dict[str, str]:
+    """Hugging Face name -> name in the file, for everything that belongs to the language model."""
+    names = checkpoint.tensors.names()
+    if checkpoint.format == "gguf":
+        arch = _gguf_architecture(checkpoint)
+        return {gguf_to_hf(name, arch): name for name in names if not is_rope_table(name)}
+    multimodal = "text_config" in (checkpoint.config or {})
+    stored = {}
+    for name in names:
+        if name.endswith("rotary_emb.inv_freq"):
+            continue  # a buffer that older checkpoints saved; it follows from the configuration
+        if multimodal and name.removeprefix("model.").startswith(_OTHER_MODALITIES):
+            continue
+        stored[_text_name(name) if multimodal else name] = name
+    return stored
+
+
+def _text_name(name: str) -> str:
+    for prefix, ours in _TEXT_PREFIXES.items():
+        if name.startswith(prefix):
+            return ours + name.removeprefix(prefix)
+    return name
+
+
+def _check_names(
+    checkpoint: Checkpoint, expected: Collection[str], stored: dict[str, str]
+) -> None:
+    missing = [name for name in expected if name not in stored]
+    if missing:
+        raise AprError(
+            f"{checkpoint.path}: tensor {missing[0]} is missing{_more(missing)}",
+            "the file is incomplete or belongs to another configuration",
+        )
+    tied = "lm_head.weight"  # tied embeddings: some checkpoints store the copy as well
+    extra = [found for ours, found in stored.items() if ours not in expected and ours != tied]
+    if extra:
+        raise AprError(
+            f"{checkpoint.path}: tensor {extra[0]} is unexpected{_more(extra)}",
+            "this model computes something the configuration does not mention",
+        )
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _check_tied(checkpoint: Checkpoint, stored: dict[str, str]) -> None:
+    head = checkpoint.tensors.get(stored["lm_head.weight"])
+    if not torch.equal(head, checkpoint.tensors.get(stored["model.embed_tokens.weight"])):
+        raise AprError(
+            f"{checkpoint.path}: tie_word_embeddings is true, but lm_head.weight differs from "
+            "model.embed_tokens.weight",
+            "set tie_word_embeddings to false in config.json if the output layer is meant",
+        )
+
+
+def _gguf_architecture(checkpoint: Checkpoint) -> str:
+    return str((checkpoint.metadata or {})["general.architecture"])
+
+
+def _from_gguf(
+    checkpoint: Checkpoint, stored: str, name: str, cfg: ModelConfig, dtype: torch.dtype | None
+) -> torch.Tensor:
+    """One tensor in Hugging Face's layout and values."""
+    if cfg.norm_offset and name.endswith("norm.weight"):
+        # In fp32, or a small weight next to the 1 would lose its digits.
+        tensor = checkpoint.tensors.get(stored, torch.float32) - cfg.norm_offset
+        return tensor if dtype is None else tensor.to(dtype)
+    tensor = checkpoint.tensors.get(stored, dtype)
+    if _gguf_architecture(checkpoint) != "llama":
+        return tensor
+    if ".q_proj." in name:
+        return unpermute(tensor, cfg.num_heads)
+    if ".k_proj." in name:
+        return unpermute(tensor, cfg.num_kv_heads)
+    return tensor
+
+
+def unpermute(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Undo llama.cpp's order of q and k rows: pairs (2i, 2i + 1) of a head back to (i, i + D/2).
+
+    tensor: (heads * D, ...), weight or bias.
+    """
+    rest = tensor.shape[1:]
+    pairs = tensor.reshape(heads, -1, 2, *rest)  # (heads, D / 2, 2, ...)
+    return pairs.transpose(1, 2).reshape(tensor.shape)
