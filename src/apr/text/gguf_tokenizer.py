@@ -187,6 +187,8 @@ def _sentence_piece(vocabulary: GgufVocabulary) -> Backend:
     replace = normalizers.Replace(" ", _SPACE)
     steps: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if vocabulary.add_space_prefix:
+        # Before the text and after every added token, as the published Llama files and llama.cpp
+        # have it (SentencePiece itself: before the text only).
         backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), replace])
         steps.append(decoders.Strip(content=" ", left=1, right=0))
     else:
