@@ -1,0 +1,41 @@
+"""Weights into panels (see `microkernel`): done once, when a model is loaded."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from apr.kernels.cpu.microkernel import PANEL
+
+ALIGNMENT = 64
+
+
+def padded(size: int) -> int:
+    """`size` rounded up to whole panels."""
+    return -(-size // PANEL) * PANEL
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """A zeroed array whose data starts on a cache line."""
+    count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(count + ALIGNMENT, dtype=np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + count].view(dtype).reshape(shape)
+
+
+def pack_panels(weight: torch.Tensor, out: np.ndarray | None = None) -> np.ndarray:
+    """(N, K) float tensor -> uint16 (ceil(N/64), ceil(K/64)*32, 64, 2) of bf16 bits.
+
+    Both sizes are padded with zeros to multiples of 64. `out`, when given, receives the panels.
+    """
+    n, k = weight.shape
+    if (n % PANEL) or (k % PANEL):
+        weight = torch.nn.functional.pad(weight, (0, padded(k) - k, 0, padded(n) - n))
+    n, k = weight.shape
+    shape = (n // PANEL, k // 2, PANEL, 2)
+    if out is None:
+        out = aligned_zeros(shape, np.uint16)
+    bits = weight.to(torch.bfloat16).contiguous().view(torch.int16)
+    target = torch.from_numpy(out.view(np.int16))
+    target.copy_(bits.view(n // PANEL, PANEL, k // 2, 2).permute(0, 2, 1, 3))
+    return out

@@ -1,0 +1,270 @@
+"""A model whose whole forward step is one compiled call on the CPU, in bf16.
+
+Weights are packed once into the panels of `apr.kernels.cpu`; the residual stream, norms, rotary
+embedding, softmax and all sums are fp32. Results of a row never depend on the other rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from apr.errors import AprError
+from apr.kernels.cpu import network
+from apr.kernels.cpu.attention import TILE_ROWS
+from apr.kernels.cpu.packing import aligned_zeros, pack_panels, padded
+from apr.kernels.cpu.threads import Team, default_threads
+from apr.model.config import ModelConfig
+from apr.model.runner import StepBatch
+from apr.model.step_inputs import rope_tables, step_inputs
+
+PANEL = 64
+BLOCK_SIZE = PANEL  # positions per cache block: one panel of keys
+
+
+def unsupported(config: ModelConfig) -> str | None:
+    """Why this network cannot run compiled, or None. The torch runner has no such limits."""
+    if config.logit_softcap is not None or config.attention_softcap is not None:
+        return "soft-capped logits"
+    if config.rope_scaling is not None and config.rope_scaling.kind == "longrope":
+        return "longrope, whose frequencies change with the length of the sequence"
+    if config.head_dim % 2 or config.num_heads // config.num_kv_heads > TILE_ROWS:
+        return "its attention head shape"
+    return None
+
+
+def block_bytes(config: ModelConfig) -> int:
+    """Bytes of one cache block: keys, and values padded to whole panels, in every layer."""
+    per_position = config.num_layers * config.num_kv_heads
+    return 2 * per_position * BLOCK_SIZE * (config.head_dim + padded(config.head_dim))
+
+
+class PackedWeights:
+    """The weights of one model in panels, shared by every runner made from it."""
+
+    def __init__(self, config: ModelConfig, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        reason = unsupported(config)
+        if reason is not None:
+            raise AprError(f"compiled CPU kernels do not support {reason}", "use APR_KERNELS=torch")
+        self.config = config
+        layers, hidden, dim = config.num_layers, config.hidden_size, config.head_dim
+        kv = config.num_kv_heads * dim
+        self._q_rows, self._kv_rows = config.num_heads * dim, kv
+        qkv, k = padded(self._q_rows + 2 * kv), padded(hidden)
+        attended, ffn = padded(self._q_rows), padded(config.intermediate_size)
+        self.qkv = aligned_zeros((layers, qkv // PANEL, k // 2, PANEL, 2), np.uint16)
+        self.output = aligned_zeros((layers, k // PANEL, attended // 2, PANEL, 2), np.uint16)
+        self.gate_up = aligned_zeros((layers, ffn // PANEL, 2, k // 2, PANEL, 2), np.uint16)
+        self.down = aligned_zeros((layers, k // PANEL, ffn // 2, PANEL, 2), np.uint16)
+        vocab = padded(config.vocab_size)
+        self.head = aligned_zeros((vocab // PANEL, k // 2, PANEL, 2), np.uint16)
+        self.norms = np.zeros((layers, 4, hidden), np.float32)
+        self.qk_norms = np.zeros((layers, 2, dim), np.float32)
+        self.bias = np.zeros((layers, qkv), np.float32)
+        self.final_norm = np.zeros(hidden, np.float32)
+        self.embedding = np.zeros((1, 1), np.uint16)
+        # q, k and v meet in one matrix; they arrive one by one and wait here for the others.
+        self._parts: dict[tuple[int, str], dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors:
+            self._place(name, tensor)
+        if self._parts:
+            layer, kind = next(iter(self._parts))
+            raise AprError(f"layer {layer} lacks a part of its {kind} weights")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes read from memory for one decoding step (packed matrices, output layer included)."""
+        packed = (self.qkv, self.output, self.gate_up, self.down, self.head)
+        return sum(array.nbytes for array in packed)
+
+    def _place(self, name: str, tensor: torch.Tensor) -> None:
+        if name == "model.embed_tokens.weight":
+            if self.config.tie_embeddings:
+                pack_panels(tensor, self.head)
+            else:
+                self.embedding = tensor.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+            return
+        if name == "lm_head.weight":
+            if not self.config.tie_embeddings:
+                pack_panels(tensor, self.head)
+            return
+        if name == "model.norm.weight":
+            self.final_norm[:] = self._norm(tensor)
+            return
+        _, _, index, rest = name.split(".", 3)
+        self._place_layer(int(index), rest, tensor)
+
+    def _norm(self, tensor: torch.Tensor) -> np.ndarray:
+        return (tensor.float() + self.config.norm_offset).numpy()
+
+    def _place_layer(self, layer: int, name: str, tensor: torch.Tensor) -> None:
+        sandwich = self.config.sandwich_norms
+        norm_rows = {
+            "input_layernorm.weight": network.NORM_INPUT,
+            "post_attention_layernorm.weight": (
+                network.NORM_ATTENTION_OUT if sandwich else network.NORM_MLP
+            ),
+            "pre_feedforward_layernorm.weight": network.NORM_MLP,
+            "post_feedforward_layernorm.weight": network.NORM_MLP_OUT,
+        }
+        module, _, kind = name.rpartition(".")
+        if name in norm_rows:
+            self.norms[layer, norm_rows[name]] = self._norm(tensor)
+        elif module in ("self_attn.q_norm", "self_attn.k_norm"):
+            self.qk_norms[layer, int(module.endswith("k_norm"))] = self._norm(tensor)
+        elif module == "self_attn.o_proj":
+            pack_panels(tensor, self.output[layer])
+        elif module == "mlp.down_proj":
+            pack_panels(tensor, self.down[layer])
+        elif module == "self_attn.qkv_proj" and kind == "weight":
+            pack_panels(tensor, self.qkv[layer])
+        elif module == "mlp.gate_up_proj":
+            gate, up = tensor.chunk(2, dim=0)
+            self._gate_up(layer, gate, up)
+        elif module in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
+            parts = self._gather(layer, f"qkv {kind}", module[-6], tensor, 3)
+            if parts and kind == "bias":
+                joined = torch.cat([parts[p] for p in "qkv"]).float().numpy()
+                self.bias[layer, : joined.shape[0]] = joined
+            elif parts:
+                pack_panels(torch.cat([parts[p] for p in "qkv"]), self.qkv[layer])
+        elif module in ("mlp.gate_proj", "mlp.up_proj"):
+            parts = self._gather(layer, "mlp", module[4:-5], tensor, 2)
+            if parts:
+                self._gate_up(layer, parts["gate"], parts["up"])
+        else:
+            raise AprError(f"tensor model.layers.{layer}.{name} has no place in a compiled model")
+
+    def _gather(
+        self, layer: int, kind: str, part: str, tensor: torch.Tensor, count: int
+    ) -> dict[str, torch.Tensor] | None:
+        parts = self._parts.setdefault((layer, kind), {})
+        parts[part] = tensor
+        return self._parts.pop((layer, kind)) if len(parts) == count else None
+
+    def _gate_up(self, layer: int, gate: torch.Tensor, up: torch.Tensor) -> None:
+        target = self.gate_up[layer]
+        target[:, 0] = pack_panels(gate)
+        target[:, 1] = pack_panels(up)
+
+    def shape(self) -> network.Shape:
+        c = self.config
+        scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
+        return network.Shape(
+            layers=c.num_layers,
+            hidden=c.hidden_size,
+            heads=c.num_heads,
+            kv_heads=c.num_kv_heads,
+            head_dim=c.head_dim,
+            value_dim=padded(c.head_dim),
+            qkv_panels=self.qkv.shape[1],
+            hidden_panels=self.output.shape[1],
+            ffn_panels=self.gate_up.shape[1],
+            vocab_panels=self.head.shape[0],
+            tied=int(c.tie_embeddings),
+            biased=int(c.qkv_bias),
+            qk_norm=int(c.qk_norm),
+            sandwich=int(c.sandwich_norms),
+            gelu=int(c.activation == "gelu_tanh"),
+            eps=float(c.norm_eps),
+            scale=float(scale),
+            embedding_scale=float(c.embedding_scale),
+        )
+
+    def weights(self) -> network.Weights:
+        c = self.config
+        matrices = np.array(
+            [
+                [m[i].ctypes.data for m in (self.qkv, self.output, self.gate_up, self.down)]
+                for i in range(c.num_layers)
+            ],
+            dtype=np.int64,
+        )
+        sliding = c.sliding_layers or (False,) * c.num_layers
+        windows = [(c.sliding_window or 0) if slides else 0 for slides in sliding]
+        local = c.rope_local_theta is not None
+        ropes = [int(local and slides) for slides in sliding]
+        return network.Weights(
+            matrices=matrices,
+            norms=self.norms,
+            qk_norms=self.qk_norms,
+            bias=self.bias,
+            final_norm=self.final_norm,
+            head=self.head,
+            embedding=self.embedding,
+            windows=np.array(windows, np.int64),
+            ropes=np.array(ropes, np.int64),
+        )
+
+
+class CompiledRunner:
+    """Runs packed weights over a paged cache (the `Runner` protocol)."""
+
+    block_size = BLOCK_SIZE
+    device = torch.device("cpu")
+
+    def __init__(self, packed: PackedWeights, num_blocks: int, threads: int | None = None) -> None:
+        self.config = packed.config
+        self.num_blocks = num_blocks
+        self._packed = packed  # owns the memory behind the addresses in self._weights
+        self._shape, self._weights = packed.shape(), packed.weights()
+        self._rope = rope_tables(packed.config)
+        self._team = Team(threads or default_threads())
+        c, value_dim = self.config, self._shape.value_dim
+        head_blocks = (c.num_layers, num_blocks, c.num_kv_heads)
+        self._cache = network.Cache(
+            keys=aligned_zeros((*head_blocks, c.head_dim // 2, PANEL, 2), np.uint16),
+            values=aligned_zeros(
+                (*head_blocks, value_dim // PANEL, PANEL // 2, PANEL, 2), np.uint16
+            ),
+        )
+        self._scratch: network.Scratch | None = None
+
+    def forward(self, batch: StepBatch) -> torch.Tensor:
+        """Logits fp32 (R, V) of the wanted rows, valid until the next call; see `StepBatch`."""
+        rows, wanted = len(batch.token_ids), len(batch.logit_rows)
+        if not np.all(batch.logit_rows[1:] > batch.logit_rows[:-1]):
+            raise ValueError("logit_rows must ascend")
+        scratch = self._room(rows, wanted)
+        scratch.sync[:] = 0
+        inputs = step_inputs(batch, self._rope, self.config)
+        self._team.run(network.step, self._shape, self._weights, inputs, self._cache, scratch)
+        return torch.from_numpy(scratch.logits[:wanted, : self.config.vocab_size])
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy one cache block in all layers."""
+        self._cache.keys[:, target] = self._cache.keys[:, source]
+        self._cache.values[:, target] = self._cache.values[:, source]
+
+    def close(self) -> None:
+        """End the threads."""
+        self._team.close()
+
+    def _room(self, rows: int, wanted: int) -> network.Scratch:
+        """Scratch for a step of `rows` tokens and `wanted` rows of logits, kept between steps."""
+        have = self._scratch
+        if have is not None and have.stream.shape[0] >= rows and have.logits.shape[0] >= wanted:
+            return have
+        if have is not None:
+            rows, wanted = max(rows, have.stream.shape[0]), max(wanted, have.logits.shape[0])
+        s, threads = self._shape, self._team.threads
+        self._scratch = network.Scratch(
+            stream=aligned_zeros((rows, s.hidden), np.float32),
+            normed=aligned_zeros((rows, PANEL * s.hidden_panels), np.uint16),
+            qkv=aligned_zeros((rows, PANEL * s.qkv_panels), np.float32),
+            queries=aligned_zeros((rows * s.heads * s.head_dim,), np.uint16),
+            attended=aligned_zeros((rows, padded(s.heads * s.head_dim)), np.uint16),
+            inner=aligned_zeros((rows, PANEL * s.ffn_panels), np.uint16),
+            update=aligned_zeros((rows, PANEL * s.hidden_panels), np.float32),
+            logits=aligned_zeros((max(1, wanted), PANEL * s.vocab_panels), np.float32),
+            gates=aligned_zeros((threads, 2, 6, PANEL), np.float32),
+            scores=aligned_zeros((threads, TILE_ROWS, PANEL), np.float32),
+            probabilities=aligned_zeros((threads, TILE_ROWS, PANEL), np.uint16),
+            totals=aligned_zeros((threads, TILE_ROWS, s.value_dim), np.float32),
+            tops=aligned_zeros((threads, TILE_ROWS, 1), np.float32),
+            norms=aligned_zeros((threads, TILE_ROWS, 1), np.float32),
+            sync=aligned_zeros((8 + 8 * s.layers,), np.int64),
+        )
+        return self._scratch

@@ -1,0 +1,176 @@
+"""Choose how a checkpoint runs on this machine: compiled CPU kernels, or torch on any device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from apr.checkpoint import open_checkpoint
+from apr.errors import UsageError
+from apr.model.config import ModelConfig
+from apr.model.families import config_from_checkpoint
+from apr.model.load import load_transformer, load_weights
+from apr.model.runner import Runner, StepBatch
+
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float32": torch.float32,
+    "fp32": torch.float32,
+}
+KERNEL_CHOICES = ("auto", "compiled", "torch")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A loaded model, ready to make a runner once the size of its cache is decided.
+
+    kernels: "compiled" or "torch". weight_bytes: read for each decoding step. block_bytes: of one
+    cache block of block_size positions. note: why a faster choice was not taken, or "".
+    """
+
+    config: ModelConfig
+    make: Callable[[int], Runner]
+    kernels: str
+    dtype: torch.dtype
+    device: torch.device
+    weight_bytes: int
+    block_size: int
+    block_bytes: int
+    note: str = ""
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The named device, or the best one present. Raises UsageError if torch does not have it."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name} is not usable: {reason}", "try auto or cpu") from error
+    return device
+
+
+def pick_dtype(name: str = "auto") -> torch.dtype:
+    """bf16 unless another is named. Raises UsageError for an unknown name."""
+    if name == "auto":
+        return torch.bfloat16
+    if name not in DTYPES:
+        raise UsageError(f"--dtype {name} is unknown", f"one of auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def load_runtime(path: Path, dtype: str = "auto", device: str = "auto") -> Runtime:
+    """Read the weights at `path` (a folder or .gguf file) for this machine.
+
+    APR_KERNELS=torch or =compiled overrides the choice of kernels.
+    """
+    asked = os.environ.get("APR_KERNELS", "auto")
+    if asked not in KERNEL_CHOICES:
+        raise UsageError(f"APR_KERNELS={asked} is unknown", f"one of {', '.join(KERNEL_CHOICES)}")
+    where, kind = pick_device(device), pick_dtype(dtype)
+    checkpoint = open_checkpoint(path)
+    config = config_from_checkpoint(checkpoint)
+    reason = _not_compiled(config, where, kind) if asked != "torch" else "APR_KERNELS=torch"
+    if reason is None:
+        from apr.model.compiled_runner import BLOCK_SIZE, CompiledRunner, PackedWeights, block_bytes
+
+        packed = PackedWeights(config, load_weights(checkpoint, config))
+        return Runtime(
+            config=config,
+            make=lambda blocks: CompiledRunner(packed, blocks),
+            kernels="compiled",
+            dtype=kind,
+            device=where,
+            weight_bytes=packed.nbytes,
+            block_size=BLOCK_SIZE,
+            block_bytes=block_bytes(config),
+        )
+    if asked == "compiled":
+        raise UsageError(f"APR_KERNELS=compiled is not possible here: {reason}")
+    return _torch_runtime(path, config, where, kind, reason if where.type == "cpu" else "")
+
+
+def _torch_runtime(
+    path: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype, note: str
+) -> Runtime:
+    from apr.model.cache import bytes_per_block
+    from apr.model.torch_runner import TorchRunner
+
+    transformer = load_transformer(path, dtype=dtype, device=str(device))
+    block_size = 64
+    return Runtime(
+        config=config,
+        make=lambda blocks: TorchRunner(transformer, blocks, block_size),
+        kernels="torch",
+        dtype=dtype,
+        device=device,
+        weight_bytes=sum(p.numel() * p.element_size() for p in transformer.parameters()),
+        block_size=block_size,
+        block_bytes=bytes_per_block(config, block_size, dtype),
+        note=note,
+    )
+
+
+def _not_compiled(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the compiled kernels do not serve this request, or None when they do."""
+    if device.type != "cpu":
+        return f"the device is {device.type}"
+    if dtype != torch.bfloat16:
+        return f"--dtype {str(dtype).removeprefix('torch.')}"
+    from apr.model.compiled_runner import unsupported
+
+    return unsupported(config) or parity_failure()
+
+
+@lru_cache(maxsize=1)
+def parity_failure() -> str | None:
+    """Run a small random network both ways; a message if the compiled kernels are off here.
+
+    bf16 activations (8 bits of mantissa) through two layers leave errors near 0.5 % of the
+    largest logit; a wrong kernel leaves errors of its size.
+    """
+    from apr.model.compiled_runner import CompiledRunner, PackedWeights
+    from apr.model.transformer import Transformer
+
+    config = ModelConfig(
+        family="llama",
+        vocab_size=96,
+        hidden_size=64,
+        intermediate_size=96,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        max_position=256,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Transformer(config).to(torch.bfloat16)
+    ids = (np.arange(70, dtype=np.int32) * 7) % config.vocab_size
+    runner = CompiledRunner(PackedWeights(config, model.state_dict().items()), num_blocks=2)
+    rows = np.arange(len(ids), dtype=np.int32)
+    starts, none = np.array([0, len(ids)], np.int32), np.zeros(1, np.int32)
+    table = np.array([[0, 1]], np.int32)
+    got = runner.forward(StepBatch(ids, starts, none, table, rows)).clone()
+    runner.close()
+    with torch.no_grad():
+        want = model.float()(torch.from_numpy(ids).long()[None])[0]
+    error = float((got - want).abs().max() / want.abs().max())
+    if error < 0.03:
+        return None
+    return f"compiled kernels differ from the reference by {error:.1%} on this processor"
