@@ -1,0 +1,56 @@
+"""Checkpoints: lazy, memory-mapped reading of Hugging Face folders and GGUF files, atomic writing.
+
+The names below load their module when first used, so that reading a GGUF header (metadata,
+tokenizer) does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from apr.checkpoint.blocks import dequantize
+    from apr.checkpoint.ggml_types import GGML_TYPES, GgmlType
+    from apr.checkpoint.gguf_header import GgufHeader, read_gguf_header
+    from apr.checkpoint.names import gguf_to_hf, hf_to_gguf, is_rope_table
+    from apr.checkpoint.source import Checkpoint, TensorInfo, TensorSource, open_checkpoint
+    from apr.checkpoint.writer import CheckpointWriter
+
+__all__ = [
+    "GGML_TYPES",
+    "Checkpoint",
+    "CheckpointWriter",
+    "GgmlType",
+    "GgufHeader",
+    "TensorInfo",
+    "TensorSource",
+    "dequantize",
+    "gguf_to_hf",
+    "hf_to_gguf",
+    "is_rope_table",
+    "open_checkpoint",
+    "read_gguf_header",
+]
+
+_MODULE_OF = {
+    "GGML_TYPES": "ggml_types",
+    "Checkpoint": "source",
+    "CheckpointWriter": "writer",
+    "GgmlType": "ggml_types",
+    "GgufHeader": "gguf_header",
+    "TensorInfo": "source",
+    "TensorSource": "source",
+    "dequantize": "blocks",
+    "gguf_to_hf": "names",
+    "hf_to_gguf": "names",
+    "is_rope_table": "names",
+    "open_checkpoint": "source",
+    "read_gguf_header": "gguf_header",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

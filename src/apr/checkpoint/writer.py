@@ -1,0 +1,339 @@
+"""Writing Hugging Face folders: safetensors shards, streamed tensor by tensor, committed at once.
+
+Everything goes to a hidden folder beside the target and is renamed into place at the end. Until
+then the shards have no header and carry other names, so a writer that dies, however it dies,
+leaves nothing that any program would take for a model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from apr.errors import AprError, UsageError
+
+# safetensors' names; the order of a shard's tensors is the order of writing.
+SAFETENSORS_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+# The header comes first in the file but is known last. Large shards leave this much room for it
+# and pad it with blanks, as the format allows; small ones are copied behind their exact header.
+HEADER_ROOM = 256 * 1024
+COPY_BELOW = 64 * 1024 * 1024
+_LOCK_FILE = ".lock"
+
+
+@dataclass
+class _Shard:
+    """A shard being written: tensor bytes from HEADER_ROOM on, the header when it is closed."""
+
+    path: Path
+    file: FileIO
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    nbytes: int = 0
+
+
+class CheckpointWriter:
+    """Writes a model folder, or nothing.
+
+        with CheckpointWriter(folder) as writer:
+            writer.add("model.norm.weight", tensor)
+            writer.add_file("config.json", b"{...}")
+
+    The folder appears when the block ends without an exception: `<stem>.safetensors`, or shards
+    `<stem>-0000i-of-0000N.safetensors` with `<stem>.safetensors.index.json`, split as transformers
+    splits them (in order of `add`; a tensor above max_shard_bytes has a shard of its own). At any
+    time about one tensor is in memory.
+
+    folder: must not exist, or be empty, or (with overwrite) hold a model, which is replaced whole.
+    Raises UsageError when it is none of these, AprError when the disk refuses a write.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        max_shard_bytes: float = 5e9,
+        *,
+        overwrite: bool = False,
+        stem: str = "model",
+    ) -> None:
+        # Resolved, so that the temporary folder is on the same file system even behind a link.
+        self._target = Path(folder).expanduser().resolve()
+        self._max_shard_bytes = max_shard_bytes
+        self._overwrite = overwrite
+        self._stem = stem
+        self._shards: list[_Shard] = []  # finished, in the order of their numbers
+        self._open_shard: _Shard | None = None
+        self._started = 0
+        self._names: set[str] = set()
+        self._temporary: Path | None = None
+        self._files: list[FileIO] = []  # shards and the lock, to be closed whatever happens
+
+    def __enter__(self) -> CheckpointWriter:
+        _check_target(self._target, self._overwrite)
+        with self._disk_errors():
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(self._target)
+            temporary = _beside(self._target, "partial")
+            temporary.mkdir()
+            self._temporary = temporary
+            self._files.append(_locked(temporary))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._commit()
+        finally:
+            self._clean_up()
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Write one tensor, of any shape, strides and device, as it is. Names are unique."""
+        if name in self._names:
+            raise AprError(f"{self._target}: tensor {name!r} is written twice")
+        dtype = SAFETENSORS_DTYPES.get(tensor.dtype)
+        if dtype is None or name == "__metadata__":
+            raise AprError(f"safetensors cannot store {name!r} of type {tensor.dtype}")
+        nbytes = tensor.numel() * tensor.element_size()
+        with self._disk_errors():
+            if nbytes > self._max_shard_bytes:
+                shard = self._start_shard()
+                _append(shard, name, dtype, tensor, nbytes)
+                self._finish(shard)
+            else:
+                current = self._open_shard
+                if current is not None and current.nbytes + nbytes > self._max_shard_bytes:
+                    self._finish(current)
+                    current = None
+                self._open_shard = current or self._start_shard()
+                _append(self._open_shard, name, dtype, tensor, nbytes)
+        self._names.add(name)
+
+    def add_file(self, name: str, content: bytes | Path) -> None:
+        """Put another file (config.json, tokenizer.json, ...) in the folder: bytes, or a copy.
+
+        name: relative, may lead into subfolders, must not be that of a weights file.
+        """
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts or not relative.parts:
+            raise AprError(f"{name!r} does not lie inside the model folder")
+        if re.fullmatch(rf"{re.escape(self._stem)}.*\.safetensors(\.index\.json)?", name):
+            raise AprError(f"{name!r} is the writer's own file", "pass tensors to add()")
+        if isinstance(content, Path) and not content.is_file():
+            raise AprError(f"{content}: no such file to put in {self._target}")
+        path = self._folder() / relative
+        if path.exists():
+            raise AprError(f"{self._target}: file {name!r} is written twice")
+        with self._disk_errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, Path):
+                shutil.copyfile(content, path)
+            else:
+                path.write_bytes(content)
+
+    def _folder(self) -> Path:
+        if self._temporary is None:
+            raise AprError(f"{self._target}: the writer is not open", "use it in a with block")
+        return self._temporary
+
+    def _start_shard(self) -> _Shard:
+        self._started += 1
+        path = self._folder() / f"tensors-{self._started:05d}.partial"
+        file = FileIO(path, "w+")
+        self._files.append(file)
+        return _Shard(path, file)
+
+    def _finish(self, shard: _Shard) -> None:
+        self._shards.append(shard)
+        if shard is self._open_shard:
+            self._open_shard = None
+        header = _header(shard.entries)
+        exact = 8 + len(header)
+        if exact <= HEADER_ROOM and shard.nbytes >= COPY_BELOW:
+            header = header.ljust(HEADER_ROOM - 8)
+        else:
+            _move_data(shard, exact)
+        _write_at(shard.file, struct.pack("<Q", len(header)) + header, 0)
+        shard.file.truncate(8 + len(header) + shard.nbytes)
+        shard.file.close()
+
+    def _commit(self) -> None:
+        if not self._names:
+            raise AprError(f"{self._target}: no tensor was written")
+        folder = self._folder()
+        with self._disk_errors():
+            if self._open_shard is not None:
+                self._finish(self._open_shard)
+            total = len(self._shards)
+            weight_map: dict[str, str] = {}
+            for number, shard in enumerate(self._shards, start=1):
+                part = f"-{number:05d}-of-{total:05d}" if total > 1 else ""
+                shard.path = shard.path.rename(folder / f"{self._stem}{part}.safetensors")
+                weight_map |= dict.fromkeys(shard.entries, shard.path.name)
+            if total > 1:
+                size = sum(shard.nbytes for shard in self._shards)
+                index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+                text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+                (folder / f"{self._stem}.safetensors.index.json").write_text(text)
+            (folder / _LOCK_FILE).unlink()
+            _sync_folder(folder)
+            _replace(folder, self._target)
+            self._temporary = None
+
+    def _clean_up(self) -> None:
+        """Remove the temporary folder, unless it was committed, and close all files."""
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary = None
+        self._open_shard = None
+        for file in self._files:
+            file.close()
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            hint = "free some space or choose another disk" if full else ""
+            reason = error.strerror or str(error)
+            raise AprError(f"cannot write {self._target}: {reason}", hint) from error
+
+
+def _header(entries: dict[str, dict[str, Any]]) -> bytes:
+    """The safetensors header, padded with blanks to a multiple of 8 as the format's own writer."""
+    content = {"__metadata__": {"format": "pt"}, **entries}
+    raw = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    return raw.ljust((len(raw) + 7) // 8 * 8)
+
+
+def _append(shard: _Shard, name: str, dtype: str, tensor: torch.Tensor, nbytes: int) -> None:
+    flat = tensor.detach().to("cpu").contiguous().view(-1)
+    _write_at(shard.file, flat.view(torch.uint8).numpy(), HEADER_ROOM + shard.nbytes)
+    shard.entries[name] = {
+        "dtype": dtype,
+        "shape": list(tensor.shape),
+        "data_offsets": [shard.nbytes, shard.nbytes + nbytes],
+    }
+    shard.nbytes += nbytes
+
+
+def _write_at(file: FileIO, content: Any, offset: int) -> None:
+    """Write all of a buffer; one system call may take less (Linux: at most 2 GiB)."""
+    left = memoryview(content)
+    while left:
+        written = os.pwrite(file.fileno(), left, offset)
+        left, offset = left[written:], offset + written
+
+
+def _move_data(shard: _Shard, start: int) -> None:
+    """Move the tensor bytes from HEADER_ROOM to `start`, up or down, in pieces."""
+    piece = 8 * 1024 * 1024
+    offsets = range(0, shard.nbytes, piece)
+    # Moving towards the end must begin at the end, lest bytes be overwritten before they are read.
+    for offset in offsets if start < HEADER_ROOM else reversed(offsets):
+        wanted = min(piece, shard.nbytes - offset)
+        _write_at(
+            shard.file, os.pread(shard.file.fileno(), wanted, HEADER_ROOM + offset), start + offset
+        )
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UsageError(f"{target} is a file", "name a folder for the model")
+    if not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise UsageError(f"{target} exists and is not empty", "choose another or overwrite it")
+    if not (target / "config.json").is_file() and not any(target.glob("*.safetensors")):
+        raise UsageError(f"{target} holds other things than a model", "choose another folder")
+
+
+def _beside(target: Path, purpose: str) -> Path:
+    return target.with_name(f".{target.name}.{purpose}-{secrets.token_hex(4)}")
+
+
+def _locked(folder: Path) -> FileIO:
+    """A locked file in a temporary folder: the kernel frees the lock when its writer dies.
+
+    It gets its name only once locked, so nobody finds it free in between.
+    """
+    lock = FileIO(folder / (_LOCK_FILE + ".new"), "w")
+    fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
+    (folder / (_LOCK_FILE + ".new")).rename(folder / _LOCK_FILE)
+    return lock
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what killed writers to the same target left: their lock is free."""
+    prefix = f".{target.name}.partial-"
+    for folder in target.parent.iterdir():
+        if not folder.name.startswith(prefix) or not (folder / _LOCK_FILE).is_file():
+            continue
+        with FileIO(folder / _LOCK_FILE, "r") as lock:
+            try:
+                fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # its writer is alive
+            shutil.rmtree(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the files of a folder, and the folder, survive a power failure after the rename."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Rename a folder over another, keeping the old one until the new one stands."""
+    if not target.exists() or not any(target.iterdir()):
+        source.rename(target)
+        return
+    old = _beside(target, "replaced")
+    target.rename(old)
+    try:
+        source.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
