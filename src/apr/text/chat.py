@@ -26,7 +26,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 from apr.errors import AprError, UsageError
 
-STEP_LIMIT = 1_000_000
+STEP_LIMIT = 1_000_000  # about a second
+_CALL_STEPS = 5  # a call costs as much as five turns of a loop
 REPEAT_LIMIT = 1_000_000
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _CONTINUE_MARK = "APR_FINAL_MESSAGE_GOES_ON "
@@ -130,7 +131,7 @@ class _ChatEnvironment(ImmutableSandboxedEnvironment):
         return tree
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        _count_step()
+        _count_steps(_CALL_STEPS)
         return super().call(context, obj, *args, **kwargs)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -200,15 +201,15 @@ def _strftime_now(format: str) -> str:
 
 def _metered(values: Iterable[Any]) -> Iterator[Any]:
     for value in values:
-        _count_step()
+        _count_steps(1)
         yield value
 
 
-def _count_step() -> None:
+def _count_steps(steps: int) -> None:
     left = _steps_left.get()
-    left[0] -= 1
+    left[0] -= steps
     if left[0] < 0:
-        raise AprError(f"chat template: stopped after {STEP_LIMIT} loop turns and calls")
+        raise AprError(f"chat template: stopped after {STEP_LIMIT} steps (loop turns and calls)")
 
 
 def _check_repeat(value: Any, times: Any) -> None:

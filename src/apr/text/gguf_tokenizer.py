@@ -127,7 +127,7 @@ def build_backend(vocabulary: GgufVocabulary) -> Backend:
         )
     _add_special_tokens(backend, vocabulary)
     adds_bos = adds_bos if vocabulary.add_bos is None else vocabulary.add_bos
-    set_template(
+    _set_template(
         backend,
         bos=vocabulary.special.get("bos_token") if adds_bos else None,
         eos=vocabulary.special.get("eos_token") if vocabulary.add_eos else None,
@@ -135,7 +135,7 @@ def build_backend(vocabulary: GgufVocabulary) -> Backend:
     return backend
 
 
-def set_template(backend: Backend, bos: str | None, eos: str | None) -> None:
+def _set_template(backend: Backend, bos: str | None, eos: str | None) -> None:
     """Make `encode(add_special_tokens=True)` put bos in front and eos behind (None: neither)."""
     before, after = (f"{bos}:0 " if bos else ""), (f" {eos}:0" if eos else "")
     second = f"{bos}:1 " if bos else ""

@@ -11,7 +11,6 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from apr.errors import AprError, UsageError
-from apr.text.gguf_tokenizer import set_template
 
 SPECIAL_NAMES = (
     "bos_token",
@@ -63,18 +62,14 @@ def read_folder(folder: Path) -> TokenizerFiles:
     except Exception as error:
         # The library raises bare Exception for everything it cannot read.
         raise AprError(f"{path}: {error}", "download the file again") from error
+    # Whether a begin token is added is said by tokenizer.json's post-processor alone: the flags
+    # add_bos_token and add_eos_token of the config are for readers without tokenizer.json.
     # Limits that belong to one training run; a prompt is never cut quietly.
     backend.no_truncation()
     backend.no_padding()
     config = _read_object(folder / "tokenizer_config.json")
     special = _special_tokens(config, _read_object(folder / "special_tokens_map.json"))
     _add_declared_tokens(backend, config, special, folder)
-    if "add_bos_token" in config or "add_eos_token" in config:
-        set_template(
-            backend,
-            bos=special.get("bos_token") if config.get("add_bos_token") else None,
-            eos=special.get("eos_token") if config.get("add_eos_token") else None,
-        )
     return TokenizerFiles(
         backend=backend,
         special=special,
@@ -93,6 +88,15 @@ def _special_tokens(config: dict[str, Any], mapping: dict[str, Any]) -> dict[str
         if isinstance(value, str):
             special[name] = value
     return special
+
+
+def _extra_special_tokens(config: dict[str, Any]) -> list[str]:
+    values: list[Any] = []
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        stated = config.get(name) or []
+        values += stated.values() if isinstance(stated, dict) else stated
+    contents = [v.get("content") if isinstance(v, dict) else v for v in values]
+    return [c for c in contents if isinstance(c, str)]
 
 
 def _add_declared_tokens(
@@ -115,12 +119,13 @@ def _add_declared_tokens(
                 "the two files belong to different models",
             )
         known.add(token.content)
+    named = [*special.values(), *_extra_special_tokens(config)]
     # A named token that tokenizer.json does not have at all gets no id: the model has no row
     # for it in its embedding.
     backend.add_special_tokens(
         [
             AddedToken(token, normalized=False, special=True)
-            for token in dict.fromkeys(special.values())
+            for token in dict.fromkeys(named)
             if token not in known and backend.token_to_id(token) is not None
         ]
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
+from apr.checkpoint import read_gguf_header
 from apr.errors import AprError, UsageError
 from apr.text.chat import render_chat
 from apr.text.end_tokens import find_end_ids
@@ -38,12 +39,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         return tokenizer_from_folder(path)
     if not path.is_file():
         raise UsageError(f"{path}: no such file or folder", "give a model folder or a .gguf file")
-    from apr.checkpoint import open_checkpoint
-
-    metadata = open_checkpoint(path).metadata
-    if metadata is None:
-        raise UsageError(f"{path}: not a GGUF file", "give a model folder or a .gguf file")
-    return tokenizer_from_gguf(metadata)
+    return tokenizer_from_gguf(read_gguf_header(path).metadata)
 
 
 def tokenizer_from_folder(folder: Path) -> Tokenizer:
