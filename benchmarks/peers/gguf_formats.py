@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import gguf
-import numpy as np
-
 import llama_cpp as lc
+import numpy as np
 
 
 def to_bf16(source: Path, target: Path) -> None:

@@ -20,9 +20,7 @@ class Model:
         quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
         self._quiet = quiet(lambda level, text, data: None)
         lc.llama_log_set(self._quiet, None)
-        self.model = lc.llama_model_load_from_file(
-            path.encode(), lc.llama_model_default_params()
-        )
+        self.model = lc.llama_model_load_from_file(path.encode(), lc.llama_model_default_params())
         self.vocab = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(self.model))
         self.threads, self.flash = threads, flash
         self.context = None

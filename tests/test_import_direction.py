@@ -1,0 +1,91 @@
+"""Imports point downward only (docs/architecture.md); checked on the source, nothing is imported."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import apr
+
+SOURCE = Path(apr.__file__).parent
+
+# Upper layers may import lower ones, never the reverse; packages of one layer stay apart.
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"cli"}),
+    frozenset({"eval", "convert"}),
+    frozenset({"engine"}),
+    frozenset({"model"}),
+    frozenset({"kernels"}),
+)
+# Leaves: anyone may import them. Text reads tokenizers out of checkpoints.
+LEAVES: dict[str, frozenset[str]] = {
+    "text": frozenset({"checkpoint", "errors"}),
+    "checkpoint": frozenset({"errors"}),
+    "hub": frozenset({"errors"}),
+    "errors": frozenset(),
+}
+# These run before or without a model.
+TORCH_FREE = ("eval/sandbox", "eval/scoring.py", "eval/extraction.py", "eval/store.py", "errors.py")
+
+
+def imported_modules(path: Path, *, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def package_of(name: str) -> str | None:
+    parts = name.split(".")
+    return parts[1] if parts[0] == "apr" and len(parts) > 1 else None
+
+
+def allowed(package: str) -> frozenset[str]:
+    if package in LEAVES:
+        return LEAVES[package] | {package}
+    below: frozenset[str] = frozenset(LEAVES)
+    for i, layer in enumerate(LAYERS):
+        if package in layer:
+            for lower in LAYERS[i + 1 :]:
+                below |= lower
+            return below | {package}
+    raise AssertionError(f"apr.{package} has no place in the layers: add it to LAYERS")
+
+
+def source_files() -> list[Path]:
+    return sorted(p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem == "errors")
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_point_downward(path: Path) -> None:
+    relative = path.relative_to(SOURCE)
+    package = relative.parts[0].removesuffix(".py")
+    used = {package_of(name) for name in imported_modules(path)} - {None, "__version__"}
+    wrong = used - allowed(package)
+    assert not wrong, f"{relative} imports apr.{', apr.'.join(sorted(filter(None, wrong)))}"
+
+
+def test_sandbox_and_scoring_know_neither_torch_nor_the_model() -> None:
+    for entry in TORCH_FREE:
+        place = SOURCE / entry
+        for path in place.rglob("*.py") if place.is_dir() else [place]:
+            roots = {name.split(".")[0] for name in imported_modules(path)}
+            assert "torch" not in roots, path
+            packages = {package_of(name) for name in imported_modules(path)}
+            assert not packages & {"engine", "model", "kernels", "text"}, path
+
+
+def test_verbs_import_nothing_heavy_before_they_are_called() -> None:
+    heavy = {"torch", "numpy", "numba", "tokenizers", "safetensors", "huggingface_hub", "pydantic"}
+    for path in (SOURCE / "cli").glob("*.py"):
+        names = imported_modules(path, top_level_only=True)
+        assert not {name.split(".")[0] for name in names} & heavy, path
+        packages = {package_of(name) for name in names} - {None, "cli", "errors", "__version__"}
+        assert not packages, f"{path} imports apr.{packages} at its top"
