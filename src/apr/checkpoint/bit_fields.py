@@ -14,7 +14,12 @@ def field(blocks: torch.Tensor, start: int, stop: int) -> torch.Tensor:
 
     Copies in 16-bit units: block sizes and offsets of the formats here are even.
     """
-    return blocks.view(torch.int16)[:, start // 2 : stop // 2].contiguous().view(torch.uint8)
+    return _copy(blocks.view(torch.int16)[:, start // 2 : stop // 2]).view(torch.uint8)
+
+
+def _copy(part: torch.Tensor) -> torch.Tensor:
+    # Not contiguous(), which returns a single row as it is, at an offset no wider view accepts.
+    return part.clone(memory_format=torch.contiguous_format)
 
 
 def half(blocks: torch.Tensor, offset: int) -> torch.Tensor:

@@ -49,10 +49,9 @@ def q2_k(blocks: torch.Tensor) -> torch.Tensor:
 
 def q3_k(blocks: torch.Tensor) -> torch.Tensor:
     # Scale i: low four bits in half i // 8 of byte i % 8, high two in bit pair i // 4 of 8 + i % 4.
-    packed = field(blocks, 96, 108)
-    low = split_bits(packed[:, :8].contiguous(), 4).view(-1, 16)
+    low = split_bits(field(blocks, 96, 104), 4).view(-1, 16)
     pairs = torch.arange(0, 8, 2, dtype=torch.uint8, device=blocks.device)
-    high = (packed[:, None, 8:] >> pairs[:, None]) & 3
+    high = (field(blocks, 104, 108)[:, None, :] >> pairs[:, None]) & 3
     scales = (low | (high << 4).view(-1, 16)).view(torch.int8) - 32
     # The third bit is stored inverted: where it is clear, 4 is subtracted.
     q = split_bits(field(blocks, 32, 96).view(-1, 2, 32), 2).view(-1, 8, 32)

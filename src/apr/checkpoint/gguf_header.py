@@ -110,7 +110,7 @@ def parse_gguf_header(path: Path, data: mmap.mmap) -> GgufHeader:
             name: _locate(name, shape, number, data_start + offset, len(data))
             for name, shape, number, offset in entries
         }
-    except struct.error:
+    except (struct.error, OverflowError):  # a length beyond the file, or beyond any file
         raise _truncated(path, f"its header runs past the end at byte {len(data)}") from None
     except _Damaged as damage:
         if damage.args[0] == "truncated":
