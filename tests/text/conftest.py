@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,42 @@ def sentence_piece_metadata():
         }
 
     return make
+
+
+LLAMA_SCRIPT = """
+import json, sys
+from llama_cpp import Llama
+model = Llama(sys.argv[1], vocab_only=True, verbose=False)
+texts = json.load(sys.stdin)
+answer = [
+    [
+        model.tokenize(text.encode(), add_bos=True, special=True),
+        model.tokenize(text.encode(), add_bos=False, special=False),
+    ]
+    for text in texts
+]
+json.dump(answer, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_ids():
+    """llama.cpp's ids: `ask(gguf_file, texts)` gives two lists a text.
+
+    The first with begin token and special tokens read from the text, the second without both.
+    """
+    python = os.environ.get("APR_LLAMA_CPP_PYTHON")
+    if not python:
+        pytest.skip("APR_LLAMA_CPP_PYTHON names no Python with llama-cpp-python")
+
+    def ask(gguf_file: Path, texts: list[str]) -> list[list[list[int]]]:
+        done = subprocess.run(
+            [python, "-c", LLAMA_SCRIPT, str(gguf_file)],
+            input=json.dumps(texts),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return json.loads(done.stdout)
+
+    return ask

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -177,35 +174,6 @@ def test_qwen2_equals_transformers(byte_level_metadata, hostile, python_lines):
 
 # ---- llama.cpp: every pre-tokenizer name, if a Python with llama-cpp-python is named ----
 
-LLAMA_SCRIPT = """
-import json, sys
-from llama_cpp import Llama
-model = Llama(sys.argv[1], vocab_only=True, verbose=False)
-texts = json.load(sys.stdin)
-answer = [
-    [
-        model.tokenize(text.encode(), add_bos=True, special=True),
-        model.tokenize(text.encode(), add_bos=False, special=False),
-    ]
-    for text in texts
-]
-json.dump(answer, sys.stdout)
-"""
-
-
-def llama_cpp_ids(gguf_file: Path, texts: list[str]) -> list[list[list[int]]]:
-    python = os.environ.get("APR_LLAMA_CPP_PYTHON")
-    if not python:
-        pytest.skip("APR_LLAMA_CPP_PYTHON names no Python with llama-cpp-python")
-    done = subprocess.run(
-        [python, "-c", LLAMA_SCRIPT, str(gguf_file)],
-        input=json.dumps(texts),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout)
-
 
 def write_vocabulary(path: Path, metadata: dict) -> None:
     import gguf
@@ -243,7 +211,9 @@ NOT_NFC = {"qwen2", "deepseek-r1-qwen", "qwen35"}
 
 
 @pytest.mark.parametrize("pre", sorted(set(PRE_TOKENIZERS) - {"default"}))
-def test_equals_llama_cpp(byte_level_metadata, hostile, training_text, tmp_path, pre):
+def test_equals_llama_cpp(
+    byte_level_metadata, hostile, training_text, tmp_path, pre, llama_cpp_ids
+):
     import unicodedata
 
     metadata = {**byte_level_metadata, "tokenizer.ggml.pre": pre}
@@ -265,7 +235,13 @@ def test_equals_llama_cpp(byte_level_metadata, hostile, training_text, tmp_path,
 
 @pytest.mark.parametrize("add_prefix", [True, False], ids=["prefix-space", "plain"])
 def test_sentence_piece_equals_llama_cpp(
-    sentence_piece_model, sentence_piece_metadata, hostile, training_text, tmp_path, add_prefix
+    sentence_piece_model,
+    sentence_piece_metadata,
+    hostile,
+    training_text,
+    tmp_path,
+    add_prefix,
+    llama_cpp_ids,
 ):
     metadata = sentence_piece_metadata(sentence_piece_model(add_prefix), add_prefix)
     path = tmp_path / "vocabulary.gguf"
@@ -275,6 +251,28 @@ def test_sentence_piece_equals_llama_cpp(
     pairs = zip(texts, llama_cpp_ids(path, texts), strict=True)
     rows = [(t, ours.encode(t), e[0]) for t, e in pairs]
     assert [row for row in rows if row[1] != row[2]] == []
+
+
+def test_phi3_special_tokens_swallow_spaces(
+    sentence_piece_model, sentence_piece_metadata, tmp_path, llama_cpp_ids
+):
+    """Nothing in the file says so: llama.cpp goes by the model's name, apr by its architecture."""
+    metadata = sentence_piece_metadata(sentence_piece_model(True), True)
+    for key, value in (("tokens", "<|endoftext|>"), ("scores", 0.0), ("token_type", 3)):
+        metadata[f"tokenizer.ggml.{key}"] = [*metadata[f"tokenizer.ggml.{key}"], value]
+    path = tmp_path / "vocabulary.gguf"
+    write_vocabulary(path, {**metadata, "general.name": "Phi-3 mini"})
+    texts = ["a</s>  \n b", "a</s>b", "<s>  a</s>\n<s>\nb", "</s></s> x", "a<|endoftext|> x"]
+    ours = tokenizer_from_gguf({**metadata, "general.architecture": "phi3"})
+    assert [ours.encode(t) for t in texts] == [e[0] for e in llama_cpp_ids(path, texts)]
+
+
+def test_phi3_special_tokens_are_the_only_ones(sentence_piece_model, sentence_piece_metadata):
+    metadata = sentence_piece_metadata(sentence_piece_model(True), True)
+    plain = tokenizer_from_gguf(metadata)
+    phi3 = tokenizer_from_gguf({**metadata, "general.architecture": "phi3"})
+    assert phi3.encode("a</s> \nb") == phi3.encode("a</s>b") != plain.encode("a</s> \nb")
+    assert phi3.encode("a<s> \nb") == plain.encode("a<s> \nb") != plain.encode("a<s>b")
 
 
 # ---- what is refused ----
