@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from apr.errors import AprError
+
 REPO = Path(__file__).resolve().parents[2]
 
 HOSTILE = [
@@ -105,7 +107,7 @@ def _real_gguf(file_name: str, short_name: str) -> Path:
         from apr.hub import resolve
 
         return resolve(short_name, offline=True)
-    except Exception as error:
+    except (ImportError, AprError) as error:
         pytest.skip(f"{short_name} is neither in APR_TEST_MODELS nor in the cache ({error})")
 
 
