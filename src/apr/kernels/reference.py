@@ -16,7 +16,7 @@ _FP32_ROWS = 4096
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0
 ) -> torch.Tensor:
-    """x / rms(x) * (offset + weight) over the last dimension, computed in fp32, returned as x.dtype.
+    """x / rms(x) * (offset + weight) over the last dimension, in fp32, returned as x.dtype.
 
     Zhang and Sennrich 2019 (arXiv:1910.07467, eq. 4). offset: 1.0 for Gemma, else 0.0.
     """

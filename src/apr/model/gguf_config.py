@@ -58,7 +58,9 @@ def config_from_gguf(
     hidden, heads = keys.size("embedding_length"), keys.size("attention.head_count")
     kv_heads = keys.size("attention.head_count_kv", heads)
     if heads % kv_heads:
-        _refuse(f"{arch}.attention.head_count {heads} is not a multiple of head_count_kv {kv_heads}")
+        _refuse(
+            f"{arch}.attention.head_count {heads} is not a multiple of head_count_kv {kv_heads}"
+        )
     head_dim = keys.size("attention.key_length", hidden // heads)
     if keys.size("attention.value_length", head_dim) != head_dim:
         _refuse(f"{arch}.attention.value_length differs from key_length, which is not supported")
@@ -176,9 +178,7 @@ def _attention_scale(
     return None
 
 
-def _sliding(
-    keys: _Keys, arch: str, layers: int
-) -> tuple[int | None, tuple[bool, ...] | None]:
+def _sliding(keys: _Keys, arch: str, layers: int) -> tuple[int | None, tuple[bool, ...] | None]:
     window = keys.get("attention.sliding_window")
     if not window:
         return None, None

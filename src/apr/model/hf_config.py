@@ -361,9 +361,7 @@ def _rope_fields(
     }
 
 
-def _rope_parameters(
-    config: Mapping[str, Any], family: str
-) -> tuple[dict[str, Any], float | None]:
+def _rope_parameters(config: Mapping[str, Any], family: str) -> tuple[dict[str, Any], float | None]:
     """The rotary parameters of full-attention layers, and Gemma's base for sliding ones."""
     given = config.get("rope_parameters") or {}
     if family != "gemma3":
@@ -398,8 +396,10 @@ def _scaling(
     outer = config.get("original_max_position_embeddings")
     inner = params.get("original_max_position_embeddings")
     original = (outer or inner) if family == "phi3" else (inner or outer)
-    original = _size({"original_max_position_embeddings": original or max_position},
-                     "original_max_position_embeddings")
+    original = _size(
+        {"original_max_position_embeddings": original or max_position},
+        "original_max_position_embeddings",
+    )
     if kind == "llama3":
         return RopeScaling(
             "llama3",

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from apr.checkpoint import Checkpoint, open_checkpoint
-from apr.checkpoint.names import gguf_to_hf, is_rope_table
+from apr.checkpoint.names import gguf_to_hf, hf_to_gguf, is_rope_table
 from apr.errors import AprError
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
@@ -90,7 +90,10 @@ def _stored_names(checkpoint: Checkpoint, cfg: ModelConfig) -> dict[str, str]:
     names = checkpoint.tensors.names()
     if checkpoint.format == "gguf":
         arch = _gguf_architecture(checkpoint)
-        return {gguf_to_hf(name, arch): name for name in names if not is_rope_table(name)}
+        try:
+            return {gguf_to_hf(name, arch): name for name in names if not is_rope_table(name)}
+        except AprError as error:
+            raise AprError(f"{checkpoint.path}: {error.message}", error.hint) from None
     multimodal = "text_config" in (checkpoint.config or {})
     stored = {}
     for name in names:
@@ -109,13 +112,14 @@ def _text_name(name: str) -> str:
     return name
 
 
-def _check_names(
-    checkpoint: Checkpoint, expected: Collection[str], stored: dict[str, str]
-) -> None:
+def _check_names(checkpoint: Checkpoint, expected: Collection[str], stored: dict[str, str]) -> None:
     missing = [name for name in expected if name not in stored]
     if missing:
+        name = missing[0]
+        if checkpoint.format == "gguf":
+            name = hf_to_gguf(name, _gguf_architecture(checkpoint))
         raise AprError(
-            f"{checkpoint.path}: tensor {missing[0]} is missing{_more(missing)}",
+            f"{checkpoint.path}: tensor {name} is missing{_more(missing)}",
             "the file is incomplete or belongs to another configuration",
         )
     tied = "lm_head.weight"  # tied embeddings: some checkpoints store the copy as well
