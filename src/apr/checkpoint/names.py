@@ -118,6 +118,6 @@ def _translate(name: str, table: dict[str, str]) -> str | None:
     layer = _LAYER.search(stem + ".")
     pattern = _LAYER.sub("{i}", stem + ".", count=1)[:-1]
     target = table.get(pattern)
-    if target is None:
+    if target is None or ("{i}" in target and layer is None):
         return None
     return f"{target.replace('{i}', layer[0]) if layer else target}.{suffix}"

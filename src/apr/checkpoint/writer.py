@@ -1,8 +1,8 @@
 """Writing Hugging Face folders: safetensors shards, streamed tensor by tensor, committed at once.
 
 Everything goes to a hidden folder beside the target and is renamed into place at the end. Until
-then the shards have no header and carry other names, so a writer that dies, however it dies,
-leaves nothing that any program would take for a model.
+then shards are called `tensors-0000i.partial`, and the one being written has no header. So a writer
+that dies, however it dies, leaves nothing that any program would take for a model.
 """
 
 from __future__ import annotations
