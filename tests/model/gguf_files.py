@@ -58,7 +58,7 @@ def _head_dim(config: Any) -> int:
 def _rope(config: Any) -> dict[str, Any]:
     """The rotary parameters of the layers with full attention."""
     params = config.rope_parameters
-    return params["full_attention"] if "full_attention" in params else params
+    return params.get("full_attention", params)
 
 
 def _add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:

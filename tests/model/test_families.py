@@ -210,3 +210,26 @@ def test_unknown_architecture_lists_the_known_ones() -> None:
     with pytest.raises(UsageError) as refusal:
         config_from_hf({"model_type": "mamba"})
     assert all(family in str(refusal.value) for family in KNOWN_FAMILIES)
+
+
+ODD_VALUES = [None, "x", -1, 0, 1.5, True, [], [None], ["full_attention"], {}, {"rope_type": []}]
+
+
+@pytest.mark.parametrize("name", ["llama-yarn", "qwen2-window-tied", "gemma3", "phi3-longrope"])
+def test_malformed_values_are_refused_in_one_line(name: str) -> None:
+    """Any field holding anything: a configuration or a UsageError, never another exception."""
+    good = json.loads(make_hf(CASES_BY_NAME[name]).config.to_json_string())
+    rope = good["rope_parameters"]
+    older = ("rope_scaling", "sliding_window_pattern", "partial_rotary_factor", "num_experts")
+    bad = [{**good, key: value} for key in (*good, *older) for value in ODD_VALUES]
+    bad += [
+        {**good, "rope_parameters": {**rope, key: value}} for key in rope for value in ODD_VALUES
+    ]
+    refused = 0
+    for config in bad:
+        try:
+            config_from_hf(config)
+        except UsageError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 50

@@ -273,3 +273,42 @@ def test_gguf_metadata_details() -> None:
     assert big.attention_scale == 168**-0.5  # the 27B model's query_pre_attn_scalar
     assert big.sliding_layers is not None and big.sliding_layers[:7] == (True,) * 5 + (False, True)
     assert big.embedding_scale == math.sqrt(5376) and big.rope_theta == 1e6
+
+
+def test_malformed_gguf_values_are_refused_in_one_line() -> None:
+    optional = (
+        "llama.rope.scaling.type",
+        "llama.rope.freq_base",
+        "llama.attention.sliding_window",
+        "llama.attention.scale",
+        "llama.final_logit_softcapping",
+        "tokenizer.ggml.eos_token_id",
+    )
+    refused = 0
+    for key in (*BASE, *optional):
+        for value in ("x", -1, 1.5, [], [None], {"a": 1}):
+            try:
+                config_from_gguf({**BASE, key: value}, ["token_embd.weight"])
+            except UsageError as error:
+                assert "\n" not in str(error)
+                refused += 1
+    assert refused > 50
+
+
+def test_gguf_yarn_attention_factor() -> None:
+    yarn = {
+        **BASE,
+        "llama.rope.scaling.type": "yarn",
+        "llama.rope.scaling.factor": 4.0,
+        "llama.rope.scaling.original_context_length": 32,
+    }
+    paper = 0.1 * math.log(4.0) + 1.0
+
+    def factor(change: dict) -> float | None:
+        scaling = config_from_gguf({**yarn, **change}, ["token_embd.weight"]).rope_scaling
+        assert scaling is not None
+        return scaling.attention_factor
+
+    assert factor({}) is None  # the paper's
+    assert factor({"llama.rope.scaling.yarn_attn_factor": 1.25}) == 1.25
+    assert factor({"llama.rope.scaling.attn_factor": 0.5}) == pytest.approx(paper / 2)

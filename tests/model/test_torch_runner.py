@@ -104,9 +104,11 @@ def test_longrope_uses_one_set_of_factors_per_runner() -> None:
     runner = TorchRunner(model, num_blocks=32, block_size=BLOCK)
     (got,) = run_at_random(runner, [short], seed=0)
     assert relative_error(got, dense(model, short)) <= TOLERANCE
-    with pytest.raises(AprError, match="33 tokens is longer"):
+    assert runner.context_length == 32
+    with pytest.raises(AprError, match="33 tokens is longer than the 32"):
         runner.forward(step([(long[:33], 0, np.arange(9))]))
     wide = TorchRunner(model, num_blocks=32, block_size=BLOCK, max_context=60)
+    assert wide.context_length == model.config.max_position
     (got,) = run_at_random(wide, [long], seed=1)
     assert relative_error(got, dense(model, long)) <= TOLERANCE
 

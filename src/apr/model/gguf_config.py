@@ -66,7 +66,7 @@ def config_from_gguf(
         _refuse(f"{arch}.attention.value_length differs from key_length, which is not supported")
     layers = keys.size("block_count")
     window, sliding = _sliding(keys, arch, layers)
-    cap = keys.get("final_logit_softcapping")
+    capped = bool(keys.get("final_logit_softcapping"))
     return ModelConfig(
         family="mistral" if arch == "llama" and sliding else arch,
         vocab_size=_vocab_size(metadata, keys),
@@ -86,7 +86,7 @@ def config_from_gguf(
         attention_scale=_attention_scale(keys, arch, hidden, heads, head_dim, layers),
         sliding_window=window,
         sliding_layers=sliding,
-        logit_softcap=float(cap) if cap else None,
+        logit_softcap=keys.number("final_logit_softcapping") if capped else None,
         bos_token_id=_token(metadata, "bos"),
         eos_token_ids=_end_tokens(metadata),
         pad_token_id=_token(metadata, "padding"),
@@ -113,9 +113,9 @@ class _Keys:
         value = self.get(key)
         value = default if value is None else value
         if isinstance(value, list | tuple | np.ndarray):
-            if len(set(map(int, value))) != 1:
+            if len(value) == 0 or any(one != value[0] for one in value):
                 _refuse(f"{self._arch}.{key} differs from layer to layer, which is not supported")
-            value = int(value[0])
+            value = value[0].item() if isinstance(value[0], np.generic) else value[0]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             said = "is missing" if value is None else f"is {value!r}, not a positive integer"
             _refuse(f"{self._arch}.{key} {said}")
@@ -155,7 +155,10 @@ def _vocab_size(metadata: Mapping[str, Any], keys: _Keys) -> int:
 
 def _token(metadata: Mapping[str, Any], name: str) -> int | None:
     value = metadata.get(f"tokenizer.ggml.{name}_token_id")
-    return None if value is None else int(value)
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is not None and not isinstance(value, int):
+        _refuse(f"tokenizer.ggml.{name}_token_id is {value!r}, not an integer")
+    return value
 
 
 def _end_tokens(metadata: Mapping[str, Any]) -> tuple[int, ...]:
@@ -167,9 +170,8 @@ def _end_tokens(metadata: Mapping[str, Any]) -> tuple[int, ...]:
 def _attention_scale(
     keys: _Keys, arch: str, hidden: int, heads: int, head_dim: int, layers: int
 ) -> float | None:
-    scale = keys.get("attention.scale")
-    if scale:
-        scale = _shortest(scale)
+    if keys.get("attention.scale"):
+        scale = keys.number("attention.scale")
         return None if math.isclose(scale, head_dim**-0.5, rel_tol=1e-6) else scale
     # GGUF has no query_pre_attn_scalar. Of the Gemma 3 models only the 27B one, known by its
     # 62 layers, scales by hidden / heads instead of the head dimension.
@@ -179,9 +181,9 @@ def _attention_scale(
 
 
 def _sliding(keys: _Keys, arch: str, layers: int) -> tuple[int | None, tuple[bool, ...] | None]:
-    window = keys.get("attention.sliding_window")
-    if not window:
+    if not keys.get("attention.sliding_window"):
         return None, None
+    window = keys.size("attention.sliding_window")
     # A number p: every p-th layer sees everything. A list: one flag a layer, true for sliding.
     pattern = keys.get("attention.sliding_window_pattern")
     if pattern is None:
@@ -190,9 +192,11 @@ def _sliding(keys: _Keys, arch: str, layers: int) -> tuple[int | None, tuple[boo
         slides = tuple(bool(flag) for flag in pattern)
         if len(slides) != layers:
             _refuse(f"{arch}.attention.sliding_window_pattern has {len(slides)} entries")
+    elif not isinstance(pattern, int):
+        _refuse(f"{arch}.attention.sliding_window_pattern is {pattern!r}")
     else:
         slides = tuple(pattern == 0 or i % pattern < pattern - 1 for i in range(layers))
-    return (int(window), slides) if any(slides) else (None, None)
+    return (window, slides) if any(slides) else (None, None)
 
 
 # Rotary embedding ---------------------------------------------------------------------------
@@ -257,8 +261,10 @@ def _scaling(keys: _Keys, arch: str, factors: Mapping[str, torch.Tensor]) -> Rop
     if kind != "yarn":
         supported = "none, linear, yarn, longrope"
         _refuse(f"{arch}.rope.scaling.type {kind!r} is not supported", f"supported: {supported}")
-    attention = keys.get("rope.scaling.yarn_attn_factor")
-    if attention is None and keys.number("rope.scaling.attn_factor", 1.0) != 1.0:
+    attention: float | None = None
+    if keys.get("rope.scaling.yarn_attn_factor") is not None:
+        attention = keys.number("rope.scaling.yarn_attn_factor")
+    elif keys.number("rope.scaling.attn_factor", 1.0) != 1.0:
         # llama.cpp multiplies the paper's factor by this one.
         attention = keys.number("rope.scaling.attn_factor") * (0.1 * math.log(factor) + 1.0)
     return RopeScaling(
@@ -269,7 +275,7 @@ def _scaling(keys: _Keys, arch: str, factors: Mapping[str, torch.Tensor]) -> Rop
         ),
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
-        attention_factor=None if attention is None else _shortest(attention),
+        attention_factor=attention,
     )
 
 

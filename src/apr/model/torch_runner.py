@@ -38,7 +38,8 @@ class TorchRunner:
     max_context: the longest sequence this runner will see; it only matters to LongRoPE models
     (Phi-3/4), whose keys in the cache are rotated for either short or long contexts. Beyond the
     model's original context the long factors are used, for short sequences too. Default: the
-    original context, which gives what the model gives without a cache.
+    original context, which gives what the model gives without a cache. `context_length` says
+    how long a sequence may be.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class TorchRunner:
         self.device = transformer.device
         self._transformer = transformer
         self._long = max_context is not None and needs_long_factors(self.config, max_context)
+        self.context_length = self._context_length()
         dtype = transformer.dtype
         self._cache = PagedCache(self.config, num_blocks, block_size, dtype, self.device)
 
@@ -83,6 +85,12 @@ class TorchRunner:
         """Copy one cache block in all layers."""
         self._cache.copy_block(source, target)
 
+    def _context_length(self) -> int:
+        scaling, longest = self.config.rope_scaling, self.config.max_position
+        if self._long or scaling is None or scaling.kind != "longrope":
+            return longest
+        return min(longest, scaling.original_max_position or longest)
+
     def _put(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
@@ -95,7 +103,8 @@ class TorchRunner:
             raise ValueError(f"block tables name blocks beyond {self.num_blocks}")
         if not self._long and needs_long_factors(self.config, longest):
             raise AprError(
-                f"a sequence of {longest} tokens is longer than the model's original context",
+                f"a sequence of {longest} tokens is longer than the {self.context_length} of the "
+                "model's original context",
                 f"load it with a context of {longest} or more to use its long rotary factors",
             )
 
