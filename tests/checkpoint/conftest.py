@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import gguf
 import pytest
 
 from apr.errors import AprError
@@ -26,6 +27,12 @@ def _real_gguf(file_name: str, short_name: str) -> Path:
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     return _real_gguf("SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def smollm2_reader(smollm2_path: Path) -> gguf.GGUFReader:
+    """Opening it takes the gguf package seconds, so once."""
+    return gguf.GGUFReader(smollm2_path)
 
 
 @pytest.fixture(scope="session")

@@ -123,6 +123,11 @@ def test_strided_input():
     assert_same_bits(dequantize(packed[::2], "Q5_K"), reference(packed[::2].numpy(), "Q5_K"))
 
 
+def test_results_are_aligned_like_torch_tensors():
+    values = dequantize(torch.from_numpy(random_blocks("Q4_0", 9, 3)), "Q4_0", torch.bfloat16)
+    assert values.data_ptr() % 64 == 0
+
+
 def test_no_rows():
     assert dequantize(torch.empty((0, 144), dtype=torch.uint8), "Q4_K").shape == (0, 256)
 

@@ -155,9 +155,8 @@ def test_a_tensor_in_two_parts(tmp_path):
         open_checkpoint(tmp_path)
 
 
-def assert_all_tensors_equal_package(path):
+def assert_all_tensors_equal_package(path, reader):
     source = open_checkpoint(path).tensors
-    reader = gguf.GGUFReader(path)
     assert source.names() == [tensor.name for tensor in reader.tensors]
     for tensor in reader.tensors:
         theirs = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
@@ -166,10 +165,10 @@ def assert_all_tensors_equal_package(path):
         assert np.array_equal(ours.view(np.uint32), theirs.view(np.uint32)), tensor.name
 
 
-def test_smollm2_equals_the_gguf_package(smollm2_path):
-    assert_all_tensors_equal_package(smollm2_path)
+def test_smollm2_equals_the_gguf_package(smollm2_path, smollm2_reader):
+    assert_all_tensors_equal_package(smollm2_path, smollm2_reader)
 
 
 @pytest.mark.slow
 def test_gemma_equals_the_gguf_package(gemma_path):
-    assert_all_tensors_equal_package(gemma_path)
+    assert_all_tensors_equal_package(gemma_path, gguf.GGUFReader(gemma_path))

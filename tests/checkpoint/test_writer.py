@@ -361,6 +361,6 @@ STREAM = """
 
 def test_memory_stays_at_about_one_tensor(tmp_path):
     output, errors = run(STREAM, tmp_path / "m").communicate(timeout=60)
-    # 400 MB in shards of 100 MB: tensors of 4 MB, and pieces of 8 MiB to move the last, small shard.
+    # 400 MB in shards of 100 MB, tensors of 4 MB, pieces of 8 MiB to move the last, small shard.
     assert int(output) < 40, errors
     assert load(tmp_path / "m")["t99"][0].item() == 99
