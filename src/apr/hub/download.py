@@ -4,47 +4,59 @@ from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from apr.errors import AprError
 from apr.hub.cache import unwritable
-from apr.hub.index_client import IndexClient, Unreachable, file_path, redacted, refused, unreachable
 from apr.hub.progress import ByteProgress
+from apr.hub.web import Unreachable, Web, file_path, redacted, refused, unreachable
 
-CHUNK = 1 << 20  # bytes
+CHUNK = 1 << 20  # bytes, for reading files
+ATTEMPTS = 3  # fruitless ones in a row, after the transfer has begun
+PAUSE = 1.0  # seconds before taking up a broken transfer
+
+
+@dataclass(frozen=True)
+class _Transfer:
+    web: Web
+    url: str
+    part: Path
+    label: str
+    progress: bool
 
 
 def download(
-    client: IndexClient,
+    web: Web,
     url: str,
     target: Path,
     sha256: str | None,
     *,
+    label: str = "",
     progress: bool = True,
-    attempts: int = 4,
-    pause: float = 0.5,
 ) -> str:
     """Fetch `url` into `target`, going on from `target`.part where an earlier call stopped.
 
-    sha256: expected checksum in hexadecimal, or None. Returns the file's checksum. A connection
-    that breaks after bringing something is taken up again (Range), up to `attempts` times in all,
-    with growing pauses (seconds). Raises AprError: no connection, a refusal, a wrong checksum (the
-    partial file is removed then, otherwise kept), a full disk.
+    sha256: expected checksum in hexadecimal, or None. label: how progress names it. Returns the
+    file's checksum. A connection that breaks after it brought something is taken up again (Range)
+    after `PAUSE` seconds, until `ATTEMPTS` in a row brought nothing. Raises AprError: no connection
+    or a refusal (the partial file is kept), a wrong checksum (it is removed), a full disk.
     """
     part = target.with_name(target.name + ".part")
+    transfer = _Transfer(web, url, part, label or target.name, progress)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if url.startswith("file:"):
-            actual = _copy(file_path(url), part, progress)
+            actual = _copy(file_path(url), transfer)
         else:
-            actual = _fetch_checked(client, url, part, sha256, progress, attempts, pause)
+            actual = _fetch_checked(transfer, sha256)
         if sha256 is not None and actual != sha256:
             part.unlink()
             raise AprError(
-                f"{redacted(url)} has sha256 {actual}, the index promises {sha256}",
-                "the file is damaged or was replaced on the way: try again, then tell its owner",
+                f"{redacted(url)} has sha256 {actual}, expected {sha256}",
+                "the file was damaged or replaced on the way: try again, then tell its owner",
             )
         part.replace(target)
     except OSError as error:
@@ -52,80 +64,70 @@ def download(
     return actual
 
 
-def _fetch_checked(
-    client: IndexClient,
-    url: str,
-    part: Path,
-    sha256: str | None,
-    progress: bool,
-    attempts: int,
-    pause: float,
-) -> str:
-    resumed = part.exists()
-    actual = _fetch(client, url, part, progress, attempts, pause)
+def _fetch_checked(transfer: _Transfer, sha256: str | None) -> str:
+    resumed = transfer.part.exists()
+    actual = _fetch(transfer)
     if resumed and sha256 is not None and actual != sha256:
         # What an earlier run left may be the damaged half: once more, from the beginning.
-        part.unlink()
-        actual = _fetch(client, url, part, progress, attempts, pause)
+        transfer.part.unlink()
+        actual = _fetch(transfer)
     return actual
 
 
-def _fetch(
-    client: IndexClient, url: str, part: Path, progress: bool, attempts: int, pause: float
-) -> str:
-    """Fill `part` to its end; returns its checksum."""
-    for attempt in range(1, attempts + 1):
-        before = part.stat().st_size if part.exists() else 0
+def _fetch(transfer: _Transfer) -> str:
+    """Fill the partial file to its end; returns its checksum."""
+    begun, fruitless = False, 0
+    while True:
+        before = _size(transfer.part)
         try:
-            return _stream(client, url, part, progress)
+            return _stream(transfer)
         except Unreachable:
-            moved = part.exists() and part.stat().st_size > before
-            if attempt == attempts or not moved:
+            moved = _size(transfer.part) > before
+            begun = begun or moved
+            fruitless = 0 if moved else fruitless + 1
+            if not begun or fruitless == ATTEMPTS:
                 raise
-        time.sleep(pause * attempt)
-    raise AssertionError("unreachable: the last attempt returns or raises")
+        time.sleep(PAUSE)
 
 
-def _stream(client: IndexClient, url: str, part: Path, progress: bool) -> str:
+def _stream(transfer: _Transfer) -> str:
+    """One request, from where the partial file ends."""
+    url, part = transfer.url, transfer.part
     digest = hashlib.sha256()
     have = _hash_existing(part, digest)
     headers = {"Accept-Encoding": "identity"}  # a Range counts bytes of the file itself
     if have:
         headers["Range"] = f"bytes={have}-"
     try:
-        with client.session(url).stream("GET", client.authorize(url), headers=headers) as response:
+        with transfer.web.stream(url, headers) as response:
             if response.status_code == 416 and have:
                 # Nothing follows what we have: it is complete, or not this file at all.
                 if _range_total(response) == have:
                     return digest.hexdigest()
                 part.unlink()
-                return _stream(client, url, part, progress)
+                return _stream(transfer)
             if response.is_error:
                 raise refused(url, response)
             if response.status_code != 206 or not _continues_at(response, have):
                 digest, have = hashlib.sha256(), 0
-            _append(response, part, have, digest, progress)
+            _append(response, transfer, have, digest)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise unreachable(url, error) from None
     return digest.hexdigest()
 
 
 def _append(
-    response: httpx.Response, part: Path, have: int, digest: hashlib._Hash, progress: bool
+    response: httpx.Response, transfer: _Transfer, have: int, digest: hashlib._Hash
 ) -> None:
     length = response.headers.get("Content-Length")
     total = have + int(length) if length else None
-    label = part.name.removesuffix(".part")
-    with part.open("ab" if have else "wb") as out, ByteProgress(label, total, progress) as bar:
+    bar = ByteProgress(transfer.label, total, transfer.progress)
+    with transfer.part.open("ab" if have else "wb") as out, bar:
         bar.done = have
-        for block in response.iter_bytes(CHUNK):
+        for block in response.iter_bytes():
             out.write(block)
             digest.update(block)
             bar.advance(len(block))
-    if total is not None and part.stat().st_size != total:
-        raise httpx.RemoteProtocolError(
-            f"the connection ended at {part.stat().st_size} of {total} bytes"
-        )
 
 
 def _continues_at(response: httpx.Response, have: int) -> bool:
@@ -137,6 +139,10 @@ def _range_total(response: httpx.Response) -> int | None:
     return int(total) if total.isdigit() else None
 
 
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
 def _hash_existing(part: Path, digest: hashlib._Hash) -> int:
     if not part.exists():
         return 0
@@ -146,14 +152,13 @@ def _hash_existing(part: Path, digest: hashlib._Hash) -> int:
     return part.stat().st_size
 
 
-def _copy(source: Path, part: Path, progress: bool) -> str:
+def _copy(source: Path, transfer: _Transfer) -> str:
     """A file:// URL: nothing to resume."""
     digest = hashlib.sha256()
     if not source.is_file():
         raise AprError(f"{source} is listed by the index but does not exist")
-    total = source.stat().st_size
-    bar = ByteProgress(source.name, total, progress)
-    with source.open("rb") as stream, part.open("wb") as out, bar:
+    bar = ByteProgress(transfer.label, source.stat().st_size, transfer.progress)
+    with source.open("rb") as stream, transfer.part.open("wb") as out, bar:
         while block := stream.read(CHUNK):
             out.write(block)
             digest.update(block)

@@ -1,60 +1,41 @@
 """`hf://org/name`: a Hugging Face repository, through huggingface_hub and its shared cache.
 
-The hub's cache keeps the files (HF_HOME); `apr` adds a manifest with sizes and checksums, so that
-a second look-up needs no network and `apr check` can tell whether a file was damaged since.
+The hub's cache keeps the files (HF_HOME), where other programs find them too. `apr` adds
+- resuming: huggingface_hub begins a large file again after an interruption, so those are put into
+  its cache by `apr.hub.download` first;
+- a manifest with sizes and checksums, so that a second look-up needs no network and `apr check`
+  can tell whether a file was damaged since.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
-import os
-import re
+import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from apr.errors import AprError, UsageError
+import httpx
+
+from apr.errors import AprError
 from apr.hub.cache import cache_lock, cache_root
+from apr.hub.download import download
+from apr.hub.hf_errors import endpoint, hub_errors, hub_offline
+from apr.hub.hf_files import choose_files
 from apr.hub.manifest import (
+    FileRecord,
     Manifest,
     missing_files,
     read_manifest,
-    record_files,
+    sha256_of,
     write_manifest,
 )
-from apr.hub.model_files import gguf_models, split_siblings
 from apr.hub.progress import note
 from apr.hub.refs import HfRef
-
-# What a model folder needs; weights in other formats, samples and images stay away.
-_PATTERNS = (
-    "*.safetensors",
-    "*.json",
-    "*.jinja",
-    "additional_chat_templates/*.jinja",
-    "tokenizer.model",
-    "merges.txt",
-    "vocab.txt",
-    "LICEN[CS]E*",
-    "NOTICE*",
-)
-# Mistral repositories carry the same weights twice.
-_LEFT_OUT = ("consolidated*.safetensors",)
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-
-
-@dataclass(frozen=True)
-class _RemoteFile:
-    """sha256 for large (LFS) files, git's blob id for the others."""
-
-    path: str
-    size: int | None
-    sha256: str | None
-    blob_id: str | None
 
 
 def pull_hf(
@@ -65,18 +46,20 @@ def pull_hf(
     refresh: ask the hub for a newer commit, and fetch again what is damaged.
     Raises UsageError (no such repository, revision or file), AprError (network, access, checksum).
     """
-    offline = offline or _hub_offline()
-    found = None if refresh and not offline else _cached(ref, progress)
+    offline = offline or hub_offline()
+    look = offline or not refresh
+    found = _cached(ref, progress) if look else None
     if found is not None:
         return found, True
     with cache_lock(f"hf--{ref.repo.replace('/', '--')}", progress):
-        found = None if refresh and not offline else _cached(ref, progress)
+        # Another process may have fetched it while we waited for the lock.
+        found = _cached(ref, progress) if look else None
         if found is not None:
             return found, True
-        with _hub_errors(ref):
+        with hub_errors(ref):
             manifest = _adopt(ref) if offline else _fetch(ref, progress)
         write_manifest(_manifest_path(ref), manifest)
-        return manifest, offline
+    return manifest, offline
 
 
 def _manifest_path(ref: HfRef) -> Path:
@@ -93,52 +76,119 @@ def _cached(ref: HfRef, progress: bool) -> Manifest | None:
     return manifest
 
 
+@dataclass(frozen=True)
+class _RemoteFile:
+    """size: bytes. sha256: of large (LFS) files, the others have git's blob id."""
+
+    path: str
+    size: int
+    sha256: str | None
+    blob_id: str | None
+
+
+class _HubWeb:
+    """Requests to the hub with the user's token (which never follows to another host)."""
+
+    def __init__(self) -> None:
+        from huggingface_hub import constants
+        from huggingface_hub.utils import build_hf_headers
+
+        self._session = httpx.Client(
+            follow_redirects=True,
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            headers=build_hf_headers(library_name="apr"),
+        )
+
+    def __enter__(self) -> _HubWeb:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._session.close()
+
+    def stream(
+        self, url: str, headers: Mapping[str, str]
+    ) -> AbstractContextManager[httpx.Response]:
+        return self._session.stream("GET", url, headers=dict(headers))
+
+
 def _fetch(ref: HfRef, progress: bool) -> Manifest:
+    commit, remote = _list_repository(ref)
+    paths = choose_files(ref, [file.path for file in remote])
+    chosen = [file for file in remote if file.path in paths]
+    size = sum(file.size for file in chosen) / 1e6
+    note(f"pulling {len(chosen)} files, {size:.1f} MB, from {ref}", progress)
+    for _ in range(2):
+        known = _fetch_large(ref, commit, chosen, progress)
+        folder = _snapshot(ref, commit, chosen, progress)
+        records = _records(folder, [file.path for file in chosen], known)
+        damaged = [
+            f for f, record in zip(chosen, records, strict=True) if _differs(folder, f, record)
+        ]
+        if not damaged:
+            return _manifest(ref, folder, commit, records)
+        for file in damaged:
+            note(f"{file.path} is damaged in the cache: fetching it again", progress)
+            _forget(folder / file.path)
+    raise AprError(
+        f"{ref}: {damaged[0].path} does not have the checksum the hub promises",
+        "try again; if it stays, tell the repository's owner",
+    )
+
+
+def _list_repository(ref: HfRef) -> tuple[str, list[_RemoteFile]]:
+    """(commit, all files of the repository at it)."""
     from huggingface_hub import HfApi
 
-    endpoint = os.environ.get("HF_ENDPOINT") or None
-    api = HfApi(endpoint=endpoint, library_name="apr")
+    api = HfApi(endpoint=endpoint(), library_name="apr")
     info = api.model_info(ref.repo, revision=ref.revision, files_metadata=True)
-    commit = info.sha
-    if commit is None:
+    if info.sha is None:
         raise AprError(f"{ref}: the hub names no commit", "check HF_ENDPOINT")
-    remote = [
-        _RemoteFile(s.rfilename, s.size, s.lfs.sha256 if s.lfs else None, s.blob_id)
+    files = [
+        _RemoteFile(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None, s.blob_id)
         for s in info.siblings or []
     ]
-    chosen = _choose(ref, remote)
-    size = sum(file.size or 0 for file in chosen) / 1e6
-    note(f"pulling {len(chosen)} files, {size:.1f} MB, from {ref}", progress)
-    folder = _snapshot(ref, commit, chosen, progress, force=False)
-    damaged = [file for file in chosen if _differs(folder / file.path, file)]
-    if damaged:
-        note(f"{damaged[0].path} is damaged in the cache: fetching it again", progress)
-        _snapshot(ref, commit, damaged, progress, force=True)
-    for file in damaged:
-        if _differs(folder / file.path, file):
-            raise AprError(
-                f"{ref}: {file.path} does not have the checksum the hub promises",
-                "try again; if it stays, the repository is damaged",
-            )
-    return _manifest(ref, folder, commit, [file.path for file in chosen])
+    return info.sha, files
 
 
-def _snapshot(
-    ref: HfRef, commit: str, files: list[_RemoteFile], progress: bool, force: bool
-) -> Path:
+def _fetch_large(
+    ref: HfRef, commit: str, files: Iterable[_RemoteFile], progress: bool
+) -> dict[str, str]:
+    """Put large files where huggingface_hub looks first; path -> sha256 of those fetched now."""
+    from huggingface_hub import hf_hub_url
+
+    known = {}
+    with _HubWeb() as web:
+        for file in files:
+            blob = _repository_cache(ref) / "blobs" / (file.sha256 or "")
+            if file.sha256 is None or blob.exists():
+                continue
+            url = hf_hub_url(ref.repo, file.path, revision=commit, endpoint=endpoint())
+            download(web, url, blob, file.sha256, label=file.path, progress=progress)
+            known[file.path] = file.sha256
+    return known
+
+
+def _snapshot(ref: HfRef, commit: str, files: list[_RemoteFile], progress: bool) -> Path:
+    """huggingface_hub's folder of this commit, holding at least these files."""
     from huggingface_hub import constants, snapshot_download
 
-    return Path(
-        snapshot_download(
-            ref.repo,
-            revision=commit,
-            cache_dir=constants.HF_HUB_CACHE,
-            endpoint=os.environ.get("HF_ENDPOINT") or None,
-            allow_patterns=[_literally(file.path) for file in files],
-            force_download=force,
-            tqdm_class=None if progress and sys.stderr.isatty() else _no_bars(),
-        )
+    folder = snapshot_download(
+        ref.repo,
+        # Not the commit: so that the hub's cache knows the branch, too (for use offline).
+        revision=ref.revision,
+        cache_dir=constants.HF_HUB_CACHE,
+        endpoint=endpoint(),
+        allow_patterns=[_literally(file.path) for file in files],
+        tqdm_class=None if progress and sys.stderr.isatty() else _no_bars(),
     )
+    if Path(folder).name != commit:
+        raise AprError(f"{ref} was changed while it was pulled", "pull it again")
+    return Path(folder)
 
 
 def _adopt(ref: HfRef) -> Manifest:
@@ -154,20 +204,14 @@ def _adopt(ref: HfRef) -> Manifest:
             local_files_only=True,
         )
     )
-    present = [
-        _RemoteFile(path.relative_to(folder).as_posix(), path.stat().st_size, None, None)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
-    chosen = _choose(ref, present)
+    present = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    chosen = sorted(choose_files(ref, present))
     _check_shards(ref, folder)
-    return _manifest(ref, folder, folder.name, [file.path for file in chosen])
+    return _manifest(ref, folder, folder.name, _records(folder, chosen, {}))
 
 
 def _check_shards(ref: HfRef, folder: Path) -> None:
     """A folder another program left half-fetched must not pass for a model."""
-    import json
-
     index = folder / "model.safetensors.index.json"
     if ref.file is not None or not index.is_file():
         return
@@ -177,84 +221,55 @@ def _check_shards(ref: HfRef, folder: Path) -> None:
         raise AprError(f"{ref}: {missing[0]} is not in the cache", "pull it without --offline")
 
 
-def _manifest(ref: HfRef, folder: Path, commit: str, paths: list[str]) -> Manifest:
+def _records(folder: Path, paths: list[str], known: Mapping[str, str]) -> list[FileRecord]:
+    return [
+        FileRecord(
+            path, (folder / path).stat().st_size, known.get(path) or sha256_of(folder / path)
+        )
+        for path in paths
+    ]
+
+
+def _manifest(ref: HfRef, folder: Path, commit: str, records: list[FileRecord]) -> Manifest:
     exact = HfRef(ref.repo, commit, ref.file)
-    model = next((p for p in sorted(paths) if p.endswith(".gguf")), ".")
-    files = record_files(folder, [folder / path for path in paths])
+    gguf = sorted(record.path for record in records if record.path.endswith(".gguf"))
     source = {
         "repository": ref.repo,
         "revision": ref.revision or "main",
         "commit": commit,
-        "endpoint": os.environ.get("HF_ENDPOINT") or "https://huggingface.co",
+        "endpoint": endpoint(),
     }
-    return Manifest(str(exact), folder, model, files, source)
+    return Manifest(str(exact), folder, gguf[0] if gguf else ".", tuple(records), source)
 
 
-def _choose(ref: HfRef, files: list[_RemoteFile]) -> list[_RemoteFile]:
-    """The files of the model `ref` means. Raises UsageError or AprError when that is unclear."""
-    names = [file.path for file in files]
-    gguf = [name for name in names if name.endswith(".gguf")]
-    if ref.file is not None:
-        if ref.file not in names:
-            raise UsageError(
-                f"{ref}: no such file in the repository", f"it has {', '.join(gguf) or 'no .gguf'}"
-            )
-        wanted = set(split_siblings(ref.file, names))
-    else:
-        kept = [name for name in names if _is_model_file(name)]
-        if not any(name.endswith(".safetensors") for name in kept):
-            kept = _only_gguf(ref, names, gguf)
-        wanted = set(kept)
-    return [file for file in files if file.path in wanted]
-
-
-def _is_model_file(name: str) -> bool:
-    path = PurePosixPath(name)
-    if any(fnmatch.fnmatchcase(name, pattern) for pattern in _LEFT_OUT):
-        return False
-    # fnmatch lets * match a slash; only the top folder holds the model.
-    return any(
-        fnmatch.fnmatchcase(name, pattern) and pattern.count("/") == len(path.parts) - 1
-        for pattern in _PATTERNS
-    )
-
-
-def _only_gguf(ref: HfRef, names: list[str], gguf: list[str]) -> list[str]:
-    models = gguf_models(gguf)
-    if len(models) == 1:
-        return split_siblings(models[0], names)
-    if gguf:
-        raise UsageError(
-            f"{ref} holds {len(models)} GGUF files and no safetensors",
-            f"name one, as hf://{ref.repo}/{models[0]}; it has {', '.join(models)}",
-        )
-    if any(name.endswith(_PICKLES) for name in names):
-        raise AprError(
-            f"{ref} has its weights only as pickles, which can run any code when they are read",
-            "use a repository with .safetensors or .gguf files",
-        )
-    raise AprError(f"{ref} holds no model", "expected .safetensors or .gguf files")
-
-
-def _differs(path: Path, remote: _RemoteFile) -> bool:
-    """Whether a file's contents are not what the hub says (LFS: sha256; others: git blob id)."""
-    digest: Any
+def _differs(folder: Path, remote: _RemoteFile, record: FileRecord) -> bool:
+    """Whether the contents are not what the hub says (LFS: sha256; others: git's blob id)."""
     if remote.sha256 is not None:
-        digest, expected = hashlib.sha256(), remote.sha256
-    elif remote.blob_id is not None:
-        digest, expected = hashlib.sha1(usedforsecurity=False), remote.blob_id
-        digest.update(b"blob %d\0" % path.stat().st_size)
-    else:
+        return record.sha256 != remote.sha256
+    if remote.blob_id is None:
         return False
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest() != expected
+    content = (folder / remote.path).read_bytes()
+    header = b"blob %d\0" % len(content)
+    return hashlib.sha1(header + content, usedforsecurity=False).hexdigest() != remote.blob_id
+
+
+def _forget(path: Path) -> None:
+    """Remove a file of a snapshot and the blob it links to."""
+    blob = path.resolve()
+    path.unlink()
+    blob.unlink(missing_ok=True)
+
+
+def _repository_cache(ref: HfRef) -> Path:
+    """Documented layout: <cache>/models--org--name/{blobs,refs,snapshots}."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{ref.repo.replace('/', '--')}"
 
 
 def _literally(path: str) -> str:
     """A pattern that matches this path only."""
-    return re.sub(r"([*?[])", r"[\1]", path)
+    return "".join(f"[{c}]" if c in "*?[" else c for c in path)
 
 
 def _no_bars() -> type:
@@ -265,68 +280,3 @@ def _no_bars() -> type:
             super().__init__(*args, **{**kwargs, "disable": True})
 
     return Silent
-
-
-def _hub_offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-@contextmanager
-def _hub_errors(ref: HfRef) -> Iterator[None]:
-    """Turn what huggingface_hub and its HTTP library raise into one line each."""
-    from huggingface_hub import errors
-
-    access = "accept its terms on the hub and log in (`hf auth login`, or set HF_TOKEN)"
-    known: list[tuple[Any, Callable[[Exception], AprError]]] = [
-        (errors.GatedRepoError, lambda e: AprError(f"{ref} is gated", access)),
-        (
-            errors.RepositoryNotFoundError,
-            lambda e: UsageError(
-                f"{ref}: no such repository, or a private one",
-                "check the name; for a private one log in (`hf auth login`, or set HF_TOKEN)",
-            ),
-        ),
-        (
-            errors.RevisionNotFoundError,
-            lambda e: UsageError(
-                f"{ref}: no revision {ref.revision}", "name a branch, a tag or a commit"
-            ),
-        ),
-        (errors.LocalEntryNotFoundError, lambda e: _not_cached(ref, e)),
-        (errors.HfHubHTTPError, lambda e: AprError(f"{ref}: the hub answered: {_first(e)}")),
-        (errors.HFValidationError, lambda e: UsageError(f"{ref}: {_first(e)}")),
-    ]
-    try:
-        yield
-    except AprError:
-        raise
-    except Exception as error:
-        for kind, describe in known:
-            if isinstance(error, kind):
-                raise describe(error) from None
-        # httpx, httpx2 or requests, depending on huggingface_hub's version.
-        if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "requests", "urllib3"):
-            raise _no_network(ref, error) from None
-        if isinstance(error, OSError):
-            raise AprError(f"{ref}: {_first(error)}", "check HF_HOME and free disk space") from None
-        raise
-
-
-def _no_network(ref: HfRef, error: BaseException) -> AprError:
-    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    return AprError(
-        f"{ref}: cannot reach {endpoint}: {_first(error)}",
-        "check the network; --offline uses only what is already in the cache",
-    )
-
-
-def _not_cached(ref: HfRef, error: BaseException) -> AprError:
-    cause = error.__cause__
-    if cause is not None and not _hub_offline():
-        return _no_network(ref, cause)
-    return AprError(f"{ref} is not in the cache", "pull it without --offline")
-
-
-def _first(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__

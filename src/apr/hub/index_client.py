@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import ssl
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from types import TracebackType
-from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
 from apr import __version__
-from apr.errors import AprError, UsageError
+from apr.errors import UsageError
 from apr.hub.pip_config import PipConfig
-
-
-class Unreachable(AprError):
-    """The network or the server failed; another source may still have the file."""
+from apr.hub.web import Unreachable, file_path, refused, unreachable
 
 
 class IndexClient:
@@ -54,6 +52,12 @@ class IndexClient:
                 headers={"User-Agent": f"apr/{__version__}"},
             )
         return self._sessions[trusted]
+
+    def stream(
+        self, url: str, headers: Mapping[str, str]
+    ) -> AbstractContextManager[httpx.Response]:
+        """GET, its body to be read as it comes."""
+        return self.session(url).stream("GET", self.authorize(url), headers=dict(headers))
 
     def authorize(self, url: str) -> str:
         """The URL with the credentials configured for its host, as pip adds them."""
@@ -114,37 +118,3 @@ def _local_page(url: str) -> httpx.Response | None:
         raise Unreachable(f"cannot read {path}: {error.strerror}") from None
     headers = {"Content-Type": "text/html; charset=utf-8"}
     return httpx.Response(200, content=content, request=request, headers=headers)
-
-
-def file_path(url: str) -> Path:
-    """The path a file:// URL names."""
-    return Path(unquote(urlsplit(url).path))
-
-
-def absolute(base: str, link: str) -> str:
-    """A link of a page at `base`, without its fragment."""
-    return urlsplit(urljoin(base, link))._replace(fragment="").geturl()
-
-
-def redacted(url: str) -> str:
-    """The URL as it may be shown: without user and password."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def unreachable(url: str, error: Exception) -> Unreachable:
-    """The one line for a connection that failed."""
-    reason = str(error) or type(error).__name__
-    return Unreachable(
-        f"cannot reach {redacted(url)}: {reason}",
-        "check the network; --offline uses only what is already in the cache",
-    )
-
-
-def refused(url: str, response: httpx.Response) -> Unreachable:
-    """The one line for a server that answered with an error."""
-    status = f"{response.status_code} {response.reason_phrase}".strip()
-    hint = "try again later"
-    if response.status_code in (401, 403, 407):
-        hint = "check the credentials in pip's configuration"
-    return Unreachable(f"{redacted(url)} answered {status}", hint)

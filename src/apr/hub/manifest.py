@@ -66,7 +66,7 @@ def read_manifest(path: Path) -> Manifest | None:
     """The manifest in a file; None when there is none. AprError when it is not one of ours."""
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise AprError(f"cannot read {path}: {error.strerror}") from None

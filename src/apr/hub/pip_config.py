@@ -16,6 +16,7 @@ from pathlib import Path
 from apr.errors import UsageError
 
 DEFAULT_INDEX = "https://pypi.org/simple"
+_OTHER_NAMES = {"default-timeout": "timeout", "pypi-url": "index-url"}
 _SECTIONS = ("global", "download", ":env:")  # increasing precedence
 
 
@@ -57,7 +58,7 @@ def _from_options(options: Mapping[str, str]) -> PipConfig:
     index = [options.get("index-url", DEFAULT_INDEX), *options.get("extra-index-url", "").split()]
     if options.get("no-index", "").lower() in ("1", "true", "yes", "on", "y", "t"):
         index = []
-    timeout = options.get("timeout", options.get("default-timeout", "15"))
+    timeout = options.get("timeout", "15")
     try:
         seconds = float(timeout)
     except ValueError:
@@ -116,4 +117,5 @@ def _read_file(path: Path) -> dict[tuple[str, str], str]:
 
 
 def _key(name: str) -> str:
-    return name.lower().replace("_", "-").removeprefix("--")
+    key = name.lower().replace("_", "-").removeprefix("--")
+    return _OTHER_NAMES.get(key, key)

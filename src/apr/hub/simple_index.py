@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import httpx
 from packaging.specifiers import SpecifierSet
-from packaging.tags import sys_tags
+from packaging.tags import Tag, sys_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
 from apr.errors import AprError, UsageError
-from apr.hub.index_client import IndexClient, Unreachable, absolute, file_path, redacted
+from apr.hub.index_client import IndexClient
 from apr.hub.pip_config import PipConfig
+from apr.hub.web import Unreachable, absolute, file_path, redacted
 
 log = logging.getLogger(__name__)
 
@@ -167,8 +169,14 @@ def _belongs_to(filename: str, name: str) -> bool:
     return canonicalize_name(filename.split("-")[0]) == name
 
 
+@cache
+def _tag_ranks() -> dict[Tag, int]:
+    """Wheel tags this machine takes -> how specific they are, 0 the most."""
+    return {tag: rank for rank, tag in enumerate(sys_tags())}
+
+
 def _wheels(links: Iterable[Link], name: str) -> Iterator[Wheel]:
-    ranks = {tag: rank for rank, tag in reversed(list(enumerate(sys_tags())))}
+    ranks = _tag_ranks()
     for link in links:
         try:
             found, version, _, tags = parse_wheel_filename(link.filename)
