@@ -67,6 +67,14 @@ def test_fused_attention_without_a_mask_is_causal() -> None:
     torch.testing.assert_close(reference.fused_attention(q, k, v, None, 0.3), want)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_fused_attention_of_one_query(kv_heads: int) -> None:
+    q, k, v = rand(3, 1, 6, 8), rand(3, 9, kv_heads, 8, seed=1), rand(3, 9, kv_heads, 8, seed=2)
+    mask = reference.causal_mask(torch.tensor([[2], [8], [5]]), torch.arange(9), window=4)
+    want = reference.attention(q, k, v, mask, 0.3)
+    torch.testing.assert_close(reference.fused_attention(q, k, v, mask, 0.3), want)
+
+
 def test_attention_softcap() -> None:
     q, k, v = 5 * rand(1, 3, 1, 4), 5 * rand(1, 3, 1, 4, seed=1), rand(1, 3, 1, 4, seed=2)
     scores = 2.0 * torch.tanh((q[0, :, 0] @ k[0, :, 0].T) * 0.5 / 2.0)

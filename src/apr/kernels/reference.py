@@ -101,6 +101,14 @@ def fused_attention(
 
     Same shapes as `attention`. Its kernels keep the softmax in fp32 whatever the dtype.
     """
+    if mask is not None and q.shape[1] == 1:
+        # Decoding: the query heads that share a key head become its queries, so that each key is
+        # read once for all of them.
+        batch, _, heads, dim = q.shape
+        shared = q.reshape(batch, k.shape[2], -1, dim).transpose(1, 2)  # (B, H / K, K, D)
+        if shared.shape[1] > 1:
+            out = fused_attention(shared, k, v, mask, scale)
+            return out.transpose(1, 2).reshape(batch, 1, heads, dim)
     query, key, value = (x.transpose(1, 2) for x in (q, k, v))  # (B, H or K, T or S, D)
     out = F.scaled_dot_product_attention(
         query,
