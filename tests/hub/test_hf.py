@@ -64,7 +64,7 @@ def test_records_name_commit_and_checksums(hub: FakeHub) -> None:
     found = pull(REF, progress=False)
     assert found.manifest is not None
     assert found.manifest.ref == f"hf://org/model@{'c' * 40}"
-    (weights,) = found.model_files
+    (weights,) = found.files()
     assert (weights.path, weights.size) == ("model.safetensors", len(WEIGHTS))
     assert weights.sha256 == sha256(WEIGHTS)
 

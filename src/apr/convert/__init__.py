@@ -1,0 +1,1 @@
+"""Models as files: taking them in, describing them, checking them."""

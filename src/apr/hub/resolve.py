@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from apr.errors import UsageError
-from apr.hub.manifest import FileRecord, Manifest
-from apr.hub.model_files import gguf_models
+from apr.hub.manifest import FileRecord, Manifest, record_files
+from apr.hub.model_files import gguf_models, split_siblings
 from apr.hub.refs import HfRef, LocalRef, PypiRef, parse_ref
 
 
@@ -23,16 +23,30 @@ class Pulled:
     manifest: Manifest | None
     from_cache: bool
 
-    @property
-    def model_files(self) -> tuple[FileRecord, ...]:
-        """Records of the weights: the .gguf file(s), or the folder's safetensors."""
+    def files(self) -> tuple[FileRecord, ...]:
+        """Records of the weights: the .gguf file(s), or the folder's safetensors.
+
+        Local files are read in full for their checksums; others were checked when fetched.
+        """
         if self.manifest is None:
-            return ()
-        if self.manifest.model.endswith(".gguf"):
-            suffix = ".gguf"
-        else:
-            suffix = ".safetensors"
-        return tuple(f for f in self.manifest.files if f.path.endswith(suffix))
+            paths = _local_weights(self.path)
+            return record_files(paths[0].parent, paths) if paths else ()
+        model = self.manifest.model
+        records = {record.path: record for record in self.manifest.files}
+        if model.endswith(".gguf"):
+            return tuple(records[name] for name in split_siblings(model, list(records)))
+        folder = PurePosixPath(model)
+        return tuple(
+            record
+            for path, record in records.items()
+            if path.endswith(".safetensors") and PurePosixPath(path).parent == folder
+        )
+
+    def weight_paths(self) -> tuple[Path, ...]:
+        """The files of `files`, without reading them."""
+        if self.manifest is None:
+            return tuple(_local_weights(self.path))
+        return tuple(self.manifest.root / record.path for record in self.files())
 
 
 def resolve(ref: str, *, offline: bool = False, progress: bool = True) -> Path:
@@ -86,3 +100,10 @@ def _local_model(path: Path) -> Path:
     raise UsageError(
         f"{path} holds no model", "expected config.json with .safetensors, or a .gguf file"
     )
+
+
+def _local_weights(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(path.glob("*.safetensors"))
+    names = [file.name for file in path.parent.iterdir()]
+    return [path.parent / name for name in split_siblings(path.name, names)]
