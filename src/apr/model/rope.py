@@ -51,6 +51,14 @@ def needs_long_factors(config: ModelConfig, length: int) -> bool:
     return scaling is not None and scaling.kind == "longrope" and length > _original(scaling)
 
 
+def short_context(config: ModelConfig) -> int:
+    """Positions that need no long factors: the model's context but for LongRoPE models."""
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind != "longrope":
+        return config.max_position
+    return min(config.max_position, scaling.original_max_position or config.max_position)
+
+
 def _original(scaling: RopeScaling) -> int:
     if scaling.original_max_position is None:
         raise ValueError(f"{scaling.kind} scaling needs original_max_position")

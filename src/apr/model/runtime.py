@@ -16,6 +16,7 @@ from apr.errors import UsageError
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
 from apr.model.load import load_transformer, load_weights
+from apr.model.rope import short_context
 from apr.model.runner import Runner, StepBatch
 
 DTYPES = {
@@ -34,7 +35,8 @@ class Runtime:
     """A loaded model, ready to make a runner once the size of its cache is decided.
 
     kernels: "compiled" or "torch". weight_bytes: read for each decoding step. block_bytes: of one
-    cache block of block_size positions. note: why a faster choice was not taken, or "".
+    cache block of block_size positions. context: positions a sequence may reach. note: why a
+    faster choice was not taken, or "".
     """
 
     config: ModelConfig
@@ -45,6 +47,7 @@ class Runtime:
     weight_bytes: int
     block_size: int
     block_bytes: int
+    context: int
     note: str = ""
 
 
@@ -99,6 +102,7 @@ def load_runtime(path: Path, dtype: str = "auto", device: str = "auto") -> Runti
             weight_bytes=packed.nbytes,
             block_size=BLOCK_SIZE,
             block_bytes=block_bytes(config),
+            context=config.max_position,
         )
     if asked == "compiled":
         raise UsageError(f"APR_KERNELS=compiled is not possible here: {reason}")
@@ -122,6 +126,7 @@ def _torch_runtime(
         weight_bytes=sum(p.numel() * p.element_size() for p in transformer.parameters()),
         block_size=block_size,
         block_bytes=bytes_per_block(config, block_size, dtype),
+        context=short_context(config),
         note=note,
     )
 

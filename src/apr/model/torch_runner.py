@@ -15,7 +15,7 @@ import torch
 from apr.errors import AprError
 from apr.kernels import reference
 from apr.model.cache import PagedCache
-from apr.model.rope import needs_long_factors
+from apr.model.rope import needs_long_factors, short_context
 from apr.model.runner import StepBatch
 from apr.model.transformer import Transformer
 
@@ -54,7 +54,7 @@ class TorchRunner:
         self.device = transformer.device
         self._transformer = transformer
         self._long = max_context is not None and needs_long_factors(self.config, max_context)
-        self.context_length = self._context_length()
+        self.context_length = self.config.max_position if self._long else short_context(self.config)
         dtype = transformer.dtype
         self._cache = PagedCache(self.config, num_blocks, block_size, dtype, self.device)
 
@@ -84,12 +84,6 @@ class TorchRunner:
     def copy_block(self, source: int, target: int) -> None:
         """Copy one cache block in all layers."""
         self._cache.copy_block(source, target)
-
-    def _context_length(self) -> int:
-        scaling, longest = self.config.rope_scaling, self.config.max_position
-        if self._long or scaling is None or scaling.kind != "longrope":
-            return longest
-        return min(longest, scaling.original_max_position or longest)
 
     def _put(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

@@ -1,0 +1,91 @@
+"""What is asked of the engine and what comes back, in token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from apr.errors import UsageError
+
+# Called with (sample_index, token_id) for every token; True ends that sample.
+TokenCallback = Callable[[int, int], bool]
+FinishReason = Literal["stop", "length", "stop_string", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn from the logits, in Hugging Face's order and meaning.
+
+    temperature 0 is greedy: the highest logit, the lowest id among equals. top_k 0, top_p 1,
+    min_p 0 and repetition_penalty 1 switch the filters off.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        bounds = (
+            ("temperature", self.temperature, self.temperature >= 0, "0 or more"),
+            ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, at most 1"),
+            ("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1"),
+            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0"),
+        )
+        for name, value, fine, rule in bounds:
+            if not fine:
+                raise UsageError(f"{name} is {value}", f"it must be {rule}")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """n samples of at most max_tokens tokens after prompt_ids, numbered from first_sample.
+
+    stop_ids end a sample and are not part of it. seed fixes the random numbers of this request:
+    sample i, step t draws the same number whatever else the engine is doing. on_token may end a
+    sample early (stop strings live there, outside the engine).
+    """
+
+    prompt_ids: tuple[int, ...]
+    n: int = 1
+    first_sample: int = 0
+    max_tokens: int = 256
+    sampling: Sampling = field(default_factory=Sampling)
+    stop_ids: frozenset[int] = frozenset()
+    seed: int = 0
+    logprobs: bool = False
+    request_id: str = ""
+    on_token: TokenCallback | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise UsageError(f"request {self.request_id!r} has an empty prompt", "give one token")
+        for name, value in (("n", self.n), ("max_tokens", self.max_tokens)):
+            if value < 1:
+                raise UsageError(f"{name} is {value}", "it must be 1 or more")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished sample.
+
+    logprobs: natural log-probability of each token under the model's own distribution, before
+    temperature and filters (None unless asked for). seconds: from the sample's first step to its
+    last. cached_tokens: prompt tokens whose keys and values were already there.
+    """
+
+    request_id: str
+    sample_index: int
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    seconds: float
+    logprobs: tuple[float, ...] | None = None

@@ -1,0 +1,205 @@
+"""Which tokens of which samples go into the next step. Pure integers, no tensors.
+
+Continuous batching (Yu et al. 2022, Orca): samples join and leave between steps. A sample is
+admitted when its worst case (prompt plus max_tokens) fits the blocks not yet promised to others,
+so nothing is ever preempted or recomputed. Long prompts are read in chunks beside the samples that
+already decode. Samples of one request fork from its first one when the prompt has been read, and
+prompts that begin alike share the blocks of what they have in common, also when they come together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from apr.engine.blocks import BlockPool
+from apr.engine.request import Request
+from apr.errors import UsageError
+
+
+@dataclass(eq=False)
+class Sample:
+    """One sample on its way: its tokens so far, its blocks, how much of it is in the cache."""
+
+    request: Request
+    index: int
+    tokens: list[int]
+    promised: int  # blocks its worst case needs
+    max_tokens: int
+    slot: int = -1
+    blocks: list[int] = field(default_factory=list)
+    computed: int = 0  # positions in the cache
+    chain: int = 0  # prefix number of the full blocks learnt so far
+    learnt: int = 0  # how many full blocks `chain` covers
+    cached_tokens: int = 0
+    logprobs: list[float] = field(default_factory=list)
+    started: float = 0.0
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+
+class Scheduler:
+    """Admits, plans, forks and retires samples over one `BlockPool`."""
+
+    def __init__(
+        self, pool: BlockPool, context: int, max_concurrency: int, max_step_tokens: int
+    ) -> None:
+        self.pool, self.context = pool, context
+        self.max_concurrency, self.max_step_tokens = max_concurrency, max_step_tokens
+        self.waiting: deque[Sample] = deque()
+        self.running: list[Sample] = []
+        self._promised = 0
+        self._slots = list(range(max_concurrency - 1, -1, -1))
+
+    def add(self, request: Request) -> None:
+        """Queue the samples of a request. Raises UsageError if it can never run here."""
+        length = len(request.prompt_ids)
+        if length >= self.context:
+            raise UsageError(
+                f"the prompt has {length} tokens and the model's context {self.context}",
+                "shorten the prompt",
+            )
+        room = min(request.max_tokens, self.context - length)
+        promised = self._blocks_for(length + room)
+        if promised > self.pool.num_blocks:
+            raise UsageError(
+                f"{length} prompt tokens and {room} new ones need {promised} cache blocks"
+                f" of {self.pool.block_size} positions, and the cache has {self.pool.num_blocks}",
+                "lower max_tokens or free memory",
+            )
+        for index in range(request.first_sample, request.first_sample + request.n):
+            self.waiting.append(Sample(request, index, list(request.prompt_ids), promised, room))
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether another request could be of use now (keeps lazy sources lazy)."""
+        return len(self.waiting) + len(self.running) < self.max_concurrency
+
+    def plan(self) -> list[tuple[Sample, int]]:
+        """The next step: samples and how many of their tokens to read, blocks allocated."""
+        self._admit()
+        budget = max(self.max_step_tokens, len(self.running))
+        steps = []
+        # Decoding samples first: one token each, they are what people wait for.
+        for sample in sorted(self.running, key=lambda s: len(s.tokens) - s.computed > 1):
+            count = min(len(sample.tokens) - sample.computed, budget)
+            if count > 0:
+                budget -= count
+                self._extend(sample, sample.computed + count)
+                steps.append((sample, count))
+        return steps
+
+    def advance(self, sample: Sample, count: int) -> bool:
+        """`count` more tokens are in the cache; True if the next token can now be drawn."""
+        sample.computed += count
+        self._learn(sample)
+        return sample.computed == len(sample.tokens)
+
+    def fork(self, sample: Sample) -> Iterator[tuple[Sample, tuple[int, int] | None]]:
+        """Waiting siblings that start from `sample`'s prompt, which has just been read.
+
+        Yields each with the block to copy (source, target), or None if the prompt ends with a
+        full block.
+        """
+        if sample.computed != sample.prompt_length:
+            return
+        for sibling in [s for s in self.waiting if s.request is sample.request]:
+            if not self._fits(sibling):
+                return
+            self.waiting.remove(sibling)
+            self._start(sibling)
+            full, partial = divmod(sample.computed, self.pool.block_size)
+            for block in sample.blocks[:full]:
+                self.pool.share(block)
+            sibling.blocks = sample.blocks[:full]
+            sibling.computed = sibling.cached_tokens = sample.computed
+            sibling.chain, sibling.learnt = sample.chain, sample.learnt
+            copy = None
+            if partial:
+                sibling.blocks.append(self.pool.allocate())
+                copy = (sample.blocks[full], sibling.blocks[full])
+            yield sibling, copy
+
+    def retire(self, sample: Sample) -> None:
+        """Give back what a finished sample holds."""
+        self.running.remove(sample)
+        self._slots.append(sample.slot)
+        self._promised -= sample.promised
+        for block in sample.blocks:
+            self.pool.release(block)
+        sample.blocks = []
+
+    def _blocks_for(self, positions: int) -> int:
+        return -(-positions // self.pool.block_size)
+
+    def _fits(self, sample: Sample) -> bool:
+        free_slot = len(self.running) < self.max_concurrency
+        return free_slot and self._promised + sample.promised <= self.pool.num_blocks
+
+    def _admit(self) -> None:
+        for sample in list(self.waiting):
+            if not self._fits(sample):
+                return  # first come, first served: nobody overtakes a large request
+            if self._prefix_under_way(sample):
+                continue
+            self.waiting.remove(sample)
+            self._start(sample)
+            self._take_known_prefix(sample)
+
+    def _start(self, sample: Sample) -> None:
+        sample.started = time.perf_counter()
+        sample.slot = self._slots.pop()
+        self._promised += sample.promised
+        self.running.append(sample)
+
+    def _prefix_under_way(self, sample: Sample) -> bool:
+        """A running sample is reading a block that this one could share, or is its sibling."""
+        size = self.pool.block_size
+        for other in self.running:
+            if other.computed >= other.prompt_length:
+                continue
+            if other.request is sample.request:
+                return True
+            # The next block the other will complete: shared if the prompts agree to its end.
+            end = (other.computed // size + 1) * size
+            shareable = end < sample.prompt_length and end <= other.prompt_length
+            if shareable and other.tokens[:end] == sample.tokens[:end]:
+                return True
+        return False
+
+    def _take_known_prefix(self, sample: Sample) -> None:
+        size = self.pool.block_size
+        # The last prompt token is always read anew: its logits are what sampling starts from.
+        for start in range(0, sample.prompt_length - size, size):
+            found = self.pool.find(sample.chain, sample.tokens[start : start + size])
+            if found is None:
+                break
+            block, sample.chain = found
+            self.pool.share(block)
+            sample.blocks.append(block)
+            sample.learnt += 1
+        sample.computed = sample.cached_tokens = sample.learnt * size
+
+    def _extend(self, sample: Sample, positions: int) -> None:
+        while len(sample.blocks) < self._blocks_for(positions):
+            sample.blocks.append(self.pool.allocate())
+
+    def _learn(self, sample: Sample) -> None:
+        size = self.pool.block_size
+        while (sample.learnt + 1) * size <= sample.computed:
+            start = sample.learnt * size
+            tokens = sample.tokens[start : start + size]
+            sample.chain = self.pool.learn(sample.blocks[sample.learnt], sample.chain, tokens)
+            sample.learnt += 1
