@@ -17,12 +17,6 @@ from apr.kernels.cpu.microkernel import (
     micro_4,
     micro_5,
     micro_6,
-    stream_1,
-    stream_2,
-    stream_3,
-    stream_4,
-    stream_5,
-    stream_6,
 )
 from apr.kernels.cpu.target import MAX_ROWS, VECTORS
 
@@ -32,10 +26,6 @@ _SPLITS = 4 // VECTORS
 _SPLIT_BYTES = 64 * VECTORS
 # A panel slice of this many k stays in a core's second-level cache (64 x 2048 x 2 bytes).
 K_CHUNK = 2048
-# Bytes the streaming form runs ahead of its reads.
-STREAM_AHEAD = 2048
-# Row blocks per panel from which the coming panel is prefetched during the present one.
-PREFETCH_NEXT_FROM = 4
 
 
 @njit(nogil=True, cache=True)
@@ -59,36 +49,11 @@ def block_product(rows, a, lda, panel, pairs, c, ldc, accumulate, prefetch):
 
 
 @njit(nogil=True, cache=True)
-def stream_product(rows, a, lda, panel, pairs, c, ldc, accumulate):
-    """`block_product` for a panel that comes from memory rather than cache."""
-    for split in range(_SPLITS):
-        b = panel + split * _SPLIT_BYTES
-        out = c + split * _SPLIT_BYTES
-        ahead = b + STREAM_AHEAD
-        if rows == 6:
-            stream_6(a, lda, b, pairs, out, ldc, accumulate, ahead)
-        elif rows == 5:
-            stream_5(a, lda, b, pairs, out, ldc, accumulate, ahead)
-        elif rows == 4:
-            stream_4(a, lda, b, pairs, out, ldc, accumulate, ahead)
-        elif rows == 3:
-            stream_3(a, lda, b, pairs, out, ldc, accumulate, ahead)
-        elif rows == 2:
-            stream_2(a, lda, b, pairs, out, ldc, accumulate, ahead)
-        else:
-            stream_1(a, lda, b, pairs, out, ldc, accumulate, ahead)
-
-
-@njit(nogil=True, cache=True)
-def panel_product(rows, a, lda, panel, pairs, c, ldc, accumulate, block, blocks, following):
-    """One unit, with the prefetch that suits the number of row blocks that share the panel."""
-    if block == 0 and blocks < PREFETCH_NEXT_FROM:
-        stream_product(rows, a, lda, panel, pairs, c, ldc, accumulate)
-    else:
-        # Each call fetches a quarter of the panel that comes next.
-        quarter = block if block < 4 else 0
-        ahead = following + quarter * pairs * 64
-        block_product(rows, a, lda, panel, pairs, c, ldc, accumulate, ahead)
+def panel_product(rows, a, lda, panel, pairs, c, ldc, accumulate, block, following):
+    """One unit; row block 0 to 3 each fetch a quarter of the panel that comes next."""
+    quarter = block if block < 4 else 0
+    ahead = following + quarter * pairs * 64
+    block_product(rows, a, lda, panel, pairs, c, ldc, accumulate, ahead)
 
 
 @njit(nogil=True, cache=True)
@@ -120,6 +85,6 @@ def linear(tid, threads, a, lda, rows, weight, panels, k, c, ldc):
                 r0, r1 = i * rows // blocks, (i + 1) * rows // blocks
                 panel_product(
                     r1 - r0, a + r0 * lda + k0 * 2, lda, base, depth // 2,
-                    c + r0 * ldc + panel * 4 * PANEL, ldc, k0, i, blocks, following,
+                    c + r0 * ldc + panel * 4 * PANEL, ldc, k0, i, following,
                 )  # fmt: skip
         unit += until - block

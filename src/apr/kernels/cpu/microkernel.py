@@ -6,7 +6,8 @@ A *panel* holds 64 output columns of a weight matrix (or 64 cached keys) as pair
 
 so one 64-byte load feeds 16 columns with two consecutive k each, which is what the AVX-512 BF16
 dot product (`vdpbf16ps`) multiplies with a broadcast pair of A. Machines without it get the same
-loop with each pair widened to fp32 and two fused multiply-adds.
+loop with each pair widened to fp32 and two fused multiply-adds. The panel itself is read in order,
+which the processor's own prefetcher follows; the `prefetch` argument is for the panel after it.
 
 The loop is emitted as LLVM IR because neither the dot product nor register blocking can be
 expressed in plain loops. All arguments are addresses and byte strides.
@@ -58,8 +59,8 @@ def _const(value: int) -> ir.Constant:
 class _Loop:
     """Emits one micro-kernel into `function` (rows x vectors accumulators held in registers)."""
 
-    def __init__(self, function: ir.Function, rows: int, vectors: int, stream: bool) -> None:
-        self.function, self.rows, self.vectors, self.stream = function, rows, vectors, stream
+    def __init__(self, function: ir.Function, rows: int, vectors: int) -> None:
+        self.function, self.rows, self.vectors = function, rows, vectors
         self.module = function.module
         self.builder = ir.IRBuilder(function.append_basic_block("entry"))
 
@@ -97,11 +98,10 @@ class _Loop:
         self._prefetch(ahead)
         new = self._products(sums, columns, a_rows, b.mul(k, _const(4)))
         next_k = b.add(k, _const(1))
-        step = 256 if self.stream else 64
         for phi, value in (
             (k, next_k),
             (b_at, b.add(b_at, _const(4 * PANEL))),
-            (ahead, b.add(ahead, _const(step))),
+            (ahead, b.add(ahead, _const(64))),
         ):
             phi.add_incoming(value, loop)
         for cell in self._cells():
@@ -135,17 +135,15 @@ class _Loop:
         return start
 
     def _prefetch(self, ahead: Any) -> None:
-        """One line of the next panel for each k, or the whole of the coming lines (stream)."""
+        """One line for each k, into the second-level cache."""
         b = self.builder
         pointer = ir.IntType(8).as_pointer()
         prefetch = _declare(
             self.module, "llvm.prefetch.p0", ir.VoidType(), [pointer, _I32, _I32, _I32]
         )
-        locality = 3 if self.stream else 2
-        for line in range(4 if self.stream else 1):
-            target = b.inttoptr(self._offset(ahead, 64 * line), pointer)
-            flags = [ir.Constant(_I32, value) for value in (0, locality, 1)]
-            b.call(prefetch, [target, *flags])
+        # (read, locality 2 of 0..3, data)
+        flags = [ir.Constant(_I32, value) for value in (0, 2, 1)]
+        b.call(prefetch, [b.inttoptr(ahead, pointer), *flags])
 
     def _products(
         self, sums: dict[tuple[int, int], Any], columns: list[Any], a_rows: list[Any], k_bytes: Any
@@ -181,20 +179,20 @@ class _Loop:
         return total
 
 
-def _micro_kernel(rows: int, stream: bool) -> Any:
+def _micro_kernel(rows: int) -> Any:
     @intrinsic
     def kernel(typingctx, a, lda, panel, pairs, c, ldc, accumulate, prefetch):
         signature = types.void(*[types.int64] * 8)
 
         def codegen(context, builder, signature, args):
-            name = f"apr_micro_{rows}_{int(stream)}"
+            name = f"apr_micro_{rows}"
             function = builder.module.globals.get(name)
             if function is None:
                 kind = ir.FunctionType(ir.VoidType(), [_I64] * 8)
                 function = ir.Function(builder.module, kind, name)
                 function.linkage = "internal"
                 function.attributes.add("noinline")
-                _Loop(function, rows, VECTORS, stream).emit()
+                _Loop(function, rows, VECTORS).emit()
             builder.call(function, args)
             return context.get_dummy_value()
 
@@ -203,16 +201,9 @@ def _micro_kernel(rows: int, stream: bool) -> Any:
     return kernel
 
 
-micro_1 = _micro_kernel(1, stream=False)
-micro_2 = _micro_kernel(2, stream=False)
-micro_3 = _micro_kernel(3, stream=False)
-micro_4 = _micro_kernel(4, stream=False)
-micro_5 = _micro_kernel(5, stream=False)
-micro_6 = _micro_kernel(6, stream=False)
-# The streaming forms prefetch their own panel: for few rows, where weights come from memory.
-stream_1 = _micro_kernel(1, stream=True)
-stream_2 = _micro_kernel(2, stream=True)
-stream_3 = _micro_kernel(3, stream=True)
-stream_4 = _micro_kernel(4, stream=True)
-stream_5 = _micro_kernel(5, stream=True)
-stream_6 = _micro_kernel(6, stream=True)
+micro_1 = _micro_kernel(1)
+micro_2 = _micro_kernel(2)
+micro_3 = _micro_kernel(3)
+micro_4 = _micro_kernel(4)
+micro_5 = _micro_kernel(5)
+micro_6 = _micro_kernel(6)

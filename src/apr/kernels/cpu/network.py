@@ -230,11 +230,11 @@ def _gate_up(tid, threads, rows, shape, weight, normed, gates, inner):
         following = base + 2 * panel_bytes if panel + 1 < shape.ffn_panels else base
         panel_product(
             r1 - r0, a + r0 * lda, lda, base, k // 2,
-            gate.ctypes.data, 4 * PANEL, 0, block, blocks, following,
+            gate.ctypes.data, 4 * PANEL, 0, block, following,
         )  # fmt: skip
         panel_product(
             r1 - r0, a + r0 * lda, lda, base + panel_bytes, k // 2,
-            up.ctypes.data, 4 * PANEL, 0, block, blocks, following + panel_bytes,
+            up.ctypes.data, 4 * PANEL, 0, block, following + panel_bytes,
         )  # fmt: skip
         for i in range(r1 - r0):
             out = inner[r0 + i, panel * PANEL : (panel + 1) * PANEL]
