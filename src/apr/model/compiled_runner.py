@@ -18,7 +18,7 @@ from apr.kernels.cpu.packing import aligned_zeros, pack_panels, padded
 from apr.kernels.cpu.threads import Team, default_threads
 from apr.model.config import ModelConfig
 from apr.model.runner import StepBatch
-from apr.model.step_inputs import rope_tables, step_inputs
+from apr.model.step_inputs import RopeTables, step_inputs
 
 PANEL = 64
 BLOCK_SIZE = PANEL  # positions per cache block: one panel of keys
@@ -210,7 +210,7 @@ class CompiledRunner:
         self.num_blocks = num_blocks
         self._packed = packed  # owns the memory behind the addresses in self._weights
         self._shape, self._weights = packed.shape(), packed.weights()
-        self._rope = rope_tables(packed.config)
+        self._rope = RopeTables(packed.config)
         self._team = Team(threads or default_threads())
         c, value_dim = self.config, self._shape.value_dim
         head_blocks = (c.num_layers, num_blocks, c.num_kv_heads)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from apr.kernels.cpu.attention import TILE_ROWS
@@ -16,29 +14,34 @@ from apr.model.runner import StepBatch
 TILE_TARGET = 24
 
 
-@dataclass(frozen=True)
 class RopeTables:
-    """Rotary frequencies (fp32, rotary/2) of the full-attention and the sliding-window layers,
-    and the factor that multiplies cos and sin (YaRN, eq. 22).
+    """cos and sin of every position so far asked for, in fp32.
+
+    One table, or two where sliding-window layers rotate with frequencies of their own (Gemma 3):
+    the full-attention layers' first.
     """
 
-    global_frequencies: np.ndarray
-    local_frequencies: np.ndarray
-    attention_factor: float = 1.0
+    def __init__(self, config: ModelConfig) -> None:
+        frequencies, factor = inverse_frequencies(config)
+        self._frequencies, self._factors = [frequencies.numpy()], [factor]
+        if config.rope_local_theta is not None:
+            local, local_factor = inverse_frequencies(config, local=True)
+            self._frequencies.append(local.numpy())
+            self._factors.append(local_factor)
+        self._grow(1024)
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """cos, sin: fp32 (2, T, rotary/2), the full-attention layers' first."""
-        both = np.stack([self.global_frequencies, self.local_frequencies])
-        angles = positions.astype(np.float32)[None, :, None] * both[:, None, :]
-        factor = np.array([self.attention_factor, 1.0], np.float32)[:, None, None]
-        return np.cos(angles) * factor, np.sin(angles) * factor
+        """cos, sin: fp32 (tables, T, rotary / 2) of int32 positions (T,)."""
+        longest = int(positions.max())
+        if longest >= self._cos.shape[1]:
+            self._grow(max(longest + 1, 2 * self._cos.shape[1]))
+        return self._cos[:, positions], self._sin[:, positions]
 
-
-def rope_tables(config: ModelConfig) -> RopeTables:
-    """The model's frequencies (see `apr.model.rope`)."""
-    everywhere, factor = inverse_frequencies(config)
-    local, _ = inverse_frequencies(config, local=True)
-    return RopeTables(everywhere.numpy(), local.numpy(), factor)
+    def _grow(self, length: int) -> None:
+        angles = np.arange(length, dtype=np.float32)[None, :, None]
+        angles = angles * np.stack(self._frequencies)[:, None, :]
+        factors = np.array(self._factors, np.float32)[:, None, None]
+        self._cos, self._sin = np.cos(angles) * factors, np.sin(angles) * factors
 
 
 def step_inputs(batch: StepBatch, rope: RopeTables, config: ModelConfig) -> Inputs:

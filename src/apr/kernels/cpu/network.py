@@ -80,7 +80,7 @@ class Weights(NamedTuple):
 class Inputs(NamedTuple):
     """One step. token_ids, positions, sequences: int32 (T,); contexts: int32 (N,); tables:
     int32 (N, W); tiles: int32 (U, 3) with (sequence, first row, tokens); cos, sin: fp32
-    (2, T, rotary/2); logit_rows: int32 (R,), ascending.
+    (tables, T, rotary/2); logit_rows: int32 (R,), ascending.
     """
 
     token_ids: np.ndarray
