@@ -35,7 +35,8 @@ def pack_panels(weight: torch.Tensor, out: np.ndarray | None = None) -> np.ndarr
     shape = (n // PANEL, k // 2, PANEL, 2)
     if out is None:
         out = aligned_zeros(shape, np.uint16)
-    bits = weight.to(torch.bfloat16).contiguous().view(torch.int16)
-    target = torch.from_numpy(out.view(np.int16))
-    target.copy_(bits.view(n // PANEL, PANEL, k // 2, 2).permute(0, 2, 1, 3))
+    # A pair along k is one 32-bit word, so packing is a transposition of words.
+    pairs = weight.to(torch.bfloat16).contiguous().view(torch.int32)
+    target = torch.from_numpy(out.view(np.int32).reshape(shape[:3]))
+    target.copy_(pairs.view(n // PANEL, PANEL, k // 2).transpose(1, 2))
     return out
