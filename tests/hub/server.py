@@ -14,7 +14,10 @@ from urllib.parse import unquote
 
 @dataclass
 class Resource:
-    """cut: bytes to send before hanging up, one entry a GET, None for all; then as normal."""
+    """cut: bytes to send before hanging up, one entry a GET, None for all; then as normal.
+
+    stall: instead of hanging up, keep the connection open and say no more.
+    """
 
     content: bytes = b""
     content_type: str = "application/octet-stream"
@@ -22,6 +25,7 @@ class Resource:
     headers: dict[str, str] = field(default_factory=dict)
     cut: list[int | None] = field(default_factory=list)
     ranges: bool = True
+    stall: bool = False
 
 
 @dataclass
@@ -37,6 +41,7 @@ class LocalServer:
     def __init__(self) -> None:
         self.resources: dict[str, Resource] = {}
         self.requests: list[Request] = []
+        self.closing = threading.Event()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
 
@@ -61,6 +66,7 @@ def running_server() -> Iterator[LocalServer]:
     try:
         yield server
     finally:
+        server.closing.set()
         server.http.shutdown()
         server.http.server_close()
         thread.join()
@@ -81,7 +87,9 @@ def _handler(server: LocalServer) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self, send_body: bool) -> None:
             path = unquote(self.path.partition("?")[0])
-            server.requests.append(Request(self.command, path, dict(self.headers)))
+            server.requests.append(
+                Request(self.command, path, {k.title(): v for k, v in self.headers.items()})
+            )
             resource = server.resources.get(path)
             if resource is None:
                 resource = Resource(b"not found", "text/plain", 404)
@@ -107,6 +115,9 @@ def _handler(server: LocalServer) -> type[BaseHTTPRequestHandler]:
             cut = resource.cut.pop(0) if resource.cut else None
             self.wfile.write(body if cut is None else body[:cut])
             if cut is not None:
+                if resource.stall:
+                    self.wfile.flush()
+                    server.closing.wait(60)
                 self.close_connection = True
 
         def _range_start(self, resource: Resource) -> int:

@@ -14,7 +14,7 @@ from apr.hub import pull, resolve
 from apr.hub.hf_files import choose_files
 from apr.hub.refs import HfRef
 
-from .server import FakeHub, git_blob_id, sha256
+from .server import FakeHub, git_blob_id, running_server, sha256
 
 WEIGHTS = bytes(range(256)) * 8000  # 2 MB
 MODEL = {
@@ -206,6 +206,23 @@ def test_server_trouble(hub: FakeHub) -> None:
     hub.server.add_json("/api/models/org/model", {"error": "boom"}, status=500)
     with pytest.raises(AprError, match="the hub answered"):
         resolve(REF, progress=False)
+
+
+def test_the_token_stays_with_the_hub(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large files are redirected to another host, which must not see the user's token."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.add_repo("org/model", MODEL)
+    with running_server() as elsewhere:
+        elsewhere.add("/blob", WEIGHTS)
+        served = hub.server.resources[f"/org/model/resolve/{'c' * 40}/model.safetensors"]
+        served.status, served.content = 302, b""
+        served.headers["Location"] = f"{elsewhere.url}/blob".replace("127.0.0.1", "localhost")
+        folder = resolve(REF, progress=False)
+        assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+        (asked,) = hub.server.gets("model.safetensors")
+        assert asked.headers["Authorization"] == "Bearer hf_secret"
+        (answered,) = elsewhere.requests
+        assert "Authorization" not in answered.headers
 
 
 GGUF = {"README.md": b"x", "a-q4.gguf": b"GGUF" + b"4" * 2000, "a-q8.gguf": b"GGUF" + b"8" * 2000}

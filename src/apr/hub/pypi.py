@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
 from apr.errors import AprError, UsageError
 from apr.hub.cache import CacheFull, cache_lock, cache_root, unwritable
 from apr.hub.manifest import (
@@ -66,13 +69,8 @@ def _current(name: str) -> Path:
 
 
 def _cached(ref: PypiRef, progress: bool) -> Manifest | None:
-    version = ref.version
-    if version is None:
-        try:
-            version = _current(ref.name).read_text(encoding="utf-8").strip()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-    manifest = read_manifest(_entry(ref.name, version) / "manifest.json")
+    version = _cached_version(ref)
+    manifest = read_manifest(_entry(ref.name, version) / "manifest.json") if version else None
     problems = missing_files(manifest) if manifest else []
     if problems:
         note(f"{problems[0]}: it has to be fetched again", progress)
@@ -80,10 +78,29 @@ def _cached(ref: PypiRef, progress: bool) -> Manifest | None:
     return manifest
 
 
+def _cached_version(ref: PypiRef) -> str | None:
+    """The folder name of the version `ref` means: the last one pulled, or the pinned one."""
+    try:
+        if ref.version is None:
+            return _current(ref.name).read_text(encoding="utf-8").strip()
+        names = [path.name for path in _current(ref.name).parent.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    # 1.0 and 1.0.0 are the same version.
+    same = SpecifierSet(f"=={ref.version}")
+    return next((name for name in names if _is_version(name) and name in same), None)
+
+
+def _is_version(name: str) -> bool:
+    try:
+        Version(name)
+    except InvalidVersion:
+        return False
+    return True
+
+
 def _fetch(ref: PypiRef, progress: bool) -> tuple[Manifest, bool]:
     """Under the lock. (manifest, False when the cached version is still the newest and sound)."""
-    from packaging.specifiers import SpecifierSet
-
     from apr.hub.index_client import IndexClient
     from apr.hub.pip_config import load_pip_config
     from apr.hub.simple_index import find_wheel
