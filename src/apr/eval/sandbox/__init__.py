@@ -1,0 +1,14 @@
+"""Runs untrusted programs and decides about them where they cannot reach.
+
+    with Sandbox() as sandbox:
+        for outcome in sandbox.run_many(jobs):
+            print(outcome.job_id, outcome.verdict, outcome.level)
+
+Isolation is by kernel mechanisms (levels.py); same kernel, so for code that may carry a kernel
+exploit use a virtual machine. Nothing here imports torch, or anything of apr but its errors.
+"""
+
+from apr.eval.sandbox.job import LEVELS, VERDICTS, Job, Level, Outcome, Verdict
+from apr.eval.sandbox.pool import Sandbox, probe
+
+__all__ = ["LEVELS", "VERDICTS", "Job", "Level", "Outcome", "Sandbox", "Verdict", "probe"]

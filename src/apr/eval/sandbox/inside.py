@@ -1,0 +1,131 @@
+"""Judging beside the candidate: for tests that need its live objects.
+
+Test and program share a process, so this cannot be made safe against every program: native code
+can rewrite whatever is here. What it does withstand: early exits (the token is read and sent
+back only after the last assert), output that looks like a pass, replaced built-ins, tracing,
+replaced checkers in the modules named below, and answers whose class defines equality itself.
+The Outcome says judge="inside".
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import math
+import operator
+import sys
+import types
+import unittest
+import unittest.case
+from typing import Any
+
+from . import channel, codec
+
+MAX_CHECK = 64 << 20
+_WATCHED: tuple[Any, ...] = (
+    builtins,
+    math,
+    operator,
+    unittest,
+    unittest.case,
+    unittest.case.TestCase,
+    unittest.TestResult,
+    unittest.TestSuite,
+)
+_PRISTINE_BUILTINS = dict(vars(builtins))
+_settrace, _setprofile = sys.settrace, sys.setprofile
+_gettrace, _getprofile = sys.gettrace, sys.getprofile
+_receive, _send, _receive_frame = channel.receive, channel.send, channel.receive_frame
+_exec, _compile = exec, compile
+
+
+class Tampered(Exception):
+    """The program changed what judges it."""
+
+
+def _fingerprint() -> dict[str, Any]:
+    """Every function and class of the watched modules and classes, by name."""
+    return {
+        f"{getattr(owner, '__name__', owner)}.{name}": value
+        for owner in _WATCHED
+        for name, value in vars(owner).items()
+        if callable(value)
+    }
+
+
+_ORIGINAL = _fingerprint()
+
+
+def run_check(fd: int, namespace: dict[str, Any], entry_point: str | None) -> None:
+    """Receive the test, run it in the program's namespace, and answer with the token.
+
+    Messages: out ("ready", []); in the test's source, then the token (left unread in the
+    socket until the test has run); out {"token"} or {"failed": text, "kind": class name}.
+    """
+    _settrace(None)
+    _setprofile(None)
+    try:
+        _verify()
+        _send(fd, ("ready", []))
+        source = _receive(fd, MAX_CHECK)
+        namespace["__builtins__"] = dict(_PRISTINE_BUILTINS)
+        if entry_point is not None and type(namespace.get(entry_point)) is types.FunctionType:
+            namespace[entry_point] = _guarded(namespace[entry_point])
+        _exec(_compile(source, "<string>", "exec", dont_inherit=True), namespace)
+        _verify()
+    except BaseException as error:
+        _send(fd, {"failed": _text(error), "kind": type(error).__name__})
+        return
+    _send(fd, {"token": codec.loads(_receive_frame(fd, MAX_CHECK))})
+
+
+def _verify() -> None:
+    if _gettrace() is not None or _getprofile() is not None:
+        raise Tampered("the program traces its test")
+    now = _fingerprint()
+    for name, original in _ORIGINAL.items():
+        if now.get(name) is not original:
+            raise Tampered(f"the program replaced {name}")
+
+
+def _guarded(function: Any) -> Any:
+    """The function, refusing answers that decide themselves what they equal."""
+
+    @functools.wraps(function)
+    def candidate(*args: Any, **kwargs: Any) -> Any:
+        answer = function(*args, **kwargs)
+        _verify()
+        _refuse_own_equality(answer, [10_000])
+        return answer
+
+    return candidate
+
+
+def _refuse_own_equality(value: Any, budget: list[int]) -> None:
+    budget[0] -= 1
+    if budget[0] < 0:
+        return
+    kind = type(value)
+    if kind in (list, tuple, set, frozenset):
+        for member in value:
+            _refuse_own_equality(member, budget)
+    elif kind is dict:
+        for key, member in value.items():
+            _refuse_own_equality(key, budget)
+            _refuse_own_equality(member, budget)
+    else:
+        for name in ("__eq__", "__ne__"):
+            method = getattr(kind, name, None)
+            code = getattr(method, "__code__", None)
+            # object and library classes have slot wrappers, or functions from files.
+            if code is not None and code.co_filename.startswith("<"):
+                raise Tampered(f"the answer's class {kind.__name__} defines {name}")
+            if code is None and not isinstance(method, types.WrapperDescriptorType):
+                raise Tampered(f"the answer's class {kind.__name__} replaces {name}")
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)[:10_000]
+    except Exception as nested:
+        return f"<{type(nested).__name__} in str()>"

@@ -1,0 +1,175 @@
+"""Bringing a worker to an isolation level; where it cannot be had, an OSError says why.
+
+full      user, mount, PID, network and IPC namespaces, Landlock, seccomp, limits
+confined  Landlock, seccomp, limits, a user of its own where we are root
+limits    limits and a clean environment only
+"""
+
+# ruff: noqa: PTH
+from __future__ import annotations
+
+import os
+import platform
+
+from . import landlock, linux, seccomp, view
+from .confine import Confinement
+
+_INSIDE_ID = 1000  # the candidate's user in its user namespace
+# Users of candidates outside a user namespace: far above real ones, one pair a worker.
+_FIRST_UID = 2_000_000_000
+_DESKTOP_SLACK = 256
+
+
+def prepare(level: str, base: str) -> Confinement:
+    """Take this process into the level as far as a worker goes; children go the rest.
+
+    base: a directory that belongs to this worker. Raises OSError with the reason.
+    """
+    if level == "limits":
+        return _prepare_limits(base)
+    if not linux.IS_LINUX:
+        raise OSError("only Linux has namespaces, Landlock and seccomp")
+    return _prepare_full(base) if level == "full" else _prepare_confined(base)
+
+
+def _prepare_full(base: str) -> Confinement:
+    linux.landlock_abi()
+    program = linux.SyscallFilter(seccomp.build_filter(linux.MACHINE))
+    paths = view.readable_paths()
+    hidden = view.hidden_paths(paths)
+    view.trim_import_path(paths)
+    drops_user = _enter_namespaces()
+    view.enter(base, paths, hidden)
+    ruleset = landlock.build_ruleset(["/"], [view.BOX], [])
+    return Confinement(
+        level="full",
+        work=view.PRIVATE,
+        uid=_INSIDE_ID,
+        gid=_INSIDE_ID,
+        set_groups=drops_user,
+        ruleset=ruleset,
+        filter=program,
+        process_slack=0 if _counts_processes_per_namespace() else _DESKTOP_SLACK,
+    )
+
+
+def _enter_namespaces() -> bool:
+    """New namespaces for this process; True if candidates get a user that nobody else has.
+
+    Root maps a second, otherwise unused user for candidates. That takes a helper that stays
+    outside, because the map's writer must be privileged there.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    flags = (
+        linux.CLONE_NEWUSER
+        | linux.CLONE_NEWNS
+        | linux.CLONE_NEWPID
+        | linux.CLONE_NEWNET
+        | linux.CLONE_NEWIPC
+        | linux.CLONE_NEWUTS
+    )
+    own = _FIRST_UID + 2 * os.getpid()
+    maps = f"0 0 1\n{_INSIDE_ID} {own} 1\n"
+    if uid == 0 and _mapped_by_helper(flags, maps):
+        return True
+    if uid != 0:
+        linux.unshare(flags)
+    with open("/proc/self/setgroups", "w") as file:
+        file.write("deny")
+    for name, number in (("uid_map", uid), ("gid_map", gid)):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(f"{_INSIDE_ID} {number} 1\n")
+    return False
+
+
+def _mapped_by_helper(flags: int, maps: str) -> bool:
+    """unshare(flags), with the maps written by a helper; False if it may not write them."""
+    ready_read, ready_write = os.pipe()
+    parent = os.getpid()
+    helper = os.fork()
+    if helper == 0:
+        status = 1
+        try:
+            os.close(ready_write)
+            if os.read(ready_read, 1):
+                for name in ("uid_map", "gid_map"):
+                    with open(f"/proc/{parent}/{name}", "w") as file:
+                        file.write(maps)
+                status = 0
+        finally:
+            os._exit(status)
+    os.close(ready_read)
+    try:
+        linux.unshare(flags)
+        os.write(ready_write, b"1")
+    finally:
+        os.close(ready_write)
+        status = os.waitpid(helper, 0)[1]
+    return status == 0
+
+
+def _counts_processes_per_namespace() -> bool:
+    """RLIMIT_NPROC counts per user namespace since Linux 5.14, per user of the machine before."""
+    major, minor = platform.release().split(".")[:2]
+    return (int(major), int("".join(c for c in minor if c.isdigit()) or 0)) >= (5, 14)
+
+
+def _prepare_confined(base: str) -> Confinement:
+    abi = linux.landlock_abi()
+    program = linux.SyscallFilter(seccomp.build_filter(linux.MACHINE))
+    paths = view.readable_paths()
+    hidden = view.hidden_paths(paths)
+    view.trim_import_path(paths)
+    ruleset = landlock.build_ruleset(paths, [base], hidden)
+    confinement = _with_own_user(base, paths)
+    confinement.level = "confined"
+    confinement.ruleset = ruleset
+    confinement.filter = program
+    confinement.only_signal_self = not (confinement.own_user or landlock.scopes_signals(abi))
+    return confinement
+
+
+def _prepare_limits(base: str) -> Confinement:
+    confinement = _with_own_user(base, view.readable_paths())
+    confinement.level = "limits"
+    return confinement
+
+
+def _with_own_user(base: str, paths: list[str]) -> Confinement:
+    """As root: a user that nobody else has. Otherwise candidates run as the user we are."""
+    os.chmod(base, 0o711)
+    if os.geteuid() != 0 or not linux.IS_LINUX:
+        return Confinement("", base, process_slack=_user_processes() + _DESKTOP_SLACK)
+    uid = _FIRST_UID + 2 * os.getpid()
+    confinement = Confinement("", base, uid=uid, gid=uid, own_user=True, set_groups=True)
+    if not all(_world_readable(path) for path in paths):
+        if not linux.effective_capabilities() >> linux.CAP_DAC_READ_SEARCH & 1:
+            raise OSError("the interpreter can be read by its owner only; use a system-wide Python")
+        confinement.read_search = True
+    return confinement
+
+
+def _user_processes() -> int:
+    """Processes of this user, which count against its RLIMIT_NPROC; 0 where /proc is not."""
+    if not os.path.isdir("/proc/self"):
+        return 0
+    uid, count = os.getuid(), 0
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                count += os.stat(f"/proc/{name}").st_uid == uid
+            except FileNotFoundError:  # ended meanwhile
+                continue
+    return count
+
+
+def _world_readable(path: str) -> bool:
+    """Whether any user may read `path`, judged by the modes of it and of the folders above."""
+    if not os.stat(path).st_mode & 0o004:
+        return False
+    path = os.path.realpath(path)
+    while path != "/":
+        path = os.path.dirname(path)
+        if not os.stat(path).st_mode & 0o001:
+            return False
+    return True

