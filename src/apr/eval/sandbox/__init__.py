@@ -8,7 +8,18 @@ Isolation is by kernel mechanisms (levels.py); same kernel, so for code that may
 exploit use a virtual machine. Nothing here imports torch, or anything of apr but its errors.
 """
 
-from apr.eval.sandbox.job import LEVELS, VERDICTS, Job, Level, Outcome, Verdict
-from apr.eval.sandbox.pool import Sandbox, probe
+from apr.eval.sandbox.job import LEVELS, VERDICTS, Job, Judge, Level, Outcome, Verdict
+from apr.eval.sandbox.pool import LevelReport, Sandbox, available_levels
 
-__all__ = ["LEVELS", "VERDICTS", "Job", "Level", "Outcome", "Sandbox", "Verdict", "probe"]
+__all__ = [
+    "LEVELS",
+    "VERDICTS",
+    "Job",
+    "Judge",
+    "Level",
+    "LevelReport",
+    "Outcome",
+    "Sandbox",
+    "Verdict",
+    "available_levels",
+]

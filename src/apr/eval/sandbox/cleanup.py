@@ -1,6 +1,6 @@
 """Leaving nothing behind: ending every process a candidate started, removing its files."""
 
-# ruff: noqa: PTH
+# ruff: noqa: PTH101, PTH104, PTH106, PTH108, PTH208
 from __future__ import annotations
 
 import os

@@ -38,6 +38,10 @@ class NotPlain(Exception):
     """The value to be written is not plain data."""
 
 
+class TooDeep(NotPlain):
+    """Plain, but nested more than MAX_DEPTH deep."""
+
+
 class BadData(Exception):
     """The bytes to be read are not what an Encoder writes."""
 
@@ -108,7 +112,7 @@ class Encoder:
         self._blob(b"x", name.encode())
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise NotPlain("nesting")
+            raise TooDeep("nesting")
         self.value(value)
         self._depth -= 1
 
@@ -130,7 +134,7 @@ class Encoder:
             out += b"*"
             self._depth += 1
             if self._depth > MAX_DEPTH:
-                raise NotPlain("nesting")
+                raise TooDeep("nesting")
             for value in values:
                 self.value(value)
             self._depth -= 1

@@ -56,7 +56,7 @@ def _fingerprint() -> dict[str, Any]:
 _ORIGINAL = _fingerprint()
 
 
-def run_check(fd: int, namespace: dict[str, Any], entry_point: str | None) -> None:
+def run_check(fd: int, namespace: dict[str, Any], entry_point: str) -> None:
     """Receive the test, run it in the program's namespace, and answer with the token.
 
     Messages: out ("ready", []); in the test's source, then the token (left unread in the
@@ -69,9 +69,13 @@ def run_check(fd: int, namespace: dict[str, Any], entry_point: str | None) -> No
         _send(fd, ("ready", []))
         source = _receive(fd, MAX_CHECK)
         namespace["__builtins__"] = dict(_PRISTINE_BUILTINS)
-        if entry_point is not None and type(namespace.get(entry_point)) is types.FunctionType:
+        if type(namespace.get(entry_point)) is types.FunctionType:
             namespace[entry_point] = _guarded(namespace[entry_point])
+        before = namespace.get("check")
         _exec(_compile(source, "<string>", "exec", dont_inherit=True), namespace)
+        check = namespace.get("check")
+        if check is not None and check is not before:
+            check(namespace[entry_point])
         _verify()
     except BaseException as error:
         _send(fd, {"failed": _text(error), "kind": type(error).__name__})

@@ -10,16 +10,17 @@ from apr.errors import UsageError
 Level = Literal["full", "confined", "limits"]
 LEVELS: tuple[Level, ...] = ("full", "confined", "limits")
 
-Verdict = Literal["passed", "failed", "timeout", "memory", "output", "error", "sandbox-error"]
+Verdict = Literal["passed", "failed", "timeout", "memory", "output-limit", "error", "sandbox-error"]
 VERDICTS: tuple[Verdict, ...] = (
     "passed",  # the test code ran to its end
     "failed",  # the program or the test raised
     "timeout",  # twice: once among others, once alone
     "memory",  # ran out of, or was stopped for, memory
-    "output",  # wrote or returned more than it may
+    "output-limit",  # wrote or returned more than it may
     "error",  # its process ended without an answer (exit, signal, crash)
     "sandbox-error",  # our failure, never the program's: not to be counted as a fail
 )
+Judge = Literal["proxy", "in-process"]
 MIB = 1 << 20
 
 
@@ -28,15 +29,18 @@ class Job:
     """One untrusted program and the trusted code that decides about it.
 
     program       the candidate's module, whole. Runs in the candidate's process only.
-    check         trusted test code, run after the program as if in the same globals.
-    entry_point   the name under which `check` calls the candidate. With it the verdict is
-                  decided in a process that never runs the candidate's code; without it `check`
-                  must run beside the candidate.
-    trusted       trusted definitions that `check` may use (HumanEval: the prompt, whose helper
-                  functions some tests call). A name the program itself does not define is
-                  taken away again, as it would be missing with one namespace.
-    judge         "outside" | "inside" | "auto": outside, but beside the candidate where the
-                  test itself hands over something that is not plain data (a function).
+    test          trusted test code, run after the program as if in the same globals. If it
+                  defines `check`, check(candidate) is called; otherwise its own statements
+                  call the candidate by `entry_point`.
+    entry_point   name of the function under test.
+    trusted_prefix
+                  trusted definitions that `test` may use (HumanEval: the prompt, whose helper
+                  functions some tests call; a last body that is missing is filled in). A name
+                  the program itself does not define is taken away again, as it would be
+                  missing with one namespace.
+    judge         "proxy": the test runs in a process that never runs the candidate's code and
+                  gets plain data from it. "in-process": beside the candidate, for tests that
+                  hand over functions or need live objects (see inside.py for what that costs).
     time_limit    CPU seconds. Time spent waiting for a processor does not count.
     memory_bytes  address space of each process, and resident memory of all of them together.
     output_bytes  largest file, all files together, and largest answer.
@@ -45,13 +49,13 @@ class Job:
 
     job_id: str
     program: str
-    check: str
+    test: str
+    entry_point: str
+    trusted_prefix: str = ""
     time_limit: float = 3.0
     memory_bytes: int = 4096 * MIB
     output_bytes: int = 64 * MIB
-    entry_point: str | None = None
-    trusted: str = ""
-    judge: Literal["auto", "outside", "inside"] = "auto"
+    judge: Judge = "proxy"
     files: dict[str, bytes] = field(default_factory=dict)
     processes: int = 64
 
@@ -65,10 +69,12 @@ class Job:
             )
         if self.output_bytes < 1 or self.processes < 1:
             raise UsageError(f"job {self.job_id}: output_bytes and processes must be positive")
-        if self.judge not in ("auto", "outside", "inside"):
-            raise UsageError(f"job {self.job_id}: judge is {self.judge!r}", "auto, outside, inside")
-        if self.judge == "outside" and self.entry_point is None:
-            raise UsageError(f"job {self.job_id}: judge 'outside' needs an entry_point")
+        if self.judge not in ("proxy", "in-process"):
+            raise UsageError(f"job {self.job_id}: judge is {self.judge!r}", "proxy or in-process")
+        if not self.entry_point.isidentifier():
+            raise UsageError(
+                f"job {self.job_id}: entry_point is {self.entry_point!r}", "the function's name"
+            )
         for name in self.files:
             if name in ("", ".", "..") or "/" in name or "\0" in name:
                 raise UsageError(f"job {self.job_id}: file name {name!r}", "plain names only")
@@ -84,7 +90,7 @@ class Outcome:
     wall_seconds  from the start of the candidate's process to the verdict.
     peak_rss      bytes, of its largest process.
     level         isolation the program ran under; level_reason: why not a stronger one.
-    judge         "outside" or "inside": where the verdict was decided.
+    judge         "proxy" or "in-process": how the verdict was decided.
     retried       a first run timed out, this is the second, alone.
     """
 
@@ -96,7 +102,7 @@ class Outcome:
     peak_rss: int = 0
     level: Level = "full"
     level_reason: str = ""
-    judge: Literal["outside", "inside"] = "outside"
+    judge: Judge = "proxy"
     retried: bool = False
 
     @property

@@ -17,24 +17,47 @@ MAX_MESSAGE = 64 << 20
 
 
 @functools.lru_cache(maxsize=512)
-def compiled(source: str) -> CodeType | SyntaxError:
-    """The code of a test or of trusted definitions (many samples share one)."""
+def compiled(source: str) -> CodeType:
+    """The code of trusted text (many samples share one)."""
+    return compile(source, "<string>", "exec", dont_inherit=True)
+
+
+@functools.lru_cache(maxsize=512)
+def compiled_prefix(source: str) -> CodeType:
+    """The code of a prompt: as it is if it ends in a docstring, else with a last body added."""
     try:
-        return compile(source, "<string>", "exec", dont_inherit=True)
-    except SyntaxError as error:
-        return error
+        return compiled(source)
+    except SyntaxError:
+        return compiled(source + "\n    pass\n")
 
 
-def decide(fd: int, job: dict[str, Any], inside: bool) -> dict[str, Any]:
+def prepare(job: dict[str, Any]) -> None:
+    """Compile what `job` trusts, for the caches that forked judges inherit."""
+    if job["judge"] == "proxy":
+        with contextlib.suppress(SyntaxError):  # `decide` reports it
+            compiled_prefix(job["trusted"])
+            compiled(job["test"])
+
+
+class SetupFailed(Exception):
+    """Nothing was judged: no confinement, or a test that is itself at fault."""
+
+
+class _FailedInside(Exception):
+    """What the test beside the candidate raised."""
+
+
+def decide(fd: int, job: dict[str, Any]) -> dict[str, Any]:
     """The verdict on the program of `job`, whose process is at the other end of socket `fd`.
 
     Returns {"verdict", "detail"}; "gone" in place of a verdict when that process ended (its
-    wait status tells more), "inside" when the test must run beside the program.
+    wait status tells more).
     """
     silence()
     candidate = Candidate(fd, job["output"])
+    error: BaseException | None
     try:
-        error = _attempt(fd, candidate, job, inside)
+        error = _by_proxy(fd, candidate, job) if job["judge"] == "proxy" else _inside(fd, job)
     except BaseException as raised:
         error = raised
     # The test may have swallowed the connection's failure.
@@ -45,38 +68,52 @@ def decide(fd: int, job: dict[str, Any], inside: bool) -> dict[str, Any]:
     return _explain(error)
 
 
-class SetupFailed(Exception):
-    """The candidate's process could not be confined, so nothing ran in it."""
-
-
-class _FailedInside(Exception):
-    pass
-
-
 def _explain(error: BaseException) -> dict[str, Any]:
     verdict = {
         CandidateGone: "gone",
-        TestNeedsInside: "inside",
-        TooMuchOutput: "output",
-        MemoryError: "memory",
+        TestNeedsInside: "sandbox-error",
         SetupFailed: "sandbox-error",
+        TooMuchOutput: "output-limit",
+        MemoryError: "memory",
     }.get(type(error), "failed")
-    prefix = "" if verdict in ("gone", "inside", "sandbox-error") else "failed: "
+    prefix = "" if verdict in ("gone", "sandbox-error") else "failed: "
     return {"verdict": verdict, "detail": f"{prefix}{error}"}
 
 
-def _attempt(
-    fd: int, candidate: Candidate, job: dict[str, Any], inside: bool
-) -> BaseException | None:
+def _by_proxy(fd: int, candidate: Candidate, job: dict[str, Any]) -> BaseException | None:
     namespace: dict[str, Any] = {}
-    if not inside:
-        _execute(job["trusted"], namespace)
+    entry_point = job["entry_point"]
+    try:
+        test = compiled(job["test"])
+        exec(compiled_prefix(job["trusted"]), namespace)
+    except Exception as error:
+        return SetupFailed(f"the trusted code does not run: {type(error).__name__}: {error}")
     names = [name for name in namespace if name != "__builtins__"]
+    defined = _start(fd, candidate, job, [*names, entry_point])
+    for name in names:
+        if name not in defined:
+            del namespace[name]
+    if entry_point in defined:
+        namespace[entry_point] = candidate.function(entry_point)
+    before = namespace.get("check")
+    exec(test, namespace)
+    check = namespace.get("check")
+    if check is not None and check is not before:
+        if entry_point not in defined:
+            raise NameError(f"name {entry_point!r} is not defined")
+        check(namespace[entry_point])
+    if candidate.request("bool", True) is not True:
+        return CandidateGone("it answers nonsense")
+    return None
+
+
+def _start(fd: int, candidate: Candidate, job: dict[str, Any], names: list[str]) -> list[str]:
+    """Hand over the program; those of `names` that it defines, once its module code has run."""
     order = {
         "program": job["program"],
         "entry_point": job["entry_point"],
-        "names": [*names, job["entry_point"]],
-        "inside": inside,
+        "names": names,
+        "inside": job["judge"] != "proxy",
     }
     with contextlib.suppress(channel.Closed):  # it says why in its hello, or is gone
         channel.send(fd, order)
@@ -85,33 +122,20 @@ def _attempt(
     except (channel.Closed, codec.BadData) as error:
         raise CandidateGone(str(error)) from None
     if "setup" in hello:
-        return SetupFailed(f"the candidate could not be confined: {hello['setup']}")
-    _, defined = candidate.first_reply()
-    if inside:
-        return _judge_inside(fd, job["check"])
-    for name in names:
-        if name not in defined:
-            del namespace[name]
-    if job["entry_point"] in defined:
-        namespace[job["entry_point"]] = candidate.function(job["entry_point"])
-    _execute(job["check"], namespace)
-    if candidate.request("bool", True) is not True:
-        return CandidateGone("it answers nonsense")
-    return None
+        raise SetupFailed(f"the candidate could not be confined: {hello['setup']}")
+    ready = candidate.first_reply()
+    if not (type(ready) is tuple and len(ready) == 2 and type(ready[1]) is list):
+        raise CandidateGone("it answers nonsense")
+    return ready[1]
 
 
-def _execute(source: str, namespace: dict[str, Any]) -> None:
-    code = compiled(source)
-    if isinstance(code, SyntaxError):
-        raise code
-    exec(code, namespace)
-
-
-def _judge_inside(fd: int, check: str) -> BaseException | None:
+def _inside(fd: int, job: dict[str, Any]) -> BaseException | None:
     """Hand over test and token; None if the token comes back (inside.run_check)."""
+    candidate = Candidate(fd, job["output"])
+    _start(fd, candidate, job, [])
     token = os.urandom(16)
     try:
-        channel.send(fd, check)
+        channel.send(fd, job["test"])
         channel.send(fd, token)
         answer = channel.receive(fd, MAX_MESSAGE)
     except (channel.Closed, channel.TooLarge, codec.BadData) as error:

@@ -4,7 +4,7 @@ Rules are allow-lists over directory trees, so a package to be hidden inside an 
 left out by naming its neighbours one by one.
 """
 
-# ruff: noqa: PTH
+# ruff: noqa: PTH110, PTH112
 from __future__ import annotations
 
 import os

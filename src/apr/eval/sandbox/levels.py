@@ -5,7 +5,7 @@ confined  Landlock, seccomp, limits, a user of its own where we are root
 limits    limits and a clean environment only
 """
 
-# ruff: noqa: PTH
+# ruff: noqa: PTH101, PTH112, PTH116, PTH120, PTH208
 from __future__ import annotations
 
 import os

@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -110,8 +111,8 @@ class _Worker:
         self._send(
             {
                 "program": job.program,
-                "check": job.check,
-                "trusted": job.trusted,
+                "test": job.test,
+                "trusted": job.trusted_prefix,
                 "entry_point": job.entry_point,
                 "judge": job.judge,
                 "time_limit": float(job.time_limit),
@@ -167,8 +168,8 @@ class Sandbox:
         self,
         workers: int | None = None,
         level: Literal["auto"] | Level = "auto",
-        python: str = sys.executable,
         allow_weak: bool = False,
+        python: str | None = None,
         preload: Sequence[str] = DEFAULT_PRELOAD,
     ) -> None:
         if level not in ("auto", *LEVELS):
@@ -183,7 +184,7 @@ class Sandbox:
         if os.name != "posix":
             raise AprError("the sandbox needs Linux or macOS", "on Windows use WSL 2")
         self._count = workers or available_processors()
-        self._python = python
+        self._python = python or sys.executable
         self._preload = tuple(preload)
         self._allow_weak = allow_weak
         self._wanted = level
@@ -295,7 +296,7 @@ class Sandbox:
             peak_rss=report.get("peak_rss", 0),
             level=self.level,
             level_reason=self.level_reason,
-            judge=report.get("judge", "outside"),
+            judge=report.get("judge", job.judge),
             retried=retried,
         )
 
@@ -371,13 +372,22 @@ def available_processors() -> int:
     return os.cpu_count() or 1
 
 
-def probe(python: str = sys.executable) -> dict[Level, str]:
-    """Which levels this machine gives: level to reason why not, empty where it does."""
-    found: dict[Level, str] = {}
+@dataclass(frozen=True)
+class LevelReport:
+    """Whether this machine gives a level; if not, `reason` says why."""
+
+    level: Level
+    available: bool
+    reason: str = ""
+
+
+def available_levels(python: str | None = None) -> list[LevelReport]:
+    """What this machine gives, strongest first; each level is tried out with a program."""
+    reports = []
     for level in LEVELS:
         try:
-            with Sandbox(1, level, python, allow_weak=True, preload=()):
-                found[level] = ""
+            with Sandbox(1, level, allow_weak=True, python=python, preload=()):
+                reports.append(LevelReport(level, True))
         except AprError as error:
-            found[level] = error.message
-    return found
+            reports.append(LevelReport(level, False, error.message))
+    return reports

@@ -57,7 +57,7 @@ class Candidate:
         try:
             encoder.value((operation, args, tuple(kwargs.items())))
         except codec.NotPlain as error:
-            self.broken = TestNeedsInside(f"the test passes an object of type {error}")
+            self.broken = _cannot_send(error)
             raise self.broken from None
         try:
             channel.send_frame(self._fd, encoder.out)
@@ -112,11 +112,18 @@ def _write_handle(encoder: codec.Encoder, value: Any) -> None:
         raise codec.NotPlain(type(value).__name__)
 
 
+def _cannot_send(error: codec.NotPlain) -> BaseException:
+    if isinstance(error, codec.TooDeep):  # the candidate's own answer, handed back to it
+        return TooMuchOutput("an answer is nested too deeply")
+    return TestNeedsInside(f'the test passes an object of type {error}: use judge="in-process"')
+
+
 class Remote:
     """An object that stays in the candidate's process (an iterator, a function, an instance).
 
-    Using it asks the candidate; comparing it with trusted data does not: it equals only itself,
-    or another such object when the candidate says so.
+    Calling it, iterating over it or reading an attribute asks the candidate, whose answers are
+    plain data again. Deciding does not: it is true, has no length and equals only itself, or
+    another such object when the candidate says so.
     """
 
     def __init__(self, candidate: Candidate, number: int) -> None:
@@ -134,18 +141,6 @@ class Remote:
 
     def __next__(self) -> Any:
         return self._remote("next")
-
-    def __len__(self) -> int:
-        return self._remote("len")
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._remote("item", key)
-
-    def __contains__(self, key: Any) -> bool:
-        return self._remote("contains", key)
-
-    def __bool__(self) -> bool:
-        return self._remote("bool") is True
 
     def __eq__(self, other: object) -> bool:
         if self is other:

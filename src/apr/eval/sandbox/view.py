@@ -4,7 +4,7 @@ Homes, projects, /proc, /sys, other users' files and packages that hold benchmar
 in it.
 """
 
-# ruff: noqa: PTH
+# ruff: noqa: PTH102, PTH103, PTH110, PTH112, PTH114, PTH115, PTH118, PTH120, PTH207, PTH211
 from __future__ import annotations
 
 import glob

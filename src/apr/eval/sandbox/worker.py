@@ -100,21 +100,13 @@ class Worker:
         """Run jobs; raises channel.Closed when the pool is gone."""
         while True:
             job = channel.receive(self._pool, MAX_JOB)
-            inside = job["judge"] == "inside" or job["entry_point"] is None
-            outcome = self._run(job, inside)
-            if outcome["verdict"] == "inside":
-                if job["judge"] == "auto":
-                    outcome = self._run(job, True)
-                else:
-                    outcome["verdict"] = "failed"
-                    outcome["detail"] = f"failed: {outcome['detail']}"
-            channel.send(self._pool, outcome)
+            channel.send(self._pool, self._run(job))
 
     def _try_out(self) -> None:
         """One harmless program; OSError if it does not pass."""
         job = {
             "program": "def f(x): return x",
-            "check": "assert f([1]) == [1]",
+            "test": "assert f([1]) == [1]",
             "entry_point": "f",
             "trusted": "",
             "time_limit": 30.0,
@@ -122,12 +114,13 @@ class Worker:
             "output": 1 << 20,
             "processes": 64,
             "files": {},
+            "judge": "proxy",
         }
-        outcome = self._run(job, False)
+        outcome = self._run(job)
         if outcome["verdict"] != "passed":
             raise OSError(f"a trial program did not pass: {outcome['detail']}")
 
-    def _run(self, job: dict[str, Any], inside: bool) -> dict[str, Any]:
+    def _run(self, job: dict[str, Any]) -> dict[str, Any]:
         ours, theirs = socket.socketpair()
         backstop = job["time_limit"] * WALL_FACTOR + WALL_EXTRA
         order = {
@@ -140,7 +133,7 @@ class Worker:
         socket.send_fds(self._control, [b"s"], [theirs.fileno()])
         channel.send(self._control.fileno(), order)
         theirs.close()
-        result, judge_pid = self._fork_judge(ours, job, {**order, "cpu": backstop}, inside)
+        result, judge_pid = self._fork_judge(ours, job, {**order, "cpu": backstop})
         ours.close()
         start = time.monotonic()
         candidate_pid = self._receive_pid()
@@ -163,16 +156,14 @@ class Worker:
             "cpu": used["cpu"],
             "wall": wall,
             "peak_rss": used["peak_rss"],
-            "judge": "inside" if inside else "outside",
+            "judge": job["judge"],
         }
 
     def _fork_judge(
-        self, ours: socket.socket, job: dict[str, Any], order: dict[str, Any], inside: bool
+        self, ours: socket.socket, job: dict[str, Any], order: dict[str, Any]
     ) -> tuple[int, int]:
         """Descriptor to read the decision from, and the judge's process id."""
-        if not inside:  # compiled here, where the next sample of the task finds it
-            judge.compiled(job["trusted"])
-            judge.compiled(job["check"])
+        judge.prepare(job)  # here, where the next sample of the task finds it compiled
         result, report = os.pipe()
         pid = os.fork()
         if pid:
@@ -182,7 +173,7 @@ class Worker:
             os.close(self._pool)
             self._control.close()
             confine.confine_judge(self._judge_confinement, order)
-            decision = judge.decide(ours.fileno(), job, inside)
+            decision = judge.decide(ours.fileno(), job)
             channel.send(report, decision)
         except BaseException as error:
             channel.send(report, {"verdict": "sandbox-error", "detail": f"judge: {error!r}"})
@@ -255,7 +246,7 @@ class _Watch:
         if self._observer.resident_bytes(self._candidate) > self._memory:
             return {"verdict": "memory", "detail": "failed: uses more memory than allowed"}, 0.0
         if self.directory and directory_bytes(self.directory, self._output) > self._output:
-            return {"verdict": "output", "detail": "failed: writes more than allowed"}, 0.0
+            return {"verdict": "output-limit", "detail": "failed: writes more than allowed"}, 0.0
         return None, min(_LOOK_EVERY, max(self.limit - used, 0.005))
 
 

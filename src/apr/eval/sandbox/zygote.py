@@ -5,7 +5,7 @@ it is process 1 of a PID namespace and gives each candidate one of its own, so t
 candidate ends everything it started.
 """
 
-# ruff: noqa: PTH
+# ruff: noqa: PTH102
 from __future__ import annotations
 
 import gc
