@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import linux, seccomp
@@ -39,39 +39,48 @@ class Confinement:
 
 SOCKET = 3  # where a candidate's process finds its socket
 _RULESET = 4
+JUDGE_MEMORY = 4 << 30
 
 
 def confine_candidate(confinement: Confinement, order: dict[str, Any], ruleset: int | None) -> None:
     """Confine this process for good.
 
-    order: memory, output (bytes), cpu (seconds), processes, files {name: bytes}, and outside
-    level full the private directory.
+    order: memory, output (bytes), cpu (seconds), processes, files {name: bytes}, private (the
+    directory to work in).
     """
     os.setsid()
-    work = confinement.work
-    if confinement.level == "full":
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount(
-            "apr",
-            work,
-            "tmpfs",
-            linux.MS_NOSUID | linux.MS_NODEV,
-            f"size={order['output'] + (1 << 16)},nr_inodes=4k,mode=700,"
-            f"uid={confinement.uid},gid={confinement.gid}",
-        )
-    else:
-        work = order["private"]
-        os.environ.update(TMPDIR=work, HOME=work)
+    work = order["private"]
     os.chdir(work)
+    if confinement.level != "full":
+        os.environ.update(TMPDIR=work, HOME=work)
     _write_files(order["files"], confinement)
     _limit(order, confinement)
     drop_privileges(confinement, ruleset)
 
 
-def confine_judge(confinement: Confinement, order: dict[str, Any]) -> None:
-    """A judge runs trusted code on untrusted data: the same limits and refusals, no directory."""
-    _limit({**order, "output": 1 << 20}, confinement)
+def confine_judge(confinement: Confinement) -> None:
+    """A judge runs trusted code on untrusted data: the same refusals, no directory."""
+    if confinement.own_user and confinement.uid is not None:
+        # Not the candidates' user, whose processes are all ended after each job.
+        confinement = replace(confinement, uid=confinement.uid + 1)
+    _set_limits({"RLIMIT_AS": JUDGE_MEMORY, "RLIMIT_CORE": 0, "RLIMIT_FSIZE": 1 << 20})
     drop_privileges(confinement, confinement.ruleset)
+
+
+def confine_zygote(confinement: Confinement) -> Confinement:
+    """Confine a zygote of level full as far as forking candidates allows; what is left to them.
+
+    Candidates inherit Landlock and seccomp from here, which saves each the installing.
+    """
+    if confinement.level != "full":
+        return confinement
+    linux.no_new_privileges()
+    if confinement.ruleset is not None:
+        linux.landlock_restrict(confinement.ruleset)
+        os.close(confinement.ruleset)
+    linux.SyscallFilter(seccomp.build_filter(linux.MACHINE, namespaces=True)).install()
+    rest = linux.SyscallFilter(seccomp.build_namespace_filter(linux.MACHINE))
+    return replace(confinement, ruleset=None, filter=rest)
 
 
 def keep_descriptors(keep_fd: int, ruleset: int | None) -> int | None:
@@ -99,16 +108,21 @@ def _write_files(files: dict[str, bytes], confinement: Confinement) -> None:
 
 
 def _limit(order: dict[str, Any], confinement: Confinement) -> None:
-    cpu = math.ceil(order["cpu"]) + 1
-    limits = {
-        "RLIMIT_CPU": cpu,
-        "RLIMIT_AS": order["memory"],
-        "RLIMIT_FSIZE": order["output"],
-        "RLIMIT_CORE": 0,
-        "RLIMIT_MEMLOCK": 0,
-        "RLIMIT_MSGQUEUE": 0,
-        "RLIMIT_NPROC": order["processes"] + confinement.process_slack,
-    }
+    _set_limits(
+        {
+            "RLIMIT_CPU": math.ceil(order["cpu"]) + 1,
+            "RLIMIT_AS": order["memory"],
+            "RLIMIT_FSIZE": order["output"],
+            "RLIMIT_CORE": 0,
+            "RLIMIT_MEMLOCK": 0,
+            "RLIMIT_MSGQUEUE": 0,
+            "RLIMIT_NPROC": order["processes"] + confinement.process_slack,
+        }
+    )
+
+
+def _set_limits(limits: dict[str, int]) -> None:
+    """Soft and hard limits at once, never above a hard limit that is already there."""
     for name, value in limits.items():
         kind = getattr(resource, name, None)
         if kind is None:

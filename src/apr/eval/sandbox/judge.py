@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hmac
 import os
+import socket
 from types import CodeType
 from typing import Any
 
@@ -14,6 +15,7 @@ from .remote import Candidate, CandidateGone, TestNeedsInside, TooMuchOutput
 from .stdio import silence
 
 MAX_MESSAGE = 64 << 20
+MAX_JOB = 512 << 20
 
 
 @functools.lru_cache(maxsize=512)
@@ -31,14 +33,6 @@ def compiled_prefix(source: str) -> CodeType:
         return compiled(source + "\n    pass\n")
 
 
-def prepare(job: dict[str, Any]) -> None:
-    """Compile what `job` trusts, for the caches that forked judges inherit."""
-    if job["judge"] == "proxy":
-        with contextlib.suppress(SyntaxError):  # `decide` reports it
-            compiled_prefix(job["trusted"])
-            compiled(job["test"])
-
-
 class SetupFailed(Exception):
     """Nothing was judged: no confinement, or a test that is itself at fault."""
 
@@ -47,13 +41,28 @@ class _FailedInside(Exception):
     """What the test beside the candidate raised."""
 
 
+def serve(control: socket.socket) -> None:
+    """Decide job after job until the worker closes `control`.
+
+    Messages: in a byte that carries the candidate's socket, then the job; out the decision.
+    """
+    silence()
+    while True:
+        _, fds, _, _ = socket.recv_fds(control, 1, 1)
+        if not fds:
+            return
+        job = channel.receive(control.fileno(), MAX_JOB)
+        decision = decide(fds[0], job)
+        os.close(fds[0])
+        channel.send(control.fileno(), decision)
+
+
 def decide(fd: int, job: dict[str, Any]) -> dict[str, Any]:
     """The verdict on the program of `job`, whose process is at the other end of socket `fd`.
 
     Returns {"verdict", "detail"}; "gone" in place of a verdict when that process ended (its
     wait status tells more).
     """
-    silence()
     candidate = Candidate(fd, job["output"])
     error: BaseException | None
     try:

@@ -43,7 +43,7 @@ def _prepare_full(base: str) -> Confinement:
     ruleset = landlock.build_ruleset(["/"], [view.BOX], [])
     return Confinement(
         level="full",
-        work=view.PRIVATE,
+        work=view.WORK,
         uid=_INSIDE_ID,
         gid=_INSIDE_ID,
         set_groups=drops_user,

@@ -45,6 +45,7 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "LD_BIND_NOW": "1",  # symbols resolved once, not again in every fork
 }
 # What programs import most; a fork of one interpreter that has them costs next to nothing.
 DEFAULT_PRELOAD = (

@@ -36,8 +36,6 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "pidfd_getfd": (438, 438),
     "kcmp": (312, 272),
     # namespaces and file systems
-    "unshare": (272, 97),
-    "setns": (308, 268),
     "chroot": (161, 51),
     "pivot_root": (155, 41),
     "mount": (165, 40),
@@ -95,11 +93,12 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "msgget": (68, 186),
     "mq_open": (240, 180),
 }
+_NAMESPACES = {"unshare": (272, 97), "setns": (308, 268)}
 _ARCHITECTURES = {"x86_64": (0, 0xC000_003E), "aarch64": (1, 0xC000_00B7)}
 _X32_BIT = 0x4000_0000
 
 # Offsets in struct seccomp_data: number, architecture, instruction pointer, six arguments.
-_NUMBER, _ARCHITECTURE, _ARGUMENT0, _ARGUMENT0_HIGH = 0, 4, 16, 20
+_NUMBER, _ARCHITECTURE, _ARGUMENT0 = 0, 4, 16
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 
 
@@ -107,24 +106,16 @@ def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> 
     return struct.pack("<HBBI", code, if_true, if_false, value & 0xFFFF_FFFF)
 
 
-def build_filter(machine: str, only_signal: int | None = None) -> bytes:
+def build_filter(machine: str, only_signal: int | None = None, namespaces: bool = False) -> bytes:
     """The program for an architecture (platform.machine()); OSError for one not known.
 
     only_signal: with a process id, signals to any other process are refused as well (where no
     PID namespace, no Landlock scope and no user of its own keep the candidate from them).
+    namespaces: leave unshare and setns to build_namespace_filter, for a process that still
+    needs them.
     """
-    if machine not in _ARCHITECTURES:
-        raise OSError(f"seccomp: no list of system calls for {machine}")
-    column, architecture = _ARCHITECTURES[machine]
-    refuse = _instruction(_RETURN, _ERRNO | errno.EPERM)
-    program = [
-        _instruction(_LOAD, _ARCHITECTURE),
-        _instruction(_JUMP_EQUAL, architecture, 1, 0),
-        _instruction(_RETURN, _KILL),
-        _instruction(_LOAD, _NUMBER),
-    ]
-    if machine == "x86_64":
-        program += [_instruction(_JUMP_GREATER_EQUAL, _X32_BIT, 0, 1), refuse]
+    column = _column(machine)
+    program = _prologue(machine)
     program += [
         _instruction(_JUMP_EQUAL, _CLONE3[column], 0, 1),
         _instruction(_RETURN, _ERRNO | errno.ENOSYS),
@@ -132,30 +123,63 @@ def build_filter(machine: str, only_signal: int | None = None) -> bytes:
         _instruction(_JUMP_EQUAL, _CLONE[column], 0, 4),
         _instruction(_LOAD, _ARGUMENT0),
         _instruction(_JUMP_SET, _NAMESPACE_FLAGS, 0, 1),
-        refuse,
+        _REFUSE,
         _instruction(_RETURN, _ALLOW),
     ]
     for numbers in _SOCKET.values():
-        program += [
-            _instruction(_JUMP_EQUAL, numbers[column], 0, 4),
-            _instruction(_LOAD, _ARGUMENT0),
-            _instruction(_JUMP_EQUAL, AF_UNIX, 1, 0),
-            refuse,
-            _instruction(_RETURN, _ALLOW),
-        ]
+        program += _only_argument(numbers[column], AF_UNIX)
     if only_signal is not None:
         for name, numbers in _KILLERS.items():
-            own = 0xFFFF_FFFF if name == "pidfd_send_signal" else only_signal
-            program += [
-                _instruction(_JUMP_EQUAL, numbers[column], 0, 4),
-                _instruction(_LOAD, _ARGUMENT0),
-                _instruction(_JUMP_EQUAL, own, 1, 0),
-                refuse,
-                _instruction(_RETURN, _ALLOW),
-            ]
-    for refused in _REFUSED.values():
-        number = refused[column]
+            allowed = 0xFFFF_FFFF if name == "pidfd_send_signal" else only_signal
+            program += _only_argument(numbers[column], allowed)
+    refused = [numbers[column] for numbers in _REFUSED.values()]
+    if not namespaces:
+        refused += [numbers[column] for numbers in _NAMESPACES.values()]
+    for number in refused:
         if number is not None:
-            program += [_instruction(_JUMP_EQUAL, number, 0, 1), refuse]
+            program += [_instruction(_JUMP_EQUAL, number, 0, 1), _REFUSE]
     program.append(_instruction(_RETURN, _ALLOW))
     return b"".join(program)
+
+
+def build_namespace_filter(machine: str) -> bytes:
+    """Refuses what build_filter(namespaces=True) leaves out; to be installed after it."""
+    program = _prologue(machine)
+    for numbers in _NAMESPACES.values():
+        program += [_instruction(_JUMP_EQUAL, numbers[_column(machine)], 0, 1), _REFUSE]
+    program.append(_instruction(_RETURN, _ALLOW))
+    return b"".join(program)
+
+
+def _column(machine: str) -> int:
+    if machine not in _ARCHITECTURES:
+        raise OSError(f"seccomp: no list of system calls for {machine}")
+    return _ARCHITECTURES[machine][0]
+
+
+def _prologue(machine: str) -> list[bytes]:
+    """Ends a process that calls by another architecture's numbers; loads the call's number."""
+    _column(machine)
+    program = [
+        _instruction(_LOAD, _ARCHITECTURE),
+        _instruction(_JUMP_EQUAL, _ARCHITECTURES[machine][1], 1, 0),
+        _instruction(_RETURN, _KILL),
+        _instruction(_LOAD, _NUMBER),
+    ]
+    if machine == "x86_64":
+        program += [_instruction(_JUMP_GREATER_EQUAL, _X32_BIT, 0, 1), _REFUSE]
+    return program
+
+
+def _only_argument(number: int, allowed: int) -> list[bytes]:
+    """Allow a call only with this first argument."""
+    return [
+        _instruction(_JUMP_EQUAL, number, 0, 4),
+        _instruction(_LOAD, _ARGUMENT0),
+        _instruction(_JUMP_EQUAL, allowed, 1, 0),
+        _REFUSE,
+        _instruction(_RETURN, _ALLOW),
+    ]
+
+
+_REFUSE = _instruction(_RETURN, _ERRNO | errno.EPERM)

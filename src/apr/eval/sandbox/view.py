@@ -28,7 +28,8 @@ _SYSTEM = (
 )
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 BOX = "/box"  # holds the private directory; Landlock allows writing below it
-PRIVATE = "/box/tmp"
+PRIVATE = "/box/tmp"  # a file system of its own
+WORK = "/box/tmp/job"  # the candidate's directory, new for each
 
 
 def readable_paths() -> list[str]:
@@ -83,13 +84,19 @@ def enter(staging: str, paths: list[str], hidden: list[str]) -> None:
     for name in _DEVICES:
         _show(f"/dev/{name}", f"{staging}/dev/{name}")
     os.makedirs(staging + PRIVATE)
-    os.symlink(PRIVATE, staging + "/tmp")
-    os.symlink(PRIVATE, staging + "/dev/shm")
+    os.symlink(WORK, staging + "/tmp")
+    os.symlink(WORK, staging + "/dev/shm")
     os.makedirs(staging + "/etc", exist_ok=True)
     with open(staging + "/etc/passwd", "w") as passwd:
         passwd.write("user:x:1000:1000::/tmp:/bin/sh\n")
     linux.make_read_only(staging)
     linux.pivot_root(staging)
+    linux.mount("apr", PRIVATE, "tmpfs", quiet, private_options(1 << 20))
+
+
+def private_options(output: int) -> str:
+    """Mount options of the private file system for a job that may write `output` bytes."""
+    return f"size={output + (1 << 16)},nr_inodes=4k,mode=755"
 
 
 def _show(source: str, target: str) -> None:

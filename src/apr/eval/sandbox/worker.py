@@ -1,7 +1,7 @@
 """One worker: takes jobs from the pool, has each run and judged, reports outcomes.
 
     pool (apr) ── worker ── zygote ── candidate    one per job, confined
-                    └── judge                      one per job
+                    └── judge                      one for many jobs
 
 The zygote is forked before the first job arrives, so no ancestor of a candidate ever held a
 test. The judge and the candidate of a job talk over a socket of their own.
@@ -16,16 +16,17 @@ import signal
 import socket
 import struct
 import time
-from dataclasses import replace
 from typing import Any
 
-from . import channel, confine, judge, levels, linux, zygote
+from . import channel, confine, judge, levels, linux, view, zygote
+from .confine import Confinement
 from .observe import Observer, directory_bytes
 
-MAX_JOB = 512 << 20
+MAX_JOB = judge.MAX_JOB
 WALL_FACTOR = 10  # backstop: for a machine so busy that processor time hardly passes
 WALL_EXTRA = 5.0
 _LOOK_EVERY = 0.1
+_JOBS_OF_A_JUDGE = 500
 _SCM_CREDENTIALS = 2
 
 
@@ -68,6 +69,7 @@ class Worker:
     def __init__(self, fd: int, level: str, base: str) -> None:
         self._pool = fd
         self._base = base
+        self._output = 0
         self._observer = Observer()
         self._confinement = levels.prepare(level, base)
         if linux.IS_LINUX:
@@ -86,13 +88,15 @@ class Worker:
             finally:
                 os._exit(status)
         end.close()
-        self._judge_confinement = self._confinement
-        if self._confinement.own_user and self._confinement.uid is not None:
-            self._judge_confinement = replace(self._confinement, uid=self._confinement.uid + 1)
+        self._judge: _JudgeProcess | None = None
         self._try_out()
 
     def close(self) -> None:
         """Wait until the zygote has ended what is running and removed its files."""
+        if self._judge is not None:
+            # First: as process 1 the zygote cannot end before all others of its namespace are
+            # waited for.
+            self._judge.end()
         self._control.close()
         os.waitpid(self._zygote, 0)
 
@@ -130,22 +134,23 @@ class Worker:
             "processes": job["processes"],
             "files": job["files"],
         }
+        if self._confinement.level == "full":
+            self._resize(job["output"])
         socket.send_fds(self._control, [b"s"], [theirs.fileno()])
         channel.send(self._control.fileno(), order)
         theirs.close()
-        result, judge_pid = self._fork_judge(ours, job, {**order, "cpu": backstop})
-        ours.close()
+        if self._judge is None:
+            self._judge = _JudgeProcess(self._confinement, [self._pool, self._control.fileno()])
+        self._judge.start(ours, job)
         start = time.monotonic()
-        candidate_pid = self._receive_pid()
-        try:
-            watch = _Watch(self._observer, candidate_pid, judge_pid, job, start, backstop)
-            if self._confinement.level != "full":
-                watch.directory = self._base
-            decision = self._await(result, watch)
-        finally:
-            os.close(result)
-            os.kill(judge_pid, signal.SIGKILL)
-            os.waitpid(judge_pid, 0)
+        candidate = self._receive_pid()
+        watch = _Watch(self._observer, candidate, self._judge.pid, job, start, backstop)
+        if self._confinement.level != "full":
+            watch.directory = self._base
+        decision = self._await(self._judge.socket.fileno(), watch)
+        if decision["verdict"] not in ("passed", "failed", "gone") or self._judge.worn_out:
+            self._judge.end()
+            self._judge = None
         wall = time.monotonic() - start
         # Gone means its socket closed: give it the moment it needs to become a wait status.
         channel.send(self._control.fileno(), 0.2 if decision["verdict"] == "gone" else 0.0)
@@ -159,27 +164,12 @@ class Worker:
             "judge": job["judge"],
         }
 
-    def _fork_judge(
-        self, ours: socket.socket, job: dict[str, Any], order: dict[str, Any]
-    ) -> tuple[int, int]:
-        """Descriptor to read the decision from, and the judge's process id."""
-        judge.prepare(job)  # here, where the next sample of the task finds it compiled
-        result, report = os.pipe()
-        pid = os.fork()
-        if pid:
-            os.close(report)
-            return result, pid
-        try:
-            os.close(self._pool)
-            self._control.close()
-            confine.confine_judge(self._judge_confinement, order)
-            decision = judge.decide(ours.fileno(), job)
-            channel.send(report, decision)
-        except BaseException as error:
-            channel.send(report, {"verdict": "sandbox-error", "detail": f"judge: {error!r}"})
-        finally:
-            os._exit(0)
-        raise AssertionError("not reached")
+    def _resize(self, output: int) -> None:
+        """Give the private file system the size that this job may fill."""
+        if output != self._output:
+            options = view.private_options(output)
+            linux.mount("apr", view.PRIVATE, "tmpfs", linux.MS_REMOUNT, options)
+            self._output = output
 
     def _receive_pid(self) -> int:
         _, ancillary, _, _ = self._control.recvmsg(1, socket.CMSG_SPACE(12))
@@ -208,6 +198,43 @@ class Worker:
                 return decision
 
 
+class _JudgeProcess:
+    """A judge, for many jobs: it runs trusted code only, so jobs cannot reach each other in it."""
+
+    def __init__(self, confinement: Confinement, close: list[int]) -> None:
+        self.socket, end = socket.socketpair()
+        self._jobs = 0
+        self.pid = os.fork()
+        if self.pid:
+            end.close()
+            return
+        try:
+            self.socket.close()
+            for fd in close:
+                os.close(fd)
+            confine.confine_judge(confinement)
+            judge.serve(end)
+        finally:
+            os._exit(1)
+
+    @property
+    def worn_out(self) -> bool:
+        """Whether a fresh one should take over (what tests leave in modules does not pile up)."""
+        return self._jobs >= _JOBS_OF_A_JUDGE
+
+    def start(self, candidate: socket.socket, job: dict[str, Any]) -> None:
+        """Hand over a job and the socket to its candidate, which is closed here."""
+        self._jobs += 1
+        socket.send_fds(self.socket, [b"j"], [candidate.fileno()])
+        channel.send(self.socket.fileno(), job)
+        candidate.close()
+
+    def end(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self.socket.close()
+
+
 class _Watch:
     """Decides that a candidate has had enough time, memory or disk."""
 
@@ -229,6 +256,7 @@ class _Watch:
         self._output: int = job["output"]
         self._start = start
         self._backstop = backstop
+        self._judge_waited = observer.waited_seconds(judge_pid)
 
     def look(self) -> tuple[dict[str, Any] | None, float]:
         """A decision or None, and how many seconds may pass before the next look.
@@ -238,9 +266,11 @@ class _Watch:
         """
         used = self._observer.cpu_seconds(self._candidate)
         passed = time.monotonic() - self._start
-        in_line = [self._observer.waited_seconds(pid) for pid in (self._candidate, self._judge)]
-        if None not in in_line:
-            used = max(used, passed - sum(seconds for seconds in in_line if seconds))
+        candidate_waited = self._observer.waited_seconds(self._candidate)
+        judge_waited = self._observer.waited_seconds(self._judge)
+        if candidate_waited is not None and judge_waited is not None:
+            in_line = candidate_waited + judge_waited - (self._judge_waited or 0.0)
+            used = max(used, passed - in_line)
         if used >= self.limit or passed >= self._backstop:
             return {"verdict": "timeout", "detail": "timed out"}, 0.0
         if self._observer.resident_bytes(self._candidate) > self._memory:

@@ -5,7 +5,7 @@ it is process 1 of a PID namespace and gives each candidate one of its own, so t
 candidate ends everything it started.
 """
 
-# ruff: noqa: PTH102
+# ruff: noqa: PTH102, PTH106
 from __future__ import annotations
 
 import gc
@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from . import candidate, channel, cleanup, confine, linux
+from . import candidate, channel, cleanup, confine, linux, view
 from .confine import Confinement
 
 MAX_ORDER = 256 << 20
@@ -40,6 +40,7 @@ def serve(control: socket.socket, confinement: Confinement, base: str) -> None:
         own_pid_fd = os.pidfd_open(os.getpid())
     elif linux.IS_LINUX:
         linux.adopt_orphans()
+    confinement = confine.confine_zygote(confinement)
     gc.collect()
     gc.freeze()  # a collection in a child would touch, and so copy, every page
     fd = control.fileno()
@@ -50,9 +51,8 @@ def serve(control: socket.socket, confinement: Confinement, base: str) -> None:
             return
         jobs += 1
         order = channel.receive(fd, MAX_ORDER)
-        if confinement.level != "full":
-            order["private"] = f"{base}/{jobs}"
-            _make_private(order["private"], confinement)
+        order["private"] = view.WORK if confinement.level == "full" else f"{base}/{jobs}"
+        _make_private(order["private"], confinement)
         pid = _fork(confinement, order, fds[0], own_pid_fd)
         os.close(fds[0])
         try:
@@ -62,8 +62,7 @@ def serve(control: socket.socket, confinement: Confinement, base: str) -> None:
         except channel.Closed:
             patience, closed = 0.0, True
         report = _end(pid, confinement, patience)
-        if confinement.level != "full":
-            cleanup.remove_tree(order["private"])
+        _remove_private(order["private"])
         if closed:
             return
         channel.send(fd, report)
@@ -73,6 +72,13 @@ def _make_private(path: str, confinement: Confinement) -> None:
     os.mkdir(path, 0o700)
     if confinement.uid is not None and confinement.gid is not None:
         os.chown(path, confinement.uid, confinement.gid)
+
+
+def _remove_private(path: str) -> None:
+    try:
+        os.rmdir(path)
+    except OSError:  # not empty
+        cleanup.remove_tree(path)
 
 
 def _fork(confinement: Confinement, order: dict[str, Any], fd: int, own_pid_fd: int) -> int:
