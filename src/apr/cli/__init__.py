@@ -3,4 +3,12 @@
 from __future__ import annotations
 
 # Modules of this package, in the order `apr --help` lists them.
-VERB_MODULES: tuple[str, ...] = ("pull", "import_model", "inspect_model", "check")
+VERB_MODULES: tuple[str, ...] = (
+    "pull",
+    "import_model",
+    "inspect_model",
+    "check",
+    "eval_model",
+    "score",
+    "doctor",
+)

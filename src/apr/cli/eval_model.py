@@ -1,0 +1,87 @@
+"""`apr eval`: score a model on a benchmark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from apr.cli.options import parse_ks
+
+
+def register(app: typer.Typer) -> None:
+    app.command("eval", help="Score a model on a benchmark; resumes where it stopped.")(evaluate)
+
+
+def evaluate(
+    model: str = typer.Argument(help="Short name, hf://org/name, pypi://package, folder or .gguf."),
+    benchmark: str = typer.Option("humaneval", help="Which benchmark."),
+    n_samples: int = typer.Option(1, help="Samples a task."),
+    temperature: float = typer.Option(0.0, help="0 is greedy."),
+    top_p: float = typer.Option(1.0, help="Nucleus sampling."),
+    top_k: int = typer.Option(0, help="0 is off."),
+    min_p: float = typer.Option(0.0, help="0 is off."),
+    repetition_penalty: float = typer.Option(1.0, help="1 is off."),
+    k: str = typer.Option("", help="Which pass@k, e.g. 1,10. Default: 1, 10, 100 where possible."),
+    limit: int = typer.Option(None, help="Only the first tasks."),
+    mode: str = typer.Option("auto", help="base, chat, or auto: chat if there is a template."),
+    newline: str = typer.Option(
+        "strip", help="End of a base prompt: strip white space, keep as in the data, or add one."
+    ),
+    prefill: bool = typer.Option(True, help="Begin the answer of a chat model, as EvalPlus does."),
+    max_tokens: int = typer.Option(512, help="At most so many new tokens a sample."),
+    seed: int = typer.Option(0),
+    data: Path = typer.Option(None, help="The benchmark's file, instead of the installed one."),
+    out: Path = typer.Option(None, help="Folder of the run. Default: runs/<benchmark>-<model>-…"),
+    workers: int = typer.Option(None, help="Programs judged side by side. Default: the cores."),
+    sandbox_level: str = typer.Option("auto", help="full, confined, limits, or the best there is."),
+    allow_weak_sandbox: bool = typer.Option(
+        False, "--allow-weak-sandbox", help="Accept level limits: resource limits only."
+    ),
+    dtype: str = typer.Option("auto", help="bfloat16, float16 or float32."),
+    device: str = typer.Option("auto", help="cpu, cuda, mps."),
+    max_concurrency: int = typer.Option(32, help="Samples generated side by side."),
+    fresh: bool = typer.Option(False, "--fresh", help="Forget what the run's folder holds."),
+    offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
+    per_task: bool = typer.Option(False, "--per-task", help="Show every task."),
+    show_samples: int = typer.Option(0, help="Show so many generated programs."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    from apr.cli.options import one_of, print_result, sandbox_choice
+    from apr.eval.evaluate import EvalSettings, SamplingSettings
+    from apr.eval.evaluate import evaluate as run
+
+    settings = EvalSettings(
+        model=model,
+        benchmark=benchmark,
+        n_samples=n_samples,
+        sampling=SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty),
+        ks=parse_ks(k),
+        limit=limit,
+        mode=one_of("mode", mode, {"auto": None, "base": "base", "chat": "chat"}),
+        newline=one_of("newline", newline, {n: n for n in ("strip", "keep", "add")}),
+        prefill=prefill,
+        max_tokens=max_tokens,
+        seed=seed,
+        data=data,
+        out=out,
+        workers=workers,
+        level=sandbox_choice(sandbox_level),
+        allow_weak=allow_weak_sandbox,
+        dtype=dtype,
+        device=device,
+        max_concurrency=max_concurrency,
+        fresh=fresh,
+        offline=offline,
+    )
+    result, folder = run(settings)
+    if as_json:
+        print(json.dumps({**result.to_json(), "folder": str(folder)}))
+        return
+    if show_samples:
+        lines = (folder / "samples.jsonl").read_text().splitlines()[:show_samples]
+        for row in map(json.loads, lines):
+            print(f"--- {row['task_id']}\n{row['completion']}")
+    print_result(result, per_task)
+    print(f"samples.jsonl and results.json are in {folder}")

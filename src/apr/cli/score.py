@@ -1,0 +1,49 @@
+"""`apr score`: judge completions made elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from apr.cli.options import parse_ks
+
+
+def register(app: typer.Typer) -> None:
+    app.command("score", help="Judge a file of samples; needs no model.")(score)
+
+
+def score(
+    samples: Path = typer.Argument(help="JSON lines (.jsonl, .jsonl.gz) with task_id and code."),
+    benchmark: str = typer.Option("humaneval", help="Which benchmark."),
+    data: Path = typer.Option(None, help="The benchmark's file, instead of the installed one."),
+    k: str = typer.Option("", help="Which pass@k, e.g. 1,10. Default: 1, 10, 100 where possible."),
+    allow_partial: bool = typer.Option(
+        False, "--allow-partial", help="Score the tasks that have samples."
+    ),
+    workers: int = typer.Option(None, help="Programs judged side by side. Default: the cores."),
+    sandbox_level: str = typer.Option("auto", help="full, confined, limits, or the best there is."),
+    allow_weak_sandbox: bool = typer.Option(
+        False, "--allow-weak-sandbox", help="Accept level limits: resource limits only."
+    ),
+    per_task: bool = typer.Option(False, "--per-task", help="Show every task."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    from apr.cli.options import print_result, sandbox_choice
+    from apr.eval.samples import score_samples
+
+    result = score_samples(
+        samples,
+        benchmark,
+        data=data,
+        ks=parse_ks(k),
+        allow_partial=allow_partial,
+        workers=workers,
+        level=sandbox_choice(sandbox_level),
+        allow_weak=allow_weak_sandbox,
+    )
+    if as_json:
+        print(json.dumps(result.to_json()))
+    else:
+        print_result(result, per_task)

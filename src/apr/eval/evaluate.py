@@ -1,0 +1,289 @@
+"""Model → completions → programs → verdicts → scores, resumable at every sample."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from apr.errors import AprError, UsageError
+from apr.eval.benchmarks import load_benchmark
+from apr.eval.judging import Judging
+from apr.eval.progress import EvalProgress
+from apr.eval.result import Result, make_result, write_atomically
+from apr.eval.sandbox import Level, Sandbox
+from apr.eval.store import Generation, Store, StoredVerdict
+from apr.eval.task import Benchmark, Mode, Newline, PromptStyle, Task
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """As `apr.engine.request.Sampling`, without importing the engine."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """What an evaluation is asked to do. limit: only the first tasks. mode None: chat if the
+    model has a chat template. out None: a folder under runs/ named after the run.
+    """
+
+    model: str
+    benchmark: str = "humaneval"
+    n_samples: int = 1
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    ks: tuple[int, ...] | None = None
+    limit: int | None = None
+    mode: Mode | None = None
+    newline: Newline = "strip"
+    prefill: bool = True
+    max_tokens: int = 512
+    seed: int = 0
+    data: Path | None = None
+    out: Path | None = None
+    workers: int | None = None
+    level: Literal["auto"] | Level = "auto"
+    allow_weak: bool = False
+    dtype: str = "auto"
+    device: str = "auto"
+    max_concurrency: int = 32
+    fresh: bool = False
+    offline: bool = False
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One generated sample, whatever made it."""
+
+    task_id: str
+    sample: int
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    tokens: int
+    seconds: float
+
+
+class Generator(Protocol):
+    """Makes samples: (task, samples wanted) pairs in, answers out in any order."""
+
+    def __call__(self, wanted: Iterable[tuple[Task, list[int]]]) -> Iterator[Answer]: ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """What identifies a model in a run, and how to get its generator (which loads it)."""
+
+    name: str
+    fingerprint: str
+    has_chat_template: bool
+    load: Any  # (Benchmark, PromptStyle, EvalSettings) -> Generator
+
+
+def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result, Path]:
+    """Run or resume an evaluation; the result and its folder.
+
+    The fork server of the sandbox starts first, so that nothing of the model is in the processes
+    it forks. model: for tests and other sources of samples; default: `settings.model`.
+    """
+    _check(settings)
+    benchmark = load_benchmark(settings.benchmark, settings.data)
+    with Sandbox(
+        workers=settings.workers, level=settings.level, allow_weak=settings.allow_weak
+    ) as sandbox:
+        if model is None:
+            model = local_model(settings)
+        mode = settings.mode or ("chat" if model.has_chat_template else "base")
+        style = PromptStyle(mode, settings.newline, settings.prefill)
+        identity = _identity(settings, benchmark, model, style)
+        out = settings.out or _folder(settings, model, identity)
+        store = Store(out / "run.sqlite", identity, settings.fresh)
+        try:
+            _fill(settings, benchmark, model, style, sandbox, store)
+            result = _result(settings, benchmark, model, identity, store)
+            _write(out, result, store)
+        except KeyboardInterrupt:
+            done = len(store.generated())
+            raise AprError(
+                f"interrupted; {done} samples are stored in {out}",
+                "the same command goes on from there",
+            ) from None
+        finally:
+            store.close()
+    return result, out
+
+
+def local_model(settings: EvalSettings) -> Model:
+    """The model `settings.model` names; its weights are loaded when samples are missing."""
+    from apr.hub import pull
+    from apr.hub.fingerprint import fingerprint
+    from apr.text import load_tokenizer
+
+    pulled = pull(settings.model, offline=settings.offline)
+    tokenizer = load_tokenizer(pulled.path)
+
+    def load(benchmark: Benchmark, style: PromptStyle, settings: EvalSettings) -> Generator:
+        from apr.eval.generation import session_generator
+
+        return session_generator(benchmark, style, settings)
+
+    return Model(
+        name=settings.model,
+        fingerprint=fingerprint(pulled),
+        has_chat_template=tokenizer.chat_template is not None,
+        load=load,
+    )
+
+
+def sample_seed(seed: int, task_id: str) -> int:
+    """The seed of a task's request: differs between tasks, the same in every run."""
+    return (seed << 32) + zlib.crc32(task_id.encode())
+
+
+def _check(settings: EvalSettings) -> None:
+    for name, value in (("n-samples", settings.n_samples), ("max-tokens", settings.max_tokens)):
+        if value < 1:
+            raise UsageError(f"--{name} is {value}", "it must be 1 or more")
+    if settings.limit is not None and settings.limit < 1:
+        raise UsageError(f"--limit is {settings.limit}", "it must be 1 or more")
+    for k in settings.ks or ():
+        if k > settings.n_samples or k < 1:
+            raise UsageError(
+                f"--k {k} with --n-samples {settings.n_samples}",
+                "pass@k needs k of 1 or more and at least k samples a task",
+            )
+    if settings.n_samples > 1 and settings.sampling.temperature == 0:
+        raise UsageError(
+            f"--n-samples {settings.n_samples} at temperature 0 gives the same sample every time",
+            "add --temperature 0.8, say",
+        )
+
+
+def _identity(
+    settings: EvalSettings, benchmark: Benchmark, model: Model, style: PromptStyle
+) -> dict[str, Any]:
+    """Everything that decides what is generated. n_samples, limit and k may grow in one run."""
+    return {
+        "model": model.fingerprint,
+        "benchmark": benchmark.version,
+        "data": benchmark.data_sha256[:16],
+        "prompt": style.describe(),
+        "sampling": asdict(settings.sampling),
+        "max_tokens": settings.max_tokens,
+        "seed": settings.seed,
+        "dtype": settings.dtype,
+        "device": settings.device,
+    }
+
+
+def _folder(settings: EvalSettings, model: Model, identity: dict[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    name = re.sub(r"[^\w.-]+", "-", Path(model.name).name).strip("-")
+    return Path("runs") / f"{settings.benchmark}-{name}-{digest}"
+
+
+def _tasks(settings: EvalSettings, benchmark: Benchmark) -> list[Task]:
+    return list(benchmark.tasks.values())[: settings.limit]
+
+
+def _fill(
+    settings: EvalSettings,
+    benchmark: Benchmark,
+    model: Model,
+    style: PromptStyle,
+    sandbox: Sandbox,
+    store: Store,
+) -> None:
+    """Generate and judge what is missing. A program is judged while others are generated."""
+    tasks = _tasks(settings, benchmark)
+    have = store.generated()
+    wanted = []
+    for task in tasks:
+        missing = [i for i in range(settings.n_samples) if (task.task_id, i) not in have]
+        if missing:
+            wanted.append((task, missing))
+    total = len(tasks) * settings.n_samples
+    missing_count = sum(len(samples) for _, samples in wanted)
+    progress = EvalProgress(total, total - missing_count, settings.progress)
+    keys: dict[str, tuple[str, int]] = {}
+
+    def submit(generation: Generation) -> None:
+        job_id = f"{generation.task_id}#{generation.sample}"
+        keys[job_id] = (generation.task_id, generation.sample)
+        task = benchmark.tasks[generation.task_id]
+        program = benchmark.program(task, {"completion": generation.completion})
+        judging.submit(benchmark.job(task, program, job_id))
+
+    def keep(outcomes: Iterable[Any]) -> None:
+        for outcome in outcomes:
+            store.add_verdict(StoredVerdict.of(*keys[outcome.job_id], outcome))
+            progress.verdict(outcome.passed)
+
+    try:
+        with Judging(sandbox) as judging:
+            for generation in store.unjudged():
+                if generation.task_id in benchmark.tasks:
+                    submit(generation)
+            if wanted:
+                for answer in model.load(benchmark, style, settings)(wanted):
+                    task = benchmark.tasks[answer.task_id]
+                    completion = benchmark.completion(task, answer.text, style)
+                    generation = Generation(completion=completion, **asdict(answer))
+                    store.add_generation(generation)
+                    progress.sample(answer.tokens)
+                    submit(generation)
+                    keep(judging.ready())
+            keep(judging.rest())
+    finally:
+        progress.close()
+
+
+def _chosen(settings: EvalSettings, benchmark: Benchmark) -> set[tuple[str, int]]:
+    return {
+        (task.task_id, i) for task in _tasks(settings, benchmark) for i in range(settings.n_samples)
+    }
+
+
+def _result(
+    settings: EvalSettings,
+    benchmark: Benchmark,
+    model: Model,
+    identity: dict[str, Any],
+    store: Store,
+) -> Result:
+    chosen = _chosen(settings, benchmark)
+    generations = [g for g in store.generations() if (g.task_id, g.sample) in chosen]
+    truncated = sum(g.finish_reason == "length" for g in generations)
+    return make_result(
+        benchmark=benchmark.name,
+        subject=model.name,
+        verdicts=[v for v in store.verdicts() if (v.task_id, v.sample) in chosen],
+        ks=settings.ks,
+        settings=identity,
+        generation={
+            "tokens_generated": sum(g.tokens for g in generations),
+            "cut_at_max_tokens": truncated,
+        },
+    )
+
+
+def _write(out: Path, result: Result, store: Store) -> None:
+    write_atomically(out / "results.json", json.dumps(result.to_json(), indent=1) + "\n")
+    scored = {(v.task_id, v.sample) for v in result.verdicts}
+    rows = sorted(
+        (g for g in store.generations() if (g.task_id, g.sample) in scored),
+        key=lambda g: (int(re.sub(r"\D", "", g.task_id) or 0), g.sample),
+    )
+    lines = [json.dumps({"task_id": g.task_id, "completion": g.completion}) for g in rows]
+    write_atomically(out / "samples.jsonl", "\n".join(lines) + "\n")

@@ -1,0 +1,57 @@
+"""How far an evaluation is: one moving line on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+PATIENCE = 2.0
+INTERVAL = 15.0
+
+
+class EvalProgress:
+    """Counts samples generated, judged and passed. total: samples of the whole run."""
+
+    def __init__(self, total: int, generated: int, enabled: bool = True) -> None:
+        self.total, self.generated, self.judged, self.passed = total, generated, 0, 0
+        self._enabled = enabled
+        self._tokens = 0
+        self._start = time.monotonic()
+        self._next = self._start + PATIENCE
+        self._status = None
+        if enabled and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.status import Status
+
+            self._status = Status("", console=Console(stderr=True))
+            self._status.start()
+
+    def sample(self, tokens: int) -> None:
+        self.generated += 1
+        self._tokens += tokens
+        self._show()
+
+    def verdict(self, passed: bool) -> None:
+        self.judged += 1
+        self.passed += passed
+        self._show()
+
+    def close(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if not self._enabled or now < self._next:
+            return
+        rate = self._tokens / (now - self._start)
+        text = (
+            f"generated {self.generated}/{self.total}, judged {self.judged},"
+            f" passed {self.passed}, {rate:.0f} tok/s"
+        )
+        if self._status is not None:
+            self._status.update(text)
+            self._next = now + 0.2
+        else:
+            print(f"apr: {text}", file=sys.stderr, flush=True)
+            self._next = now + INTERVAL

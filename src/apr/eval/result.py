@@ -1,0 +1,144 @@
+"""What an evaluation found: as an object, as JSON, as a table."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apr import __version__
+from apr.errors import AprError
+from apr.eval.scoring import benchmark_pass_at_k, confidence_interval
+from apr.eval.store import StoredVerdict
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+DEFAULT_KS = (1, 10, 100)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores of one run. passes: k -> (pass@k, lower, upper), fractions, 95 % bootstrap."""
+
+    benchmark: str
+    subject: str  # the model, or the file of samples
+    verdicts: Sequence[StoredVerdict]
+    passes: Mapping[int, tuple[float, float, float]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def per_task(self) -> dict[str, list[StoredVerdict]]:
+        tasks: dict[str, list[StoredVerdict]] = {}
+        for verdict in self.verdicts:
+            tasks.setdefault(verdict.task_id, []).append(verdict)
+        return dict(sorted(tasks.items(), key=lambda item: _natural(item[0])))
+
+    def to_json(self) -> dict[str, Any]:
+        value: dict[str, Any] = {"benchmark": self.benchmark, "subject": self.subject}
+        for k, (score, low, high) in self.passes.items():
+            value[f"pass@{k}"] = score
+            value[f"pass@{k}_ci95"] = [low, high]
+        tasks = self.per_task
+        return {
+            **value,
+            "tasks": len(tasks),
+            "samples": len(self.verdicts),
+            "passed_samples": sum(v.verdict == "passed" for v in self.verdicts),
+            "verdicts": dict(Counter(v.verdict for v in self.verdicts)),
+            "isolation": sorted({v.level for v in self.verdicts}),
+            "judges": dict(Counter(v.judge for v in self.verdicts)),
+            "settings": dict(self.settings),
+            "generation": dict(self.generation),
+            "versions": {"apr": __version__, "python": platform.python_version()},
+            "machine": f"{platform.system()} {platform.machine()}",
+            "per_task": {
+                task: [{"sample": v.sample, "verdict": v.verdict, "detail": v.detail} for v in vs]
+                for task, vs in tasks.items()
+            },
+        }
+
+
+def make_result(
+    benchmark: str,
+    subject: str,
+    verdicts: Iterable[StoredVerdict],
+    ks: Sequence[int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> Result:
+    """Score verdicts. ks: which pass@k; default 1, and 10 and 100 where every task has as many.
+
+    Raises AprError if the sandbox itself failed on a sample: that is never counted as a fail.
+    """
+    found = list(verdicts)
+    broken = [v for v in found if v.verdict == "sandbox-error"]
+    if broken:
+        raise AprError(
+            f"the sandbox failed on {len(broken)} samples, first {broken[0].task_id}:"
+            f" {broken[0].detail}",
+            "run the command again; apr doctor shows what this machine offers",
+        )
+    counts: dict[str, tuple[int, int]] = {}
+    for v in found:
+        n, c = counts.get(v.task_id, (0, 0))
+        counts[v.task_id] = n + 1, c + (v.verdict == "passed")
+    fewest = min(n for n, _ in counts.values())
+    wanted = ks if ks is not None else [k for k in DEFAULT_KS if k <= fewest]
+    passes = {k: (benchmark_pass_at_k(counts, k), *confidence_interval(counts, k)) for k in wanted}
+    return Result(benchmark, subject, found, passes, settings or {}, generation or {})
+
+
+def summary_table(result: Result) -> Table:
+    """Scores, counts of verdicts, and how they were found."""
+    from rich.table import Table
+
+    tasks = result.per_task
+    table = Table(title=f"{result.benchmark}: {result.subject}", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for k, (score, low, high) in result.passes.items():
+        text = f"{100 * score:.1f} %   (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+        table.add_row(f"pass@{k}", text)
+    passed = sum(v.verdict == "passed" for v in result.verdicts)
+    table.add_row("passed", f"{passed} of {len(result.verdicts)} samples, {len(tasks)} tasks")
+    others = Counter(v.verdict for v in result.verdicts if v.verdict != "passed")
+    if others:
+        table.add_row("other", ", ".join(f"{name} {n}" for name, n in others.most_common()))
+    for name, value in {**result.settings, **result.generation}.items():
+        shown = value if isinstance(value, str) else json.dumps(value)
+        table.add_row(name.replace("_", " "), shown)
+    levels = ", ".join(sorted({v.level for v in result.verdicts}))
+    judges = ", ".join(sorted({v.judge for v in result.verdicts}))
+    table.add_row("isolation", f"{levels}; verdict by {judges}")
+    return table
+
+
+def task_table(result: Result) -> Table:
+    """One row a task: passed of samples, and the first failure."""
+    from rich.table import Table
+
+    table = Table("task", "passed", "first failure")
+    for task, verdicts in result.per_task.items():
+        passed = sum(v.verdict == "passed" for v in verdicts)
+        failure = next((v.detail for v in verdicts if v.verdict != "passed"), "")
+        table.add_row(task, f"{passed}/{len(verdicts)}", failure[:80])
+    return table
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The whole text, or the file as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _natural(task_id: str) -> tuple[str, int | str]:
+    name, _, number = task_id.rpartition("/")
+    return (name, int(number)) if number.isdigit() else (task_id, 0)

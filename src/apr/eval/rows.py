@@ -1,0 +1,37 @@
+"""JSON lines in, plain or gzipped, with errors that name file and line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from apr.errors import UsageError
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each line that is not blank. Raises UsageError."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, _object(path, number, line)
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise UsageError(f"{path} is not a whole gzip file: {error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text") from None
+
+
+def _object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} line {number} is not JSON: {error.msg}") from None
+    if not isinstance(row, dict):
+        raise UsageError(f"{path} line {number} is not a JSON object")
+    return row

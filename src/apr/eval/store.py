@@ -1,0 +1,143 @@
+"""Generations and verdicts of one run, in SQLite as they come: a killed run loses what was in
+flight and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apr.errors import AprError, UsageError
+from apr.eval.sandbox import Outcome
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS generation (
+  task_id TEXT, sample INTEGER, completion TEXT NOT NULL, text TEXT NOT NULL,
+  finish_reason TEXT NOT NULL, prompt_tokens INTEGER, tokens INTEGER, seconds REAL,
+  PRIMARY KEY (task_id, sample)
+);
+CREATE TABLE IF NOT EXISTS verdict (
+  task_id TEXT, sample INTEGER, verdict TEXT NOT NULL, detail TEXT NOT NULL,
+  cpu_seconds REAL, wall_seconds REAL, level TEXT, judge TEXT, retried INTEGER,
+  PRIMARY KEY (task_id, sample)
+);
+"""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One sample. text: what the model wrote; completion: the official form of it."""
+
+    task_id: str
+    sample: int
+    completion: str
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StoredVerdict:
+    task_id: str
+    sample: int
+    verdict: str
+    detail: str
+    cpu_seconds: float
+    wall_seconds: float
+    level: str
+    judge: str
+    retried: bool
+
+    @classmethod
+    def of(cls, task_id: str, sample: int, outcome: Outcome) -> StoredVerdict:
+        return cls(
+            task_id=task_id,
+            sample=sample,
+            verdict=outcome.verdict,
+            detail=outcome.detail,
+            cpu_seconds=outcome.cpu_seconds,
+            wall_seconds=outcome.wall_seconds,
+            level=outcome.level,
+            judge=outcome.judge,
+            retried=outcome.retried,
+        )
+
+
+class Store:
+    """The database of one run directory. Every `add_` call is on disk when it returns."""
+
+    def __init__(self, path: Path, settings: dict[str, Any], fresh: bool = False) -> None:
+        """Open or create. Raises UsageError if the file belongs to a run with other settings."""
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.executescript(SCHEMA)
+        except sqlite3.DatabaseError as error:
+            raise AprError(
+                f"{path} cannot be used: {error}", "--fresh starts it anew, --out names another"
+            ) from None
+        self._same_settings(settings)
+
+    def _same_settings(self, settings: dict[str, Any]) -> None:
+        stored = dict(self._db.execute("SELECT name, value FROM setting"))
+        wanted = {name: json.dumps(value, sort_keys=True) for name, value in settings.items()}
+        if stored and stored != wanted:
+            changed = [k for k in {**wanted, **stored} if stored.get(k) != wanted.get(k)]
+            name = changed[0]
+            raise UsageError(
+                f"{self.path.parent} holds a run with {name} {stored.get(name)},"
+                f" not {wanted.get(name)}",
+                "--fresh starts it anew, --out names another folder",
+            )
+        self._db.executemany("INSERT OR IGNORE INTO setting VALUES (?, ?)", list(wanted.items()))
+
+    def add_generation(self, generation: Generation) -> None:
+        g = generation
+        self._db.execute(
+            "INSERT OR REPLACE INTO generation VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (g.task_id, g.sample, g.completion, g.text, g.finish_reason, g.prompt_tokens,
+             g.tokens, g.seconds),
+        )  # fmt: skip
+
+    def add_verdict(self, verdict: StoredVerdict) -> None:
+        v = verdict
+        self._db.execute(
+            "INSERT OR REPLACE INTO verdict VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (v.task_id, v.sample, v.verdict, v.detail, v.cpu_seconds, v.wall_seconds, v.level,
+             v.judge, int(v.retried)),
+        )  # fmt: skip
+
+    def generated(self) -> set[tuple[str, int]]:
+        return set(self._db.execute("SELECT task_id, sample FROM generation"))
+
+    def generations(self) -> Iterator[Generation]:
+        """In the order they were stored."""
+        for row in self._db.execute("SELECT * FROM generation ORDER BY rowid"):
+            yield Generation(*row)
+
+    def unjudged(self) -> list[Generation]:
+        """Generations without a verdict, or with one that was the sandbox's own failure."""
+        rows = self._db.execute(
+            "SELECT g.* FROM generation g LEFT JOIN verdict v USING (task_id, sample)"
+            " WHERE v.verdict IS NULL OR v.verdict = 'sandbox-error' ORDER BY g.rowid"
+        )
+        return [Generation(*row) for row in rows]
+
+    def verdicts(self) -> list[StoredVerdict]:
+        rows = self._db.execute("SELECT * FROM verdict ORDER BY task_id, sample")
+        return [StoredVerdict(*values, bool(retried)) for *values, retried in rows]
+
+    def close(self) -> None:
+        self._db.close()
