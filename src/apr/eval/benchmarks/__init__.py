@@ -1,22 +1,22 @@
-"""One file a benchmark: where its data is, how a task is asked, how an answer is judged."""
+"""The benchmarks, one file each."""
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 from apr.errors import UsageError
 from apr.eval.task import Benchmark
 
-# Modules of this package; each has load(data: Path | None) -> Benchmark.
-BENCHMARKS: tuple[str, ...] = ("humaneval",)
+NAMES = ("humaneval",)
 
 
 def load_benchmark(name: str, data: Path | None = None) -> Benchmark:
-    """The benchmark of that name. data: a file to read instead of its own.
+    """A benchmark by name; data: its file, if not the one its package brings.
 
-    Raises UsageError for a name that is not in BENCHMARKS.
+    Raises UsageError for an unknown name.
     """
-    if name not in BENCHMARKS:
-        raise UsageError(f"no benchmark {name!r}", f"known: {', '.join(BENCHMARKS)}")
-    return importlib.import_module(f"{__name__}.{name}").load(data)
+    if name == "humaneval":
+        from apr.eval.benchmarks.humaneval import HumanEval
+
+        return HumanEval(data)
+    raise UsageError(f"--benchmark {name} is unknown", f"one of {', '.join(NAMES)}")

