@@ -45,9 +45,7 @@ class Bench:
         for s in range(count):
             # The first token comes with the prompt's last step, before the clock starts.
             engine.scheduler.add(Request(prompt(length, s), max_tokens=tokens + 1))
-        while any(s.computed < s.prompt_length for s in engine.scheduler.running) or (
-            engine.scheduler.waiting
-        ):
+        while engine.scheduler.reading_prompts:
             engine.step()
         start = time.perf_counter()
         while engine.scheduler.busy:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from apr.errors import UsageError
 
 if TYPE_CHECKING:
+    from apr.engine.session import Session, TextRequest
     from apr.eval.result import Result
     from apr.eval.sandbox import Level
 
 T = TypeVar("T")
+
+MODEL_HELP = "Short name, hf://org/name, pypi://package, folder or .gguf."
 
 
 def one_of(flag: str, value: str, choices: Mapping[str, T]) -> T:
@@ -36,6 +40,56 @@ def sandbox_choice(value: str) -> Literal["auto"] | Level:
     from apr.eval.sandbox import LEVELS
 
     return one_of("sandbox-level", value, {"auto": "auto", **{level: level for level in LEVELS}})
+
+
+def read_prompt(prompt: str) -> str:
+    """The prompt, or standard input for "-"."""
+    return sys.stdin.read() if prompt == "-" else prompt
+
+
+def text_request(
+    *,
+    prompt: str,
+    chat: bool,
+    system: str | None,
+    max_tokens: int,
+    sampling: tuple[float, int, float, float, float],
+    n: int = 1,
+    stop: tuple[str, ...] = (),
+    seed: int = 0,
+    logprobs: bool = False,
+) -> TextRequest:
+    """A request from flags. sampling: temperature, top_k, top_p, min_p, repetition_penalty.
+
+    With an empty prompt, the settings alone (messages hold the system message, if any).
+    """
+    from apr.engine.session import Sampling, TextRequest
+
+    messages = [{"role": "system", "content": system}] if system else []
+    if prompt:
+        messages.append({"role": "user", "content": prompt})
+    return TextRequest(
+        prompt=None if chat else prompt,
+        messages=messages if chat else None,
+        n=n,
+        max_tokens=max_tokens,
+        sampling=Sampling(*sampling),
+        stop=stop,
+        seed=seed,
+        logprobs=logprobs,
+    )
+
+
+def show_session(session: Session, verbose: bool) -> None:
+    """What a user should know about how the model runs, on stderr. Fallbacks always show."""
+    facts = session.describe()
+    if facts["kernels_note"]:
+        print(f"apr: compiled kernels not used: {facts['kernels_note']}", file=sys.stderr)
+    if verbose:
+        how = f"{facts['dtype']} on {facts['device']}, {facts['kernels']} kernels"
+        print(f"apr: {how}; {facts['cache']}", file=sys.stderr)
+    for note in session.tokenizer.notes:
+        print(f"apr: {note}", file=sys.stderr)
 
 
 def print_result(result: Result, per_task: bool) -> None:

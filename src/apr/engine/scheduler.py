@@ -83,6 +83,12 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     @property
+    def reading_prompts(self) -> bool:
+        """Whether some prompt has not been read to its end."""
+        unread = any(s.computed < s.prompt_length for s in self.running)
+        return bool(self.waiting) or unread
+
+    @property
     def wants_more(self) -> bool:
         """Whether another request could be of use now (keeps lazy sources lazy)."""
         return len(self.waiting) + len(self.running) < self.max_concurrency

@@ -137,7 +137,7 @@ class Store:
 
     def verdicts(self) -> list[StoredVerdict]:
         rows = self._db.execute("SELECT * FROM verdict ORDER BY task_id, sample")
-        return [StoredVerdict(*values, bool(retried)) for *values, retried in rows]
+        return [StoredVerdict(*row[:8], retried=bool(row[8])) for row in rows]
 
     def close(self) -> None:
         self._db.close()

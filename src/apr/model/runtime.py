@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -139,7 +141,17 @@ def _not_compiled(config: ModelConfig, device: torch.device, dtype: torch.dtype)
         return f"--dtype {str(dtype).removeprefix('torch.')}"
     from apr.model.compiled_runner import unsupported
 
-    return unsupported(config) or parity_failure()
+    reason = unsupported(config)
+    if reason is not None:
+        return reason
+    message = "apr: compiling the CPU kernels, once per machine"
+    notice = threading.Timer(2.0, lambda: print(message, file=sys.stderr, flush=True))
+    notice.daemon = True
+    notice.start()
+    try:
+        return parity_failure()
+    finally:
+        notice.cancel()
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,75 @@
+"""`apr bench`: how fast a model runs on this machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+
+import typer
+
+from apr.cli.options import MODEL_HELP
+from apr.errors import UsageError
+
+
+def register(app: typer.Typer) -> None:
+    app.command("bench", help="Measure prefill and decode speed, bandwidth and memory.")(bench)
+
+
+def bench(
+    model: str = typer.Argument(help=MODEL_HELP),
+    streams: int = typer.Option(32, help="Samples decoded side by side."),
+    repeats: int = typer.Option(5, help="The median of so many is shown."),
+    dtype: str = typer.Option("auto", help="bfloat16, float16 or float32."),
+    device: str = typer.Option("auto", help="cpu, cuda, mps."),
+    offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    for name, value in (("streams", streams), ("repeats", repeats)):
+        if value < 1:
+            raise UsageError(f"--{name} is {value}", "it must be 1 or more")
+    from apr.engine.throughput import measure, peak_memory_bytes
+    from apr.hub import resolve
+    from apr.model.runtime import load_runtime
+
+    path = resolve(model, offline=offline)
+    start = time.perf_counter()
+    runtime = load_runtime(path, dtype, device)
+    load_seconds = time.perf_counter() - start
+    if runtime.note:
+        print(f"apr: compiled kernels not used: {runtime.note}", file=sys.stderr)
+
+    def tell(name: str, number: int) -> None:
+        print(f"apr: {name}: {number + 1} of {repeats}", file=sys.stderr)
+
+    rates = measure(runtime, streams, repeats, tell)
+    peak = peak_memory_bytes()
+    kind = str(runtime.dtype).removeprefix("torch.")
+    if as_json:
+        facts = {
+            "model": model,
+            "kernels": runtime.kernels,
+            "dtype": kind,
+            "device": str(runtime.device),
+            "load_seconds": load_seconds,
+            "weight_bytes": runtime.weight_bytes,
+            "peak_memory_bytes": peak,
+            "rates": [asdict(rate) for rate in rates],
+        }
+        print(json.dumps(facts))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{model}: {kind} on {runtime.device}, {runtime.kernels} kernels"
+    table = Table("test", "tok/s", "lowest", "highest", "GB/s", title=title)
+    for rate in rates:
+        bandwidth = f"{rate.gb_per_s:.1f}" if rate.gb_per_s is not None else ""
+        numbers = (rate.tok_per_sec, rate.lowest, rate.highest)
+        table.add_row(rate.name, *(f"{number:.1f}" for number in numbers), bandwidth)
+    Console().print(table)
+    print(
+        f"weights {runtime.weight_bytes / 1e6:.0f} MB, peak memory {peak / 1e6:.0f} MB,"
+        f" loaded in {load_seconds:.1f} s; GB/s is weights read a second while decoding"
+    )

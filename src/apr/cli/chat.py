@@ -1,0 +1,89 @@
+"""`apr chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from apr.cli.options import MODEL_HELP, show_session, text_request
+from apr.errors import UsageError
+
+HELP = "/reset forgets the conversation, /system TEXT sets the system message, /exit leaves"
+
+
+def register(app: typer.Typer) -> None:
+    app.command("chat", help="Talk to a chat model in the terminal.")(chat)
+
+
+def chat(
+    model: str = typer.Argument(help=MODEL_HELP),
+    system: str = typer.Option(None, help="System message."),
+    max_tokens: int = typer.Option(1024, help="At most so many new tokens an answer."),
+    temperature: float = typer.Option(0.7, help="0 is greedy."),
+    top_p: float = typer.Option(0.95, help="Nucleus sampling."),
+    top_k: int = typer.Option(0, help="0 is off."),
+    min_p: float = typer.Option(0.0, help="0 is off."),
+    repetition_penalty: float = typer.Option(1.0, help="1 is off."),
+    seed: int = typer.Option(0, help="Of the random numbers."),
+    dtype: str = typer.Option("auto", help="bfloat16, float16 or float32."),
+    device: str = typer.Option("auto", help="cpu, cuda, mps."),
+    offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
+    as_json: bool = typer.Option(False, "--json", help="Print the whole conversation at the end."),
+) -> None:
+    import json
+
+    from apr.engine.conversation import Conversation
+    from apr.engine.session import Session
+
+    settings = text_request(
+        prompt="",
+        chat=True,
+        system=None,
+        max_tokens=max_tokens,
+        sampling=(temperature, top_k, top_p, min_p, repetition_penalty),
+        seed=seed,
+    )
+    session = Session.load(model, dtype=dtype, device=device, max_concurrency=1, offline=offline)
+    if session.tokenizer.chat_template is None:
+        raise UsageError(f"{model} has no chat template", "apr run continues raw text")
+    show_session(session, verbose=False)
+    conversation = Conversation(session, settings, system)
+    print(f"apr: {HELP}", file=sys.stderr)
+    while (line := _read_line()) is not None:
+        if line == "/reset":
+            conversation.reset()
+        elif line.startswith("/system"):
+            conversation.system = line.removeprefix("/system").strip() or None
+        elif line in ("/exit", "/quit"):
+            break
+        elif line.startswith("/"):
+            print(f"apr: {HELP}", file=sys.stderr)
+        elif line:
+            _answer(conversation, line, quiet=as_json)
+    if as_json:
+        print(json.dumps({"model": session.describe(), "messages": conversation.turns}))
+
+
+def _read_line() -> str | None:
+    """The next line, None at the end of input or on Ctrl-C."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        return None
+
+
+def _answer(conversation, question: str, quiet: bool) -> None:  # type: ignore[no-untyped-def]
+    try:
+        for piece in conversation.ask(question):
+            if not quiet:
+                print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(" [stopped]", file=sys.stderr)
+    if not quiet:
+        print()
+    if conversation.forgotten:
+        print(
+            f"apr: the oldest {conversation.forgotten} turns no longer fit the context",
+            file=sys.stderr,
+        )

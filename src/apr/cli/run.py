@@ -1,0 +1,116 @@
+"""`apr run`: complete a prompt, or every prompt of a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from apr.cli.options import MODEL_HELP, read_prompt, show_session, text_request
+from apr.errors import UsageError
+
+if TYPE_CHECKING:
+    from apr.engine.session import Session, TextRequest
+
+
+def register(app: typer.Typer) -> None:
+    app.command("run", help="Complete a prompt, streaming; or all prompts of a file.")(run)
+
+
+def run(
+    model: str = typer.Argument(help=MODEL_HELP),
+    prompt: str = typer.Argument(None, help="The text to continue; - reads standard input."),
+    chat: bool = typer.Option(False, "--chat", help="Ask in the model's chat template."),
+    system: str = typer.Option(None, help="System message; implies --chat."),
+    max_tokens: int = typer.Option(256, help="At most so many new tokens."),
+    temperature: float = typer.Option(0.0, help="0 is greedy."),
+    top_p: float = typer.Option(1.0, help="Nucleus sampling."),
+    top_k: int = typer.Option(0, help="0 is off."),
+    min_p: float = typer.Option(0.0, help="0 is off."),
+    repetition_penalty: float = typer.Option(1.0, help="1 is off."),
+    stop: list[str] = typer.Option([], help="End at this text; may be given several times."),
+    seed: int = typer.Option(0, help="Of the random numbers."),
+    n: int = typer.Option(1, help="Samples."),
+    logprobs: bool = typer.Option(False, "--logprobs", help="Log-probabilities (with --json)."),
+    batch_jsonl: Path = typer.Option(None, help="Rows with task_id and prompt or messages."),
+    out: Path = typer.Option(None, "--out", "-o", help="Where the answers of a file go."),
+    dtype: str = typer.Option("auto", help="bfloat16, float16 or float32."),
+    device: str = typer.Option("auto", help="cpu, cuda, mps."),
+    offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Say how the model runs."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    if (prompt is None) == (batch_jsonl is None):
+        raise UsageError("apr run needs a prompt or --batch-jsonl FILE, one of the two")
+    request = text_request(
+        prompt=read_prompt(prompt) if prompt is not None else "",
+        chat=chat or system is not None,
+        system=system,
+        n=n,
+        max_tokens=max_tokens,
+        sampling=(temperature, top_k, top_p, min_p, repetition_penalty),
+        stop=tuple(stop),
+        seed=seed,
+        logprobs=logprobs,
+    )
+
+    def load() -> Session:
+        from apr.engine.session import Session
+
+        session = Session.load(model, dtype=dtype, device=device, offline=offline)
+        show_session(session, verbose)
+        return session
+
+    if batch_jsonl is not None:
+        _run_file(load, batch_jsonl, out, request, as_json)
+    elif as_json or n > 1:
+        _run_whole(load(), request, as_json)
+    else:
+        _run_streaming(load(), request)
+
+
+def _run_streaming(session: Session, request: TextRequest) -> None:
+    if request.prompt is not None and session.tokenizer.chat_template is not None:
+        print("apr: raw completion; --chat asks in the model's chat template", file=sys.stderr)
+    for piece in session.stream(request):
+        if isinstance(piece, str):
+            print(piece, end="", flush=True)
+        else:
+            print()
+            print(
+                f"apr: {piece.tokens_generated} tokens, {piece.tok_per_sec:.1f} tok/s,"
+                f" ended by {piece.finish_reason}",
+                file=sys.stderr,
+            )
+
+
+def _run_whole(session: Session, request: TextRequest, as_json: bool) -> None:
+    completions = sorted(session.generate([request]), key=lambda c: c.sample_index)
+    if as_json:
+        samples = [{**asdict(c), "tok_per_sec": c.tok_per_sec} for c in completions]
+        print(json.dumps({"model": session.describe(), "samples": samples}))
+        return
+    for completion in completions:
+        print(f"--- sample {completion.sample_index}\n{completion.text}")
+
+
+def _run_file(load, path: Path, out: Path | None, request: TextRequest, as_json: bool) -> None:  # type: ignore[no-untyped-def]
+    from apr.engine.batch_file import BatchReport, answer_file, read_requests
+
+    if out is None:
+        raise UsageError("--batch-jsonl needs -o FILE for the answers")
+    report = BatchReport(0, 0, 0)
+    for report in answer_file(load, read_requests(path, request), out):
+        if report.already_there and not report.answered:
+            print(
+                f"apr: {report.already_there} of {report.rows} rows are in {out} already",
+                file=sys.stderr,
+            )
+    if as_json:
+        print(json.dumps({**asdict(report), "out": str(out)}))
+    else:
+        print(f"answered {report.answered} of {report.rows} rows into {out}", file=sys.stderr)
