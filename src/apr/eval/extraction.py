@@ -1,9 +1,10 @@
 """From what a model wrote to Python code. Pure functions; nothing is executed.
 
-Chat answers come with fences, chatter, example calls and cut-off ends. What is kept: the code that
-defines the entry point, down to the last line that still parses, and of its top level the imports,
-definitions and assignments (as EvalPlus' sanitizer does; unlike it, every helper and decorator
-stays). Example calls, asserts and `if __name__` blocks go, so that they cannot fail a right answer.
+Chat answers come with fences, chatter, example calls and cut-off ends. What is kept: the block that
+defines the entry point, down to the last line that still parses, without what only shows how it is
+used (calls of the entry point, prints, asserts on it, `if __name__`), which could fail a right
+answer. As in EvalPlus' sanitizer (evalplus/sanitize.py) the first definition of a name counts;
+unlike there every helper, decorator and set-up statement stays.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ import ast
 import re
 import textwrap
 import warnings
+from collections.abc import Iterator, Sequence
 
 FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*([\w+.-]*)[^\n]*$", re.MULTILINE)
-KEPT = (
-    ast.Import,
-    ast.ImportFrom,
-    ast.FunctionDef,
-    ast.AsyncFunctionDef,
-    ast.ClassDef,
-    ast.Assign,
-    ast.AnnAssign,
-    ast.AugAssign,
+CODE_LINE = re.compile(
+    r"^[ \t]*(from\s+[\w.]+\s+import\b|import\s|def\s|class\s|@\w|async\s)", re.M
 )
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+IMPORTS = (ast.Import, ast.ImportFrom)
+# Names whose use at top level makes a statement an example or a script.
+SCRIPT_NAMES = frozenset({"print", "input", "__name__"})
 # A cut-off tail is short; beyond this many lines the text is not code with a broken end.
 MAX_CUT_LINES = 400
+MAX_STARTS = 20
+_LEADING = re.compile(r"^[ \t]+", re.MULTILINE)
+_ABOVE_BODY = "def _():\n    ...\n"
 
 
 def cut_at(text: str, stops: tuple[str, ...]) -> str:
@@ -34,8 +36,36 @@ def cut_at(text: str, stops: tuple[str, ...]) -> str:
     return text[: min(ends)] if ends else text
 
 
+def chat_code(text: str, entry_point: str, fenced: bool = False) -> str:
+    """The code of a chat answer: statements for the top level, or an indented function body.
+
+    fenced: the answer was begun inside a code block (its opening fence is in the prompt). The
+    result parses (a body: below a def line); where nothing in the answer does, it is the answer.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    blocks = [_unindented(block) for block in _blocks(text, fenced)]
+    codes = [longest_prefix(block) for block in blocks]
+    chosen = _choose(codes, entry_point)
+    if chosen is None and not fenced and FENCE.search(text) is None:
+        codes = [longest_prefix(start) for start in _starts(text)]
+        chosen = _choose(codes, entry_point)
+    if chosen is not None:
+        return _joined(codes, chosen, entry_point)
+    for block in [*blocks, *_indented_tail(text)]:
+        body = body_of(block)
+        if body is not None:
+            return body
+    # Nothing defines the entry point: what there is, for the verdict to be about it.
+    return next((definitions(c, entry_point) for c in codes if c.strip() and parse(c)), text)
+
+
+def is_body(code: str, entry_point: str) -> bool:
+    """Whether `chat_code` gave a function's body rather than statements for the top level."""
+    return code.startswith("    ") and not defines(code, entry_point)
+
+
 def parse(code: str) -> ast.Module | None:
-    """The syntax tree, or None where Python would not compile the code."""
+    """The syntax tree, or None where Python cannot read the code."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -45,18 +75,22 @@ def parse(code: str) -> ast.Module | None:
 
 
 def fenced_blocks(text: str) -> list[str]:
-    """Contents of markdown code blocks; the last may lack its end."""
+    """Contents of markdown code blocks; the last may lack its end.
+
+    A fence that names a language always opens a block, so a missing end costs one block only.
+    """
     blocks: list[str] = []
-    opened: tuple[str, int] | None = None
+    mark, start = "", -1
     for match in FENCE.finditer(text):
-        mark, language = match.group(1), match.group(2)
-        if opened is None:
-            opened = (mark, match.end() + 1)
-        elif not language and mark.startswith(opened[0]):
-            blocks.append(text[opened[1] : match.start()])
-            opened = None
-    if opened is not None:
-        blocks.append(text[opened[1] :])
+        opens = start < 0 or (match.group(2) != "" and match.group(1).startswith(mark))
+        closes = start >= 0 and match.group(1).startswith(mark)
+        if closes:
+            blocks.append(text[start : match.start()])
+            start = -1
+        if opens:
+            mark, start = match.group(1), match.end() + 1
+    if start >= 0:
+        blocks.append(text[start:])
     return blocks
 
 
@@ -70,110 +104,236 @@ def longest_prefix(code: str) -> str:
     return code
 
 
-def definitions(code: str) -> str:
-    """The imports, definitions and assignments of the top level; code that does not parse stays."""
+def definitions(code: str, entry_point: str) -> str:
+    """The code without examples of its use and without second definitions of a name.
+
+    Dropped at top level: statements that use `entry_point`, print, input or __name__ (unless they
+    bind the entry point), bare expressions that are not calls, everything that depends on a
+    dropped name, `from __future__` (not allowed after a prompt; it changes annotations only), and
+    all but the first definition of a function or class whose body is more than a docstring or
+    `pass`. Code that does not parse is returned as it is.
+    """
     tree = parse(code)
     if tree is None:
         return code
+    keep = _kept(tree.body, entry_point)
     lines = code.split("\n")
-    kept = []
-    for node in tree.body:
-        if not isinstance(node, KEPT) and not _guards_definitions(node):
+    result: list[str] = []
+    last = 0
+    for node, wanted in zip(tree.body, keep, strict=True):
+        first = _first_line(node)
+        if first <= last:  # shares a line with the statement before (`;`): same fate
             continue
-        decorators = getattr(node, "decorator_list", [])
-        first = min([node.lineno, *(d.lineno for d in decorators)])
-        kept.append("\n".join(lines[first - 1 : node.end_lineno]))
-    return "\n".join(kept) + "\n" if kept else code
-
-
-def _guards_definitions(node: ast.stmt) -> bool:
-    """try: import ... except: ..., or if ...: def ...; not `if __name__ == ...`."""
-    if isinstance(node, ast.If) and "__name__" in ast.dump(node.test):
-        return False
-    if not isinstance(node, ast.If | ast.Try):
-        return False
-    return any(isinstance(child, KEPT[:5]) for child in ast.walk(node))
+        last = node.end_lineno or first
+        if wanted:
+            above = [line for line in lines[first - 2 : first - 1] if not line.strip()]
+            result += [*(above if result else []), *lines[first - 1 : last]]
+    kept = "\n".join(result) + "\n"
+    return kept if result and parse(kept) is not None else code
 
 
 def defines(code: str, name: str) -> bool:
-    """Whether the top level binds `name` to a function, class or value."""
+    """Whether the top level binds `name`."""
     tree = parse(code)
-    if tree is None:
-        return re.search(rf"^(async\s+)?def\s+{re.escape(name)}\b", code, re.MULTILINE) is not None
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            if node.name == name:
-                return True
-        elif isinstance(node, ast.Assign):
-            if any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
-                return True
-        elif isinstance(node, ast.ImportFrom | ast.Import) and any(
-            (alias.asname or alias.name) == name for alias in node.names
-        ):
-            return True
-    return False
+    return tree is not None and any(name in _bound(node) for node in tree.body)
 
 
-def chat_code(text: str, entry_point: str, fenced: bool = False) -> str:
-    """The code of a chat answer: definitions at top level, or an indented function body.
+def body_of(text: str) -> str | None:
+    """text as the body of a function, indented by four (its longest prefix that parses), or None.
 
-    fenced: the answer was begun inside a code block (its opening fence is in the prompt).
+    Mends indentation: of the whole text, or of a first line that lost its own.
     """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    plain = _LEADING.sub(lambda found: found[0].expandtabs(4), _no_edges(text))
+    if not plain.strip():
+        return None
+    first, _, rest = plain.partition("\n")
+    variants = [
+        textwrap.indent(textwrap.dedent(plain), "    "),
+        textwrap.indent(first.strip() + "\n" + textwrap.dedent(rest), "    "),
+    ]
+    if re.match(r" {4}\S", first):
+        variants.insert(0, plain)
+    for variant in variants:
+        lines = variant.split("\n")
+        for cut in range(min(len(lines), MAX_CUT_LINES)):
+            body = "\n".join(lines[: len(lines) - cut])
+            tree = parse(_ABOVE_BODY + body) if body.strip() else None
+            if tree is not None:
+                if len(tree.body) == 1 and _returns(tree.body[0]):
+                    return body + "\n"
+                break
+    return None
+
+
+def _blocks(text: str, fenced: bool) -> list[str]:
+    """The parts of an answer that may be code."""
     if fenced:
         closing = FENCE.search(text)
-        inside = text[: closing.start()] if closing is not None else text
-        candidates = [inside, *fenced_blocks(text[closing.start() :] if closing else "")]
+        blocks = [text] if closing is None else [text[: closing.start()]]
+        # A fence with a language at once is the block opened a second time.
+        if closing is not None:
+            outside = text[closing.start() :] if closing.group(2) else text[closing.end() + 1 :]
+            blocks += fenced_blocks(outside)
     else:
-        candidates = fenced_blocks(text) or [_from_first_code_line(text)]
-    candidates = [_unindented(c.strip("\n")) for c in candidates if c.strip()] or [text]
-    for candidate in candidates:
-        code = longest_prefix(candidate)
-        if defines(code, entry_point):
-            # Blocks before may hold imports and helpers; definitions repeated later win.
-            return _with_earlier(candidates, candidate, code)
-    body = longest_prefix_of_body(candidates[0])
-    return body if body is not None else definitions(longest_prefix(candidates[0]))
+        blocks = fenced_blocks(text) or [text]
+    return [_no_edges(block) for block in blocks if block.strip()]
 
 
-def _with_earlier(candidates: list[str], chosen: str, code: str) -> str:
-    parts = []
-    for candidate in candidates:
-        if candidate is chosen:
-            break
-        if parse(candidate) is not None:
-            kept = definitions(candidate)
-            if kept != candidate or parse(kept) is not None:
-                parts.append(kept)
-    return "\n".join([*parts, definitions(code)])
+def _starts(text: str) -> Iterator[str]:
+    """The text from each of the first lines that look like code."""
+    for number, match in enumerate(CODE_LINE.finditer(text)):
+        if number == MAX_STARTS:
+            return
+        yield _unindented(text[match.start() :])
 
 
-def _from_first_code_line(text: str) -> str:
-    """Without a fence: from the first line that begins an import or a definition."""
-    found = re.search(r"^(from\s+\w|import\s+\w|def\s+\w|class\s+\w|@\w|async\s+def)", text, re.M)
-    return text[found.start() :] if found else text
+def _no_edges(text: str) -> str:
+    """Without blank lines before and after."""
+    return re.sub(r"\A(?:[ \t]*\n)+", "", text).rstrip()
+
+
+def _indented_tail(text: str) -> list[str]:
+    """The text from its first indented line: a body after a sentence of chatter."""
+    found = re.search(r"^(?: {4}|\t)", text, re.M)
+    return [text[found.start() :]] if found else []
 
 
 def _unindented(code: str) -> str:
     """Code that is indented as a whole (in a list, say), unless it is a function's body."""
+    if code[:1] not in (" ", "\t"):
+        return code  # dedent would still empty the blank lines inside strings
     plain = textwrap.dedent(code)
-    if re.match(r"(from|import|def|class|@|async)\b", plain.lstrip("\n")):
-        return plain
-    return code
+    return plain if CODE_LINE.match(plain) else code
 
 
-def longest_prefix_of_body(text: str) -> str | None:
-    """text as the indented body of a function (its longest prefix that parses), or None."""
-    body = textwrap.indent(textwrap.dedent(text), "    ")
-    lines = body.split("\n")
-    for cut in range(min(len(lines), MAX_CUT_LINES)):
-        candidate = "\n".join(lines[: len(lines) - cut])
-        if candidate.strip() and parse("def _():\n" + candidate) is not None:
-            has_return = re.search(r"\b(return|yield)\b", candidate) is not None
-            return candidate + "\n" if has_return else None
-    return None
+def _choose(codes: Sequence[str], entry_point: str) -> int | None:
+    """The first that defines the entry point; one with more than a docstring if there is one."""
+    trees = [parse(code) for code in codes]
+    stub = None
+    for number, tree in enumerate(trees):
+        nodes = [n for n in (tree.body if tree else ()) if entry_point in _bound(n)]
+        if any(not _is_stub(node) for node in nodes):
+            return number
+        if nodes and stub is None:
+            stub = number
+    return stub
 
 
-def is_body(code: str, entry_point: str) -> bool:
-    """Whether `chat_code` gave a function's body rather than definitions."""
-    return code.startswith("    ") and not defines(code, entry_point)
+def _joined(codes: Sequence[str], chosen: int, entry_point: str) -> str:
+    """The chosen block, after imports and definitions it uses that other blocks have."""
+    code = definitions(codes[chosen], entry_point)
+    tree = parse(code)
+    if tree is None:
+        return code
+    bound = {name for node in tree.body for name in _bound(node)}
+    used = _used(tree)
+    others = [
+        (node, "\n".join(other.split("\n")[_first_line(node) - 1 : node.end_lineno]))
+        for number, other in enumerate(codes)
+        if number != chosen
+        for node in getattr(parse(other), "body", ())
+        if isinstance(node, DEFINITIONS + IMPORTS)
+    ]
+    needed: set[int] = set()
+    found = True
+    while found:  # what is needed may need more
+        found = False
+        for number, (node, _) in enumerate(others):
+            if number not in needed and _bound(node) & used and not _bound(node) & bound:
+                needed.add(number)
+                bound |= _bound(node)
+                used |= _used(node)
+                found = True
+    support = [others[number][1] for number in sorted(needed)]
+    joined = "\n".join([*support, code])
+    return joined if parse(joined) is not None else code
+
+
+def _kept(body: Sequence[ast.stmt], entry_point: str) -> list[bool]:
+    real = {n.name for n in body if isinstance(n, DEFINITIONS) and not _is_stub(n)}
+    seen: set[str] = set()
+    gone: set[str] = set()
+    keep = []
+    for node in body:
+        wanted = _wanted(node, entry_point, gone)
+        if isinstance(node, DEFINITIONS):
+            wanted = node.name not in seen and (node.name not in real or not _is_stub(node))
+            seen |= {node.name} if wanted else set()
+        if not wanted:
+            gone |= _bound(node) - seen
+        else:
+            gone -= _bound(node)
+        keep.append(wanted)
+    return keep
+
+
+def _wanted(node: ast.stmt, entry_point: str, gone: set[str]) -> bool:
+    if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+        return False
+    if isinstance(node, IMPORTS + DEFINITIONS) or entry_point in _bound(node):
+        return True
+    if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Call):
+        return False
+    if isinstance(node, ast.AnnAssign) and node.value is None:
+        return False  # chatter such as "Note: this"
+    if isinstance(node, ast.Return | ast.Pass | ast.Break | ast.Continue):
+        return False
+    used = _used(node)
+    return not used & (SCRIPT_NAMES | gone) and entry_point not in used
+
+
+def _is_stub(node: ast.stmt) -> bool:
+    """A definition whose body is a docstring, `pass` or `...` only."""
+    if not isinstance(node, DEFINITIONS):
+        return False
+    return all(
+        isinstance(child, ast.Pass)
+        or (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant))
+        for child in node.body
+    )
+
+
+def _bound(node: ast.stmt) -> set[str]:
+    """Names a statement of the top level binds there."""
+    if isinstance(node, DEFINITIONS):
+        return {node.name}
+    names: set[str] = set()
+    for child in _outside_definitions(node):
+        if isinstance(child, IMPORTS):
+            names |= {(a.asname or a.name).split(".")[0] for a in child.names}
+        elif isinstance(child, DEFINITIONS):
+            names.add(child.name)
+        elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+            names.add(child.id)
+    return names
+
+
+def _outside_definitions(node: ast.stmt) -> Iterator[ast.AST]:
+    """The nodes of a statement, without what is inside functions and classes."""
+    todo: list[ast.AST] = [node]
+    while todo:
+        child = todo.pop()
+        yield child
+        if not isinstance(child, (*DEFINITIONS, ast.Lambda)):
+            todo += ast.iter_child_nodes(child)
+
+
+def _used(node: ast.AST) -> set[str]:
+    return {
+        child.id
+        for child in ast.walk(node)
+        if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Load)
+    }
+
+
+def _returns(function: ast.AST) -> bool:
+    return any(
+        isinstance(child, ast.Return | ast.Yield | ast.YieldFrom | ast.Raise)
+        for child in ast.walk(function)
+    )
+
+
+def _first_line(node: ast.stmt) -> int:
+    """Line of a statement, of its first decorator if it has one."""
+    decorators = getattr(node, "decorator_list", [])
+    return min([node.lineno, *(d.lineno for d in decorators)])
