@@ -1,0 +1,200 @@
+"""The engine against a plain loop per sample, over a runner that notices every cache mistake."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.engine.hash_runner import VOCABULARY, HashRunner, history_logits
+
+from apr.engine import sampling
+from apr.engine.engine import Engine
+from apr.engine.request import Completion, Request, Sampling
+from apr.errors import UsageError
+
+
+def plain(request: Request, index: int, context: int = 200) -> tuple[list[int], str]:
+    """What a sample must be: its own loop, nothing shared."""
+    tokens = list(request.prompt_ids)
+    limit = min(request.max_tokens, context - len(tokens))
+    for step in range(limit):
+        logits = torch.from_numpy(history_logits(tokens))[None]
+        if request.sampling.repetition_penalty != 1:
+            logits = sampling.penalize(logits[0], tokens, request.sampling.repetition_penalty)[None]
+        if request.sampling.greedy:
+            token = int(logits[0].argmax())
+        else:
+            number = sampling.uniform(request.seed, index, step)
+            token = sampling.draw(logits, request.sampling, [number])[0]
+        if token in request.stop_ids:
+            return tokens[len(request.prompt_ids) :], "stop"
+        tokens.append(token)
+    return tokens[len(request.prompt_ids) :], "length"
+
+
+REQUESTS = st.builds(
+    Request,
+    # Few distinct tokens and a common beginning make shared prefixes likely.
+    prompt_ids=st.tuples(st.integers(0, 2), st.lists(st.integers(0, 1), max_size=30)).map(
+        lambda pair: (7,) * (5 * pair[0] + 1) + tuple(pair[1])
+    ),
+    n=st.integers(1, 4),
+    first_sample=st.integers(0, 2),
+    max_tokens=st.integers(1, 20),
+    sampling=st.sampled_from(
+        [
+            Sampling(),
+            Sampling(temperature=1.0),
+            Sampling(temperature=0.7, top_k=5),
+            Sampling(temperature=1.3, top_p=0.8),
+            Sampling(temperature=1.0, min_p=0.1, repetition_penalty=1.3),
+        ]
+    ),
+    stop_ids=st.sampled_from([frozenset(), frozenset({3, 4, 5, 6, 7, 8})]),
+    seed=st.integers(0, 3),
+)
+
+
+@given(
+    requests=st.lists(REQUESTS, min_size=1, max_size=8),
+    concurrency=st.integers(1, 6),
+    step_tokens=st.integers(1, 40),
+    blocks=st.integers(16, 60),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_sample_equals_its_own_loop(
+    requests: list[Request], concurrency: int, step_tokens: int, blocks: int
+) -> None:
+    runner = HashRunner(blocks)
+    engine = Engine(runner, max_concurrency=concurrency, max_step_tokens=step_tokens)
+    named = [Request(**{**vars(r), "request_id": str(i)}) for i, r in enumerate(requests)]
+    found = {(c.request_id, c.sample_index): c for c in engine.generate(named)}
+    assert len(found) == sum(r.n for r in named)
+    for request in named:
+        for index in range(request.first_sample, request.first_sample + request.n):
+            completion = found[request.request_id, index]
+            want, reason = plain(request, index)
+            assert list(completion.token_ids) == want
+            assert completion.finish_reason == reason
+            assert completion.prompt_tokens == len(request.prompt_ids)
+    assert runner.largest_step <= max(step_tokens, concurrency)
+    pool = engine.scheduler.pool
+    assert pool.available == blocks, "blocks are still held after the last sample"
+    assert not engine.scheduler.busy
+
+
+def test_samples_of_a_request_share_one_prefill() -> None:
+    runner = HashRunner(100)
+    engine = Engine(runner, max_concurrency=8)
+    request = Request(tuple(range(10)), n=8, max_tokens=3, sampling=Sampling(temperature=1.0))
+    done = list(engine.generate([request]))
+    # The prompt once, and two decoding steps for each of the eight samples.
+    assert runner.tokens_read == 10 + 8 * 2
+    assert runner.copies == 7  # the last, partial block
+    assert len({c.token_ids for c in done}) > 1
+
+
+def test_prompts_that_arrive_together_share_their_beginning() -> None:
+    runner = HashRunner(100)
+    engine = Engine(runner, max_concurrency=8)
+    beginning = tuple(range(20))
+    requests = [Request((*beginning, 30 + i), max_tokens=1) for i in range(6)]
+    done = list(engine.generate(requests))
+    assert runner.tokens_read == 21 + 5
+    assert sorted(c.cached_tokens for c in done) == [0] + [20] * 5
+
+
+def test_a_finished_prefix_is_found_again_until_its_room_is_needed() -> None:
+    runner = HashRunner(8)
+    engine = Engine(runner, max_concurrency=1)
+    first = Request(tuple(range(12)), max_tokens=1)
+    list(engine.generate([first]))
+    (again,) = engine.generate([first])
+    assert again.cached_tokens == 8
+    list(engine.generate([Request(tuple(range(20, 48)), max_tokens=1)]))  # needs all blocks
+    (after,) = engine.generate([first])
+    assert after.cached_tokens == 0
+
+
+def test_requests_are_taken_as_room_appears() -> None:
+    taken = []
+
+    def source() -> Iterator[Request]:
+        for i in range(50):
+            taken.append(i)
+            yield Request((i % 40,), max_tokens=3, request_id=str(i))
+
+    engine = Engine(HashRunner(30), max_concurrency=4)
+    stream = engine.generate(source())
+    next(stream)
+    assert len(taken) < 12
+    stream.close()
+    assert engine.scheduler.pool.available == 30
+    assert not engine.scheduler.busy
+
+
+def test_callback_ends_a_sample() -> None:
+    seen: list[int] = []
+
+    def on_token(index: int, token: int) -> bool:
+        seen.append(token)
+        return len(seen) == 4
+
+    (done,) = Engine(HashRunner(30)).generate([Request((1,), max_tokens=10, on_token=on_token)])
+    assert done.finish_reason == "stop_string"
+    assert list(done.token_ids) == seen
+
+
+def test_logprobs_are_of_the_unmodified_distribution() -> None:
+    request = Request((1, 2), max_tokens=6, logprobs=True, sampling=Sampling(0.5, top_k=3))
+    (done,) = Engine(HashRunner(30)).generate([request])
+    history = [1, 2]
+    assert done.logprobs is not None
+    for token, logprob in zip(done.token_ids, done.logprobs, strict=True):
+        want = torch.from_numpy(history_logits(history)).double().log_softmax(-1)[token]
+        assert logprob == pytest.approx(float(want), abs=1e-5)
+        history.append(token)
+
+
+def test_what_cannot_run_is_refused_with_the_numbers() -> None:
+    engine = Engine(HashRunner(5))
+    with pytest.raises(UsageError, match=r"prompt has 200 tokens and the model's context 200"):
+        list(engine.generate([Request((1,) * 200)]))
+    with pytest.raises(UsageError, match=r"need 6 cache blocks of 4 positions.* has 5"):
+        list(engine.generate([Request((1,) * 14, max_tokens=10)]))
+    with pytest.raises(UsageError, match="temperature is -1"):
+        Sampling(temperature=-1)
+    with pytest.raises(UsageError, match="top_p is 0"):
+        Sampling(top_p=0)
+    with pytest.raises(UsageError, match="empty prompt"):
+        Request(())
+    with pytest.raises(UsageError, match="n is 0"):
+        Request((1,), n=0)
+
+
+def test_max_tokens_ends_at_the_context() -> None:
+    engine = Engine(HashRunner(60))
+    (done,) = engine.generate([Request((1,) * 195, max_tokens=50)])
+    assert len(done.token_ids) == 5
+    assert done.finish_reason == "length"
+
+
+def test_order_of_requests_does_not_matter() -> None:
+    requests = [
+        Request((i, i + 1), n=2, max_tokens=12, seed=i, request_id=str(i),
+                sampling=Sampling(temperature=1.0))
+        for i in range(10)
+    ]  # fmt: skip
+
+    def result(order: list[Request], concurrency: int) -> dict[tuple[str, int], Completion]:
+        engine = Engine(HashRunner(80), max_concurrency=concurrency)
+        return {(c.request_id, c.sample_index): c.token_ids for c in engine.generate(order)}
+
+    want = result(requests, 1)
+    shuffled = random.Random(0).sample(requests, len(requests))
+    assert result(shuffled, 7) == want
+    assert max(t for tokens in want.values() for t in tokens) < VOCABULARY

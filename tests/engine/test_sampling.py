@@ -1,0 +1,122 @@
+"""Filters against transformers' logits processors, draws against their distribution."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from apr.engine import sampling
+from apr.engine.request import Sampling
+
+SETTINGS = [
+    Sampling(temperature=0.7, top_k=5),
+    Sampling(temperature=1.0, top_p=0.9),
+    Sampling(temperature=2.0, top_p=0.999),
+    Sampling(temperature=1.5, min_p=0.05),
+    Sampling(temperature=0.9, top_k=50, top_p=0.8, min_p=0.02),
+    Sampling(temperature=1.0, top_k=5000),
+]
+
+
+def reference(logits: torch.Tensor, how: Sampling) -> torch.Tensor:
+    """Probabilities (R, V) after transformers' processors in its order."""
+    steps = LogitsProcessorList([TemperatureLogitsWarper(how.temperature)])
+    if how.top_k:
+        steps.append(TopKLogitsWarper(how.top_k))
+    if how.top_p < 1:
+        steps.append(TopPLogitsWarper(how.top_p))
+    if how.min_p:
+        steps.append(MinPLogitsWarper(how.min_p))
+    return steps(torch.zeros(len(logits), 1, dtype=torch.long), logits.clone()).softmax(-1)
+
+
+def ours(logits: torch.Tensor, how: Sampling) -> torch.Tensor:
+    weights, ids = sampling.kept(logits / how.temperature, how)
+    result = torch.zeros(logits.shape, dtype=torch.float64).scatter(1, ids, weights)
+    return result / result.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("how", SETTINGS)
+@pytest.mark.parametrize("spread", [0.5, 3.0, 8.0])
+def test_filtered_distribution_equals_transformers(how: Sampling, spread: float) -> None:
+    logits = torch.randn(6, 3000, generator=torch.Generator().manual_seed(1)) * spread
+    # fp32 softmax and running sums there, fp64 here: a token at the very edge of top-p may differ,
+    # which shows as its own (tiny) probability.
+    assert torch.allclose(ours(logits, how), reference(logits, how).double(), atol=2e-5)
+
+
+def test_repetition_penalty_equals_transformers() -> None:
+    logits = torch.randn(1, 100, generator=torch.Generator().manual_seed(2)) * 4
+    seen = [3, 99, 3, 50]
+    want = RepetitionPenaltyLogitsProcessor(1.4)(torch.tensor([seen]), logits.clone())[0]
+    assert torch.equal(sampling.penalize(logits[0], seen, 1.4), want)
+
+
+@pytest.mark.parametrize("how", [Sampling(1.0), Sampling(0.8, top_k=7), Sampling(1.2, top_p=0.7)])
+def test_draw_frequencies_fit_the_distribution(how: Sampling) -> None:
+    """Chi-square over 20 000 draws; seeds are fixed, so this either holds or does not."""
+    size, draws = 700, 20_000
+    row = torch.randn(1, size, generator=torch.Generator().manual_seed(3)) * 2
+    numbers = [sampling.uniform(11, 0, step) for step in range(draws)]
+    counts = np.zeros(size)
+    for start in range(0, draws, 1000):
+        part = numbers[start : start + 1000]
+        np.add.at(counts, sampling.draw(row.expand(len(part), -1), how, part), 1)
+    unfiltered = how == Sampling(1.0)
+    probabilities = (row / how.temperature).softmax(-1)[0] if unfiltered else ours(row, how)[0]
+    expected = probabilities.double().numpy() * draws
+    assert counts[expected == 0].sum() == 0
+    big = expected >= 5
+    rest = expected[~big].sum()
+    statistic = ((counts[big] - expected[big]) ** 2 / expected[big]).sum()
+    if rest > 0:
+        statistic += (counts[~big].sum() - rest) ** 2 / rest
+    freedom = big.sum() - (0 if rest > 0 else 1)
+    # Mean f and variance 2f; five deviations is a chance of about one in a million.
+    assert statistic < freedom + 5 * math.sqrt(2 * freedom)
+
+
+def test_random_numbers_are_keyed_and_uniform() -> None:
+    assert sampling.uniform(1, 2, 3) == sampling.uniform(1, 2, 3)
+    keys = [(s, i, t) for s in range(10) for i in range(10) for t in range(50)]
+    numbers = np.array([sampling.uniform(*key) for key in keys])
+    assert len(set(numbers.tolist())) == len(keys)
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    counts = np.histogram(numbers, bins=20, range=(0, 1))[0]
+    assert np.all(np.abs(counts - 250) < 5 * math.sqrt(250))
+
+
+def test_greedy_takes_the_lowest_id_among_equals() -> None:
+    logits = torch.zeros(2, 1000)
+    logits[0, [40, 900]] = 3.0
+    assert sampling.greedy(logits) == [40, 0]
+
+
+def test_extreme_logits_are_drawn_from_without_error() -> None:
+    row = torch.full((1, 600), -torch.inf)
+    row[0, 599] = 5.0
+    for how in (Sampling(1.0), Sampling(1.0, top_p=0.5), Sampling(0.01, min_p=0.1)):
+        for number in (0.0, 0.5, 1 - 2**-53):
+            assert sampling.draw(row, how, [number]) == [599]
+    huge = torch.zeros(1, 600)
+    huge[0, 17] = 1e4
+    assert sampling.draw(huge, Sampling(0.1), [0.999]) == [17]
+
+
+def test_logprobs_equal_log_softmax() -> None:
+    logits = torch.randn(5, 400, generator=torch.Generator().manual_seed(5)) * 10
+    tokens = [0, 399, 7, 7, 200]
+    want = logits.double().log_softmax(-1)[range(5), tokens]
+    assert sampling.token_logprobs(logits, tokens) == pytest.approx(want.tolist(), abs=1e-4)
