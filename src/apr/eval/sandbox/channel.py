@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 import os
 import struct
 from typing import Any
@@ -12,6 +13,7 @@ _read = os.read
 _write = os.write
 _LENGTH = struct.Struct("<I")
 CHUNK = 1 << 20
+_MARSHAL = 4  # the format since Python 3.4: pool and workers may run different versions
 
 
 class Closed(Exception):
@@ -52,6 +54,16 @@ def _read_exactly(fd: int, count: int) -> bytes:
         parts.append(part)
         count -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def send_trusted(fd: int, value: Any) -> None:
+    """Send plain data from apr's own processes to each other."""
+    send_frame(fd, marshal.dumps(value, _MARSHAL))
+
+
+def receive_trusted(fd: int, limit: int) -> Any:
+    """Receive what send_trusted sent. Never from a process that a candidate's code ran in."""
+    return marshal.loads(receive_frame(fd, limit))
 
 
 def send(fd: int, value: Any) -> None:

@@ -7,14 +7,12 @@ import os
 import resource
 import signal
 import sys
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import linux, seccomp
 
 
-@dataclass
-class Confinement:
+class Confinement(NamedTuple):
     """What a worker prepared once, for each of its children to step into.
 
     uid, gid: to change to, None to stay. own_user: no process but candidates has that uid.
@@ -53,8 +51,14 @@ def confine_candidate(confinement: Confinement, order: dict[str, Any], ruleset: 
     os.chdir(work)
     if confinement.level != "full":
         os.environ.update(TMPDIR=work, HOME=work)
-    _write_files(order["files"], confinement)
-    _limit(order, confinement)
+    if order["files"]:
+        _write_files(order["files"], confinement)
+    set_limits(
+        ("RLIMIT_CPU", math.ceil(order["cpu"]) + 1),
+        ("RLIMIT_AS", order["memory"]),
+        ("RLIMIT_FSIZE", order["output"]),
+        ("RLIMIT_NPROC", order["processes"] + confinement.process_slack),
+    )
     drop_privileges(confinement, ruleset)
 
 
@@ -62,25 +66,32 @@ def confine_judge(confinement: Confinement) -> None:
     """A judge runs trusted code on untrusted data: the same refusals, no directory."""
     if confinement.own_user and confinement.uid is not None:
         # Not the candidates' user, whose processes are all ended after each job.
-        confinement = replace(confinement, uid=confinement.uid + 1)
-    _set_limits({"RLIMIT_AS": JUDGE_MEMORY, "RLIMIT_CORE": 0, "RLIMIT_FSIZE": 1 << 20})
+        confinement = confinement._replace(uid=confinement.uid + 1)
+    set_limits(("RLIMIT_AS", JUDGE_MEMORY), ("RLIMIT_FSIZE", 1 << 20))
+    if linux.IS_LINUX:
+        linux.no_new_privileges()
     drop_privileges(confinement, confinement.ruleset)
+    if linux.IS_LINUX:
+        linux.die_with_parent(signal.SIGKILL)  # after the change of user, which clears it
 
 
 def confine_zygote(confinement: Confinement) -> Confinement:
-    """Confine a zygote of level full as far as forking candidates allows; what is left to them.
+    """Confine a zygote as far as forking candidates allows; what is left for them to do.
 
-    Candidates inherit Landlock and seccomp from here, which saves each the installing.
+    In level full candidates inherit Landlock and seccomp from here, which saves each the
+    installing. Elsewhere a Landlock domain of their own keeps them from signalling us.
     """
+    set_limits(("RLIMIT_CORE", 0), ("RLIMIT_MEMLOCK", 0), ("RLIMIT_MSGQUEUE", 0))
+    if linux.IS_LINUX:
+        linux.no_new_privileges()
     if confinement.level != "full":
         return confinement
-    linux.no_new_privileges()
     if confinement.ruleset is not None:
         linux.landlock_restrict(confinement.ruleset)
         os.close(confinement.ruleset)
     linux.SyscallFilter(seccomp.build_filter(linux.MACHINE, namespaces=True)).install()
     rest = linux.SyscallFilter(seccomp.build_namespace_filter(linux.MACHINE))
-    return replace(confinement, ruleset=None, filter=rest)
+    return confinement._replace(ruleset=None, filter=rest)
 
 
 def keep_descriptors(keep_fd: int, ruleset: int | None) -> int | None:
@@ -107,52 +118,46 @@ def _write_files(files: dict[str, bytes], confinement: Confinement) -> None:
             os.chown(name, confinement.uid, confinement.gid)
 
 
-def _limit(order: dict[str, Any], confinement: Confinement) -> None:
-    _set_limits(
-        {
-            "RLIMIT_CPU": math.ceil(order["cpu"]) + 1,
-            "RLIMIT_AS": order["memory"],
-            "RLIMIT_FSIZE": order["output"],
-            "RLIMIT_CORE": 0,
-            "RLIMIT_MEMLOCK": 0,
-            "RLIMIT_MSGQUEUE": 0,
-            "RLIMIT_NPROC": order["processes"] + confinement.process_slack,
-        }
-    )
-
-
-def _set_limits(limits: dict[str, int]) -> None:
+def set_limits(*limits: tuple[str, int]) -> None:
     """Soft and hard limits at once, never above a hard limit that is already there."""
-    for name, value in limits.items():
-        kind = getattr(resource, name, None)
+    for name, value in limits:
+        kind = getattr(resource, name, None)  # macOS lacks some
         if kind is None:
             continue
-        hard = resource.getrlimit(kind)[1]
-        if hard != resource.RLIM_INFINITY:
-            value = min(value, hard)
         try:
             resource.setrlimit(kind, (value, value))
         except (ValueError, OSError):
-            # macOS refuses some address-space limits; the watch on resident memory remains.
-            if sys.platform == "linux":
-                raise
+            _set_below(kind, value)
+
+
+def _set_below(kind: int, value: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    if hard != resource.RLIM_INFINITY and hard <= value:
+        resource.setrlimit(kind, (hard, hard))
+    elif sys.platform == "linux":
+        raise OSError(f"resource limit {kind} cannot be set to {value}")
+    # macOS refuses some address-space limits; the watch on resident memory remains.
 
 
 def drop_privileges(confinement: Confinement, ruleset: int | None) -> None:
     """Change user, give up capabilities, and install Landlock and seccomp."""
+    privileged = True
     if confinement.uid is not None and confinement.gid is not None:
         if confinement.set_groups:
             os.setgroups([])
         if confinement.read_search:
             linux.keep_capabilities_once()
+        # From user 0 to another, this gives up all capabilities as well.
+        privileged = confinement.read_search or os.geteuid() != 0
         os.setresgid(confinement.gid, confinement.gid, confinement.gid)
         os.setresuid(confinement.uid, confinement.uid, confinement.uid)
     if not linux.IS_LINUX:
         return
-    kept = 1 << linux.CAP_DAC_READ_SEARCH if confinement.read_search else 0
-    linux.set_capabilities(kept)
-    linux.die_with_parent(signal.SIGKILL)  # after the change of user, which clears it
-    linux.no_new_privileges()
+    if privileged:
+        linux.set_capabilities(1 << linux.CAP_DAC_READ_SEARCH if confinement.read_search else 0)
+    if confinement.level != "full":
+        # In full the zygote's end is everybody's: it is process 1 of the namespace around.
+        linux.die_with_parent(signal.SIGKILL)
     if ruleset is not None:
         linux.landlock_restrict(ruleset)
         os.close(ruleset)

@@ -8,34 +8,33 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 from . import codec
 
-_CONTENTS: dict[type, tuple[str, Callable[[Any], Any]]] = {
-    range: ("range", lambda value: (value.start, value.stop, value.step)),
-    slice: ("slice", lambda value: (value.start, value.stop, value.step)),
-    type({}.keys()): ("dict_keys", list),
-    type({}.items()): ("dict_items", list),
-    Counter: ("Counter", lambda value: list(value.items())),
-    OrderedDict: ("OrderedDict", lambda value: list(value.items())),
-    defaultdict: ("defaultdict", lambda value: list(value.items())),
-    deque: ("deque", lambda value: (list(value), value.maxlen)),
-    Decimal: ("Decimal", str),
-    Fraction: ("Fraction", lambda value: (value.numerator, value.denominator)),
+# By name, so that nothing is imported that neither program nor test uses.
+_CONTENTS: dict[str, Callable[[Any], Any]] = {
+    "builtins.range": lambda value: (value.start, value.stop, value.step),
+    "builtins.slice": lambda value: (value.start, value.stop, value.step),
+    "builtins.dict_keys": list,
+    "builtins.dict_items": list,
+    "collections.Counter": lambda value: list(value.items()),
+    "collections.OrderedDict": lambda value: list(value.items()),
+    "collections.defaultdict": lambda value: list(value.items()),
+    "collections.deque": lambda value: (list(value), value.maxlen),
+    "decimal.Decimal": str,
+    "fractions.Fraction": lambda value: (value.numerator, value.denominator),
 }
 _DTYPE = re.compile(r"[<>|=]?[biufcSU]\d+")
 
 
 def write(encoder: codec.Encoder, value: Any) -> bool:
     """Write a value of one of these types; False if it is none of them."""
-    if type(value) in _CONTENTS:
-        name, contents = _CONTENTS[type(value)]
-        encoder.extension(name, contents(value))
+    kind = type(value)
+    name = f"{kind.__module__}.{kind.__name__}"
+    if name in _CONTENTS and kind is _library_type(name):
+        encoder.extension(name, _CONTENTS[name](value))
         return True
     numpy = sys.modules.get("numpy")
     if numpy is None or not isinstance(value, (numpy.generic, numpy.ndarray)):
@@ -61,16 +60,27 @@ def _numpy(parts: Any) -> Any:
     return array[()] if scalar else array
 
 
+def _library_type(name: str) -> Any:
+    if name in _UNNAMED:
+        return _UNNAMED[name]
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+_UNNAMED: dict[str, Any] = {
+    "builtins.dict_keys": type({}.keys()),
+    "builtins.dict_items": type({}.items()),
+}
 _BUILDERS: dict[str, Callable[[Any], Any]] = {
-    "range": lambda parts: range(*parts),
-    "slice": lambda parts: slice(*parts),
-    "dict_keys": lambda keys: dict.fromkeys(keys).keys(),
-    "dict_items": lambda items: dict(items).items(),
-    "Counter": lambda items: Counter(dict(items)),
-    "OrderedDict": OrderedDict,
-    "defaultdict": lambda items: defaultdict(None, items),
-    "deque": lambda parts: deque(parts[0], parts[1]),
-    "Decimal": Decimal,
-    "Fraction": lambda parts: Fraction(*parts),
+    "builtins.range": lambda parts: range(*parts),
+    "builtins.slice": lambda parts: slice(*parts),
+    "builtins.dict_keys": lambda keys: dict.fromkeys(keys).keys(),
+    "builtins.dict_items": lambda items: dict(items).items(),
+    "collections.Counter": lambda items: _library_type("collections.Counter")(dict(items)),
+    "collections.OrderedDict": _library_type("collections.OrderedDict"),
+    "collections.defaultdict": lambda items: _library_type("collections.defaultdict")(None, items),
+    "collections.deque": lambda parts: _library_type("collections.deque")(*parts),
+    "decimal.Decimal": lambda text: _library_type("decimal.Decimal")(text),
+    "fractions.Fraction": lambda parts: _library_type("fractions.Fraction")(*parts),
     "numpy": _numpy,
 }

@@ -26,7 +26,7 @@ def prepare(level: str, base: str) -> Confinement:
     base: a directory that belongs to this worker. Raises OSError with the reason.
     """
     if level == "limits":
-        return _prepare_limits(base)
+        return _with_own_user("limits", base, view.readable_paths())
     if not linux.IS_LINUX:
         raise OSError("only Linux has namespaces, Landlock and seccomp")
     return _prepare_full(base) if level == "full" else _prepare_confined(base)
@@ -121,32 +121,34 @@ def _prepare_confined(base: str) -> Confinement:
     hidden = view.hidden_paths(paths)
     view.trim_import_path(paths)
     ruleset = landlock.build_ruleset(paths, [base], hidden)
-    confinement = _with_own_user(base, paths)
-    confinement.level = "confined"
-    confinement.ruleset = ruleset
-    confinement.filter = program
-    confinement.only_signal_self = not (confinement.own_user or landlock.scopes_signals(abi))
-    return confinement
+    confinement = _with_own_user("confined", base, paths)
+    return confinement._replace(
+        ruleset=ruleset,
+        filter=program,
+        only_signal_self=not (confinement.own_user or landlock.scopes_signals(abi)),
+    )
 
 
-def _prepare_limits(base: str) -> Confinement:
-    confinement = _with_own_user(base, view.readable_paths())
-    confinement.level = "limits"
-    return confinement
-
-
-def _with_own_user(base: str, paths: list[str]) -> Confinement:
+def _with_own_user(level: str, base: str, paths: list[str]) -> Confinement:
     """As root: a user that nobody else has. Otherwise candidates run as the user we are."""
     os.chmod(base, 0o711)
     if os.geteuid() != 0 or not linux.IS_LINUX:
-        return Confinement("", base, process_slack=_user_processes() + _DESKTOP_SLACK)
+        return Confinement(level, base, process_slack=_user_processes() + _DESKTOP_SLACK)
     uid = _FIRST_UID + 2 * os.getpid()
-    confinement = Confinement("", base, uid=uid, gid=uid, own_user=True, set_groups=True)
+    read_search = False
     if not all(_world_readable(path) for path in paths):
         if not linux.effective_capabilities() >> linux.CAP_DAC_READ_SEARCH & 1:
             raise OSError("the interpreter can be read by its owner only; use a system-wide Python")
-        confinement.read_search = True
-    return confinement
+        read_search = True
+    return Confinement(
+        level,
+        base,
+        uid=uid,
+        gid=uid,
+        own_user=True,
+        set_groups=True,
+        read_search=read_search,
+    )
 
 
 def _user_processes() -> int:

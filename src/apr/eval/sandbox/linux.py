@@ -32,6 +32,7 @@ _MOUNT_ATTR_NOSUID = 0x2
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_KEEPCAPS = 8
+_PR_SET_NAME = 15
 _PR_SET_SECCOMP = 22
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
@@ -145,6 +146,11 @@ def keep_capabilities_once() -> None:
 
 def no_new_privileges() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def set_name(name: str) -> None:
+    """The name that ps and top show (15 characters)."""
+    _call("prctl", _PR_SET_NAME, ctypes.c_char_p(name.encode()))
 
 
 def _prctl(option: int, value: int) -> None:

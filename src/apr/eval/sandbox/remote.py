@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import channel, codec, extensions
 
@@ -22,8 +21,7 @@ class TestNeedsInside(BaseException):
     """The test hands the candidate something that is not plain data."""
 
 
-@dataclass(frozen=True)
-class _Raised:
+class _Raised(NamedTuple):
     """A reply that is an exception (a value of its own: the reader's errors mean other things)."""
 
     error: BaseException

@@ -33,21 +33,24 @@ _SCM_CREDENTIALS = 2
 def main(fd: int) -> None:
     """Serve the pool at socket `fd` until it closes.
 
-    Messages: in {"level", "base", "preload"}; out {"level"} or {"error"}; then in jobs (fields
-    of job.Job), out outcomes.
+    Messages: in {"level", "base", "preload", "processor"}; out {"level"} or {"error"}; then in
+    jobs (fields of job.Job), out outcomes.
     """
     resource.setrlimit(resource.RLIMIT_NOFILE, (confine.MAX_DESCRIPTORS,) * 2)
-    order = channel.receive(fd, MAX_JOB)
+    order = channel.receive_trusted(fd, MAX_JOB)
     base = order["base"]
+    if order["processor"] is not None:
+        os.sched_setaffinity(0, {order["processor"]})
     if linux.IS_LINUX:
+        linux.set_name("apr-worker")
         _offer_to_out_of_memory_killer()
     try:
         skipped = _preload(order["preload"])
         worker = Worker(fd, order["level"], base)
     except OSError as error:
-        channel.send(fd, {"error": str(error)})
+        channel.send_trusted(fd, {"error": str(error)})
         return
-    channel.send(fd, {"level": order["level"], "not_preloaded": skipped})
+    channel.send_trusted(fd, {"level": order["level"], "not_preloaded": skipped})
     try:
         worker.serve()
     except channel.Closed:
@@ -103,8 +106,8 @@ class Worker:
     def serve(self) -> None:
         """Run jobs; raises channel.Closed when the pool is gone."""
         while True:
-            job = channel.receive(self._pool, MAX_JOB)
-            channel.send(self._pool, self._run(job))
+            job = channel.receive_trusted(self._pool, MAX_JOB)
+            channel.send_trusted(self._pool, self._run(job))
 
     def _try_out(self) -> None:
         """One harmless program; OSError if it does not pass."""
@@ -137,7 +140,7 @@ class Worker:
         if self._confinement.level == "full":
             self._resize(job["output"])
         socket.send_fds(self._control, [b"s"], [theirs.fileno()])
-        channel.send(self._control.fileno(), order)
+        channel.send_trusted(self._control.fileno(), order)
         theirs.close()
         if self._judge is None:
             self._judge = _JudgeProcess(self._confinement, [self._pool, self._control.fileno()])
@@ -153,8 +156,8 @@ class Worker:
             self._judge = None
         wall = time.monotonic() - start
         # Gone means its socket closed: give it the moment it needs to become a wait status.
-        channel.send(self._control.fileno(), 0.2 if decision["verdict"] == "gone" else 0.0)
-        used = channel.receive(self._control.fileno(), MAX_JOB)
+        channel.send_trusted(self._control.fileno(), 0.2 if decision["verdict"] == "gone" else 0.0)
+        used = channel.receive_trusted(self._control.fileno(), MAX_JOB)
         decision = _settle(decision, used, job)
         return {
             **decision,
@@ -173,7 +176,7 @@ class Worker:
 
     def _receive_pid(self) -> int:
         _, ancillary, _, _ = self._control.recvmsg(1, socket.CMSG_SPACE(12))
-        pid = channel.receive(self._control.fileno(), MAX_JOB)["pid"]
+        pid = channel.receive_trusted(self._control.fileno(), MAX_JOB)["pid"]
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == _SCM_CREDENTIALS:
                 return struct.unpack("iII", data)[0]
@@ -190,7 +193,7 @@ class Worker:
                 if fd == self._pool:
                     raise channel.Closed  # nobody waits for this outcome any more
                 try:
-                    return channel.receive(result, judge.MAX_MESSAGE)
+                    return channel.receive_trusted(result, judge.MAX_MESSAGE)
                 except channel.Closed:
                     return {"verdict": "error", "detail": "its answers broke the judge"}
             decision, wait = watch.look()
@@ -209,6 +212,8 @@ class _JudgeProcess:
             end.close()
             return
         try:
+            if linux.IS_LINUX:
+                linux.set_name("apr-judge")
             self.socket.close()
             for fd in close:
                 os.close(fd)
@@ -226,7 +231,7 @@ class _JudgeProcess:
         """Hand over a job and the socket to its candidate, which is closed here."""
         self._jobs += 1
         socket.send_fds(self.socket, [b"j"], [candidate.fileno()])
-        channel.send(self.socket.fileno(), job)
+        channel.send_trusted(self.socket.fileno(), job)
         candidate.close()
 
     def end(self) -> None:

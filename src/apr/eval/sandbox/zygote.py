@@ -5,7 +5,7 @@ it is process 1 of a PID namespace and gives each candidate one of its own, so t
 candidate ends everything it started.
 """
 
-# ruff: noqa: PTH102, PTH106
+# ruff: noqa: PTH102, PTH106, PTH120, PTH208
 from __future__ import annotations
 
 import gc
@@ -35,6 +35,8 @@ def serve(control: socket.socket, confinement: Confinement, base: str) -> None:
     worker's PID namespace.
     """
     own_pid_fd = -1
+    if linux.IS_LINUX:
+        linux.set_name("apr-sandboxed")  # and so its children
     if confinement.level == "full":
         linux.die_with_parent(signal.SIGKILL)
         own_pid_fd = os.pidfd_open(os.getpid())
@@ -50,14 +52,14 @@ def serve(control: socket.socket, confinement: Confinement, base: str) -> None:
         if not fds:
             return
         jobs += 1
-        order = channel.receive(fd, MAX_ORDER)
+        order = channel.receive_trusted(fd, MAX_ORDER)
         order["private"] = view.WORK if confinement.level == "full" else f"{base}/{jobs}"
         _make_private(order["private"], confinement)
         pid = _fork(confinement, order, fds[0], own_pid_fd)
         os.close(fds[0])
         try:
             _send_pid(control, pid, confinement)
-            patience = channel.receive(fd, MAX_ORDER)
+            patience = channel.receive_trusted(fd, MAX_ORDER)
             closed = False
         except channel.Closed:
             patience, closed = 0.0, True
@@ -65,7 +67,7 @@ def serve(control: socket.socket, confinement: Confinement, base: str) -> None:
         _remove_private(order["private"])
         if closed:
             return
-        channel.send(fd, report)
+        channel.send_trusted(fd, report)
 
 
 def _make_private(path: str, confinement: Confinement) -> None:
@@ -75,10 +77,14 @@ def _make_private(path: str, confinement: Confinement) -> None:
 
 
 def _remove_private(path: str) -> None:
+    """Remove a candidate's directory, and what else it may have put beside it."""
     try:
         os.rmdir(path)
-    except OSError:  # not empty
-        cleanup.remove_tree(path)
+    except OSError:  # not empty, or moved
+        cleanup.empty(os.path.dirname(path))
+    else:
+        if os.listdir(os.path.dirname(path)):
+            cleanup.empty(os.path.dirname(path))
 
 
 def _fork(confinement: Confinement, order: dict[str, Any], fd: int, own_pid_fd: int) -> int:
@@ -109,7 +115,7 @@ def _send_pid(control: socket.socket, pid: int, confinement: Confinement) -> Non
         credentials = struct.pack("iII", pid, os.getuid(), os.getgid())
         ancillary = [(socket.SOL_SOCKET, _SCM_CREDENTIALS, credentials)]
     control.sendmsg([b"p"], ancillary)
-    channel.send(control.fileno(), {"pid": pid})
+    channel.send_trusted(control.fileno(), {"pid": pid})
 
 
 def _end(pid: int, confinement: Confinement, patience: float) -> dict[str, Any]:
