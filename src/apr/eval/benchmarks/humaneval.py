@@ -118,6 +118,10 @@ def _read_tasks(path: Path) -> dict[str, Task]:
         task = Task(**{field: row[field] for field in FIELDS})
         if task.task_id in tasks:
             raise UsageError(f"{path} line {line}: task_id {task.task_id!r} occurs twice")
+        if not task.entry_point.isidentifier():
+            raise UsageError(
+                f"{path} line {line}: entry_point {task.entry_point!r} is not a function's name"
+            )
         tasks[task.task_id] = task
     if not tasks:
         raise UsageError(f"{path} has no tasks")
