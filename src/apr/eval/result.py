@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apr import __version__
 from apr.errors import AprError
+from apr.eval.manifest import versions
 from apr.eval.scoring import benchmark_pass_at_k, confidence_interval
 from apr.eval.store import StoredVerdict
 
@@ -31,13 +31,15 @@ class Result:
     passes: Mapping[int, tuple[float, float, float]]
     settings: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)  # how it ran: dtype, device, kernels
+    isolation_note: str = ""  # why no stronger isolation
 
     @property
     def per_task(self) -> dict[str, list[StoredVerdict]]:
         tasks: dict[str, list[StoredVerdict]] = {}
         for verdict in self.verdicts:
             tasks.setdefault(verdict.task_id, []).append(verdict)
-        return dict(sorted(tasks.items(), key=lambda item: _natural(item[0])))
+        return dict(sorted(tasks.items(), key=lambda item: natural(item[0])))
 
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = {"benchmark": self.benchmark, "subject": self.subject}
@@ -52,10 +54,14 @@ class Result:
             "passed_samples": sum(v.verdict == "passed" for v in self.verdicts),
             "verdicts": dict(Counter(v.verdict for v in self.verdicts)),
             "isolation": sorted({v.level for v in self.verdicts}),
+            "isolation_note": self.isolation_note,
             "judges": dict(Counter(v.judge for v in self.verdicts)),
+            "judged_again_alone": sum(v.retried for v in self.verdicts),
+            "program_cpu_seconds": round(sum(v.cpu_seconds for v in self.verdicts), 3),
             "settings": dict(self.settings),
             "generation": dict(self.generation),
-            "versions": {"apr": __version__, "python": platform.python_version()},
+            "model": dict(self.model),
+            "versions": versions(),
             "machine": f"{platform.system()} {platform.machine()}",
             "per_task": {
                 task: [{"sample": v.sample, "verdict": v.verdict, "detail": v.detail} for v in vs]
@@ -71,6 +77,8 @@ def make_result(
     ks: Sequence[int] | None = None,
     settings: Mapping[str, Any] | None = None,
     generation: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+    isolation_note: str = "",
 ) -> Result:
     """Score verdicts. ks: which pass@k; default 1, and 10 and 100 where every task has as many.
 
@@ -91,7 +99,16 @@ def make_result(
     fewest = min(n for n, _ in counts.values())
     wanted = ks if ks is not None else [k for k in DEFAULT_KS if k <= fewest]
     passes = {k: (benchmark_pass_at_k(counts, k), *confidence_interval(counts, k)) for k in wanted}
-    return Result(benchmark, subject, found, passes, settings or {}, generation or {})
+    return Result(
+        benchmark,
+        subject,
+        found,
+        passes,
+        settings or {},
+        generation or {},
+        model or {},
+        isolation_note,
+    )
 
 
 def summary_table(result: Result) -> Table:
@@ -111,11 +128,12 @@ def summary_table(result: Result) -> Table:
     if others:
         table.add_row("other", ", ".join(f"{name} {n}" for name, n in others.most_common()))
     for name, value in {**result.settings, **result.generation}.items():
-        shown = value if isinstance(value, str) else json.dumps(value)
-        table.add_row(name.replace("_", " "), shown)
+        table.add_row(name.replace("_", " "), _shown(value))
     levels = ", ".join(sorted({v.level for v in result.verdicts}))
     judges = ", ".join(sorted({v.judge for v in result.verdicts}))
     table.add_row("isolation", f"{levels}; verdict by {judges}")
+    if result.isolation_note:
+        table.add_row("not stronger", result.isolation_note)
     return table
 
 
@@ -139,6 +157,6 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _natural(task_id: str) -> tuple[str, int | str]:
+def natural(task_id: str) -> tuple[str, int | str]:
     name, _, number = task_id.rpartition("/")
     return (name, int(number)) if number.isdigit() else (task_id, 0)
