@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -160,3 +159,12 @@ def write_atomically(path: Path, text: str) -> None:
 def natural(task_id: str) -> tuple[str, int | str]:
     name, _, number = task_id.rpartition("/")
     return (name, int(number)) if number.isdigit() else (task_id, 0)
+
+
+def _shown(value: Any) -> str:
+    """A setting in few words: of sampling settings only those that are not off."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    off = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+    on = {name: v for name, v in value.items() if off.get(name) != v}
+    return ", ".join(f"{name} {v}" for name, v in on.items()) or "greedy"
