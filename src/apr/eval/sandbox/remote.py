@@ -72,7 +72,11 @@ class Candidate:
         """The reply to the program itself: what it sent as ready, or its exception raised."""
         try:
             frame = channel.receive_frame(self._fd, self._limit)
-            answer = self._read(codec.Decoder(frame)) if frame[:1] == b"e" else codec.loads(frame)
+            answer = (
+                self._read(codec.Decoder(frame))
+                if frame[:1] in (b"e", b"o")
+                else codec.loads(frame)
+            )
         except (channel.Closed, channel.TooLarge, codec.BadData) as error:
             raise CandidateGone(str(error) or "its process ended") from None
         if isinstance(answer, _Raised):
@@ -82,7 +86,7 @@ class Candidate:
     def _read(self, reply: codec.Decoder) -> Any:
         status = reply.byte()
         if status == ord("o"):
-            self.broken = TooMuchOutput("the answer is larger than allowed")
+            self.broken = TooMuchOutput("it prints or returns more than allowed")
             raise self.broken
         known = list(reply.containers)
         for container in known:
