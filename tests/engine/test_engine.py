@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.engine.hash_runner import VOCABULARY, HashRunner, history_logits
 
 from apr.engine import sampling
 from apr.engine.engine import Engine
 from apr.engine.request import Completion, Request, Sampling
 from apr.errors import UsageError
+
+from .hash_runner import VOCABULARY, HashRunner, history_logits
 
 
 def plain(request: Request, index: int, context: int = 200) -> tuple[list[int], str]:

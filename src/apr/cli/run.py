@@ -74,8 +74,6 @@ def run(
 
 
 def _run_streaming(session: Session, request: TextRequest) -> None:
-    if request.prompt is not None and session.tokenizer.chat_template is not None:
-        print("apr: raw completion; --chat asks in the model's chat template", file=sys.stderr)
     for piece in session.stream(request):
         if isinstance(piece, str):
             print(piece, end="", flush=True)
@@ -86,6 +84,8 @@ def _run_streaming(session: Session, request: TextRequest) -> None:
                 f" ended by {piece.finish_reason}",
                 file=sys.stderr,
             )
+    if request.prompt is not None and session.tokenizer.chat_template is not None:
+        print("apr: raw completion; --chat asks in the model's chat template", file=sys.stderr)
 
 
 def _run_whole(session: Session, request: TextRequest, as_json: bool) -> None:

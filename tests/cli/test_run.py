@@ -1,0 +1,144 @@
+"""`apr run`, `apr chat` and `apr bench` on a small random model."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from convert.models import gguf_file, small_model
+
+from .command import Command
+
+
+@pytest.fixture
+def apr(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capfd)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return gguf_file(
+        tmp_path_factory.mktemp("model") / "m.gguf",
+        small_model("Llama", max_position_embeddings=1024),
+    )
+
+
+def rows(path: Path) -> dict[str, dict[str, object]]:
+    return {row["task_id"]: row for row in map(json.loads, path.read_text().splitlines())}
+
+
+def test_streamed_text_is_the_whole_completion(apr: Command, model: Path) -> None:
+    streamed = apr("run", model, "def f(", "--max-tokens", 12)
+    assert streamed.code == 0
+    whole = json.loads(apr("run", model, "def f(", "--max-tokens", 12, "--json").out)
+    (sample,) = whole["samples"]
+    assert streamed.out == sample["text"] + "\n"
+    assert sample["finish_reason"] in ("length", "stop")
+    assert "--chat asks in the model's chat template" in streamed.err
+    assert whole["model"]["kernels"] in ("compiled", "torch")
+
+
+def test_prompt_from_standard_input_and_samples(
+    apr: Command, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("def f("))
+    arguments = ("--max-tokens", 8, "--temperature", 1, "--n", 3, "--seed", 5, "--json")
+    piped = json.loads(apr("run", model, "-", *arguments).out)["samples"]
+    given = json.loads(apr("run", model, "def f(", *arguments).out)["samples"]
+    assert [s["text"] for s in piped] == [s["text"] for s in given]
+    assert [s["sample_index"] for s in given] == [0, 1, 2]
+    assert len({s["text"] for s in given}) > 1
+
+
+def test_stop_string_is_cut_off(apr: Command, model: Path) -> None:
+    text = json.loads(apr("run", model, "x", "--max-tokens", 20, "--json").out)["samples"][0][
+        "text"
+    ]
+    stop = text[3:5]
+    cut = json.loads(apr("run", model, "x", "--max-tokens", 20, "--stop", stop, "--json").out)
+    assert cut["samples"][0]["text"] == text[: text.index(stop)]
+    assert cut["samples"][0]["finish_reason"] == "stop_string"
+
+
+def test_file_of_prompts_resumes(apr: Command, model: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [{"task_id": f"t{i}", "prompt": "def " * (i + 1)} for i in range(4)]
+    lines.append({"task_id": "c", "messages": [{"role": "user", "content": "hi"}]})
+    source.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    arguments = ("run", model, "--batch-jsonl", source, "-o", out, "--max-tokens", 5)
+    done = apr(*arguments)
+    assert (done.code, done.out) == (0, "")
+    first = rows(out)
+    assert set(first) == {"t0", "t1", "t2", "t3", "c"}
+    assert set(first["t0"]) >= {"task_id", "text", "tokens_generated", "tok_per_sec"}
+    # Two answers are lost and a third is cut off in the middle, as by a kill.
+    kept = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(kept[:2]) + kept[2][:10])
+    again = apr(*arguments)
+    assert again.code == 0
+    assert "2 of 5 rows" in again.err
+    assert {k: r["text"] for k, r in rows(out).items()} == {k: r["text"] for k, r in first.items()}
+    report = json.loads(apr(*arguments, "--json").out)
+    assert (report["rows"], report["already_there"], report["answered"]) == (5, 5, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{\n", "in.jsonl line 1 is not JSON"),
+        ('{"prompt": "a"}\n[1]\n', "in.jsonl line 2 is not a JSON object"),
+        ('{"task_id": "a"}\n', "in.jsonl line 1 has no text in field 'prompt'"),
+        ('{"task_id": 1, "prompt": "a"}\n{"task_id": 1, "prompt": "b"}\n', "occurs twice"),
+        ("\n", "has no rows"),
+    ],
+)
+def test_a_bad_row_is_named_before_anything_is_loaded(
+    apr: Command, tmp_path: Path, text: str, message: str
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(text)
+    done = apr("run", tmp_path / "no-model", "--batch-jsonl", source, "-o", tmp_path / "out")
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_errors_are_one_line(apr: Command, model: Path, tmp_path: Path) -> None:
+    for arguments, message in [
+        ((model,), "needs a prompt or --batch-jsonl"),
+        ((model, "x", "--temperature", "-1"), "temperature is -1"),
+        ((model, "x", "--dtype", "int3"), "--dtype int3 is unknown"),
+        ((model, "x", "--device", "warp"), "--device warp"),
+        ((tmp_path / "missing", "x"), "no such"),
+        ((model, "x " * 900), "tokens and the model's context"),
+    ]:
+        done = apr("run", *arguments)
+        assert done.code == 2, done
+        assert message in done.err
+        assert done.err.strip().count("\n") == 0
+
+
+def test_chat_keeps_turns_and_follows_commands(
+    apr: Command, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "hello\n/nonsense\n/system Be brief.\nagain\n/reset\nlast\n/exit\nnever\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(said))
+    done = apr("chat", model, "--max-tokens", 4, "--json")
+    assert done.code == 0, done.err
+    messages = json.loads(done.out)["messages"]
+    assert [m["role"] for m in messages] == ["user", "assistant"]
+    assert messages[0]["content"] == "last"
+    assert done.err.count("/reset forgets") == 2
+
+
+def test_bench_reports_rates(apr: Command, model: Path) -> None:
+    done = apr("bench", model, "--streams", 2, "--repeats", 1, "--json")
+    assert done.code == 0, done.err
+    rates = json.loads(done.out)["rates"]
+    assert [r["name"] for r in rates] == ["prefill 512", "decode, 1 stream", "decode, 2 streams"]
+    assert all(r["tok_per_sec"] > 0 for r in rates)
+    assert apr("bench", model, "--repeats", 0).err == "apr: --repeats is 0 (it must be 1 or more)\n"
