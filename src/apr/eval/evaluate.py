@@ -6,17 +6,18 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from apr.errors import AprError, UsageError
 from apr.eval.benchmarks import load_benchmark
-from apr.eval.judging import Judging
+from apr.eval.judging import Judging, judged_by_reference
+from apr.eval.manifest import make_manifest
 from apr.eval.progress import EvalProgress
-from apr.eval.result import Result, make_result, write_atomically
-from apr.eval.sandbox import Level, Sandbox
+from apr.eval.result import Result, make_result, natural, write_atomically
+from apr.eval.sandbox import Level, Outcome, Sandbox
 from apr.eval.store import Generation, Store, StoredVerdict
 from apr.eval.task import Benchmark, Mode, Newline, PromptStyle, Task
 
@@ -78,6 +79,11 @@ class Answer:
 class Generator(Protocol):
     """Makes samples: (task, samples wanted) pairs in, answers out in any order."""
 
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """How the model runs (dtype, device, kernels), for the records."""
+        ...
+
     def __call__(self, wanted: Iterable[tuple[Task, list[int]]]) -> Iterator[Answer]: ...
 
 
@@ -87,8 +93,14 @@ class Model:
 
     name: str
     fingerprint: str
-    has_chat_template: bool
-    load: Any  # (Benchmark, PromptStyle, EvalSettings) -> Generator
+    chat_template: str | None
+    load: Callable[[Benchmark, PromptStyle, EvalSettings], Generator]
+
+
+class Interrupted(AprError):
+    """Ctrl-C, with what is needed to go on."""
+
+    exit_code = 130
 
 
 def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result, Path]:
@@ -104,19 +116,19 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
     ) as sandbox:
         if model is None:
             model = local_model(settings)
-        mode = settings.mode or ("chat" if model.has_chat_template else "base")
+        mode = settings.mode or ("base" if model.chat_template is None else "chat")
         style = PromptStyle(mode, settings.newline, settings.prefill)
         identity = _identity(settings, benchmark, model, style)
         out = settings.out or _folder(settings, model, identity)
         store = Store(out / "run.sqlite", identity, settings.fresh)
         try:
             _fill(settings, benchmark, model, style, sandbox, store)
-            result = _result(settings, benchmark, model, identity, store)
-            _write(out, result, store)
+            result = _result(settings, benchmark, model, identity, store, sandbox)
+            _write(out, result, store, settings, benchmark)
         except KeyboardInterrupt:
-            done = len(store.generated())
-            raise AprError(
-                f"interrupted; {done} samples are stored in {out}",
+            done, total = len(store.generated()), len(_chosen(settings, benchmark))
+            raise Interrupted(
+                f"interrupted; {done} of {total} samples are stored in {out}",
                 "the same command goes on from there",
             ) from None
         finally:
@@ -141,7 +153,7 @@ def local_model(settings: EvalSettings) -> Model:
     return Model(
         name=settings.model,
         fingerprint=fingerprint(pulled),
-        has_chat_template=tokenizer.chat_template is not None,
+        chat_template=tokenizer.chat_template,
         load=load,
     )
 
@@ -174,7 +186,7 @@ def _identity(
     settings: EvalSettings, benchmark: Benchmark, model: Model, style: PromptStyle
 ) -> dict[str, Any]:
     """Everything that decides what is generated. n_samples, limit and k may grow in one run."""
-    return {
+    identity: dict[str, Any] = {
         "model": model.fingerprint,
         "benchmark": benchmark.version,
         "data": benchmark.data_sha256[:16],
@@ -185,6 +197,10 @@ def _identity(
         "dtype": settings.dtype,
         "device": settings.device,
     }
+    if style.mode == "chat":
+        template = (model.chat_template or "").encode()
+        identity["chat_template"] = hashlib.sha256(template).hexdigest()[:16]
+    return identity
 
 
 def _folder(settings: EvalSettings, model: Model, identity: dict[str, Any]) -> Path:
@@ -216,27 +232,26 @@ def _fill(
     total = len(tasks) * settings.n_samples
     missing_count = sum(len(samples) for _, samples in wanted)
     progress = EvalProgress(total, total - missing_count, settings.progress)
-    keys: dict[str, tuple[str, int]] = {}
+    wanted_ids = _chosen(settings, benchmark)
 
     def submit(generation: Generation) -> None:
-        job_id = f"{generation.task_id}#{generation.sample}"
-        keys[job_id] = (generation.task_id, generation.sample)
-        task = benchmark.tasks[generation.task_id]
-        program = benchmark.program(task, {"completion": generation.completion})
-        judging.submit(benchmark.job(task, program, job_id))
+        judging.submit(benchmark.job(*_to_judge(benchmark, generation)))
 
-    def keep(outcomes: Iterable[Any]) -> None:
+    def keep(outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
-            store.add_verdict(StoredVerdict.of(*keys[outcome.job_id], outcome))
+            task_id, _, sample = outcome.job_id.rpartition("#")
+            store.add_verdict(StoredVerdict.of(task_id, int(sample), outcome))
             progress.verdict(outcome.passed)
 
     try:
         with Judging(sandbox) as judging:
-            for generation in store.unjudged():
-                if generation.task_id in benchmark.tasks:
+            for generation in store.unjudged(sandbox.level):
+                if (generation.task_id, generation.sample) in wanted_ids:
                     submit(generation)
             if wanted:
-                for answer in model.load(benchmark, style, settings)(wanted):
+                generator = model.load(benchmark, style, settings)
+                store.set_fact("model", dict(generator.description))
+                for answer in generator(wanted):
                     task = benchmark.tasks[answer.task_id]
                     completion = benchmark.completion(task, answer.text, style)
                     generation = Generation(completion=completion, **asdict(answer))
@@ -245,8 +260,28 @@ def _fill(
                     submit(generation)
                     keep(judging.ready())
             keep(judging.rest())
+        keep(judged_by_reference(benchmark, sandbox, _late(benchmark, store, wanted_ids)))
     finally:
         progress.close()
+
+
+def _to_judge(benchmark: Benchmark, generation: Generation) -> tuple[Task, str, str]:
+    """Task, program and job id of a sample."""
+    task = benchmark.tasks[generation.task_id]
+    program = benchmark.program(task, {"completion": generation.completion})
+    return task, program, f"{generation.task_id}#{generation.sample}"
+
+
+def _late(
+    benchmark: Benchmark, store: Store, wanted: set[tuple[str, int]]
+) -> list[tuple[Task, str, str]]:
+    """What ran out of time."""
+    late = {(v.task_id, v.sample) for v in store.verdicts() if v.verdict == "timeout"} & wanted
+    return [
+        _to_judge(benchmark, generation)
+        for generation in store.generations()
+        if (generation.task_id, generation.sample) in late
+    ]
 
 
 def _chosen(settings: EvalSettings, benchmark: Benchmark) -> set[tuple[str, int]]:
@@ -261,6 +296,7 @@ def _result(
     model: Model,
     identity: dict[str, Any],
     store: Store,
+    sandbox: Sandbox,
 ) -> Result:
     chosen = _chosen(settings, benchmark)
     generations = [g for g in store.generations() if (g.task_id, g.sample) in chosen]
@@ -275,15 +311,36 @@ def _result(
             "tokens_generated": sum(g.tokens for g in generations),
             "cut_at_max_tokens": truncated,
         },
+        model=store.facts().get("model", {}),
+        isolation_note=sandbox.level_reason,
     )
 
 
-def _write(out: Path, result: Result, store: Store) -> None:
-    write_atomically(out / "results.json", json.dumps(result.to_json(), indent=1) + "\n")
+def _write(
+    out: Path, result: Result, store: Store, settings: EvalSettings, benchmark: Benchmark
+) -> None:
+    """results.json, samples.jsonl in the official form, and last the manifest."""
     scored = {(v.task_id, v.sample) for v in result.verdicts}
     rows = sorted(
         (g for g in store.generations() if (g.task_id, g.sample) in scored),
-        key=lambda g: (int(re.sub(r"\D", "", g.task_id) or 0), g.sample),
+        key=lambda g: (natural(g.task_id), g.sample),
     )
     lines = [json.dumps({"task_id": g.task_id, "completion": g.completion}) for g in rows]
-    write_atomically(out / "samples.jsonl", "\n".join(lines) + "\n")
+    files = {
+        "samples.jsonl": "\n".join(lines) + "\n",
+        "results.json": json.dumps(result.to_json(), indent=1) + "\n",
+    }
+    manifest = make_manifest(
+        "eval",
+        inputs={"model": result.settings["model"], "data": benchmark.data_sha256},
+        settings={k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
+        model=result.model,
+        isolation={
+            "levels": sorted({v.level for v in result.verdicts}),
+            "note": result.isolation_note,
+        },
+        files=files,
+    )
+    files["manifest.json"] = json.dumps(manifest, indent=1) + "\n"
+    for name, text in files.items():
+        write_atomically(out / name, text)

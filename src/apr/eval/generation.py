@@ -25,31 +25,25 @@ def session_generator(
     )
     if settings.progress:
         facts = session.describe()
-        print(f"apr: {facts['dtype']} on {facts['device']}, {facts['kernels']} kernels;"
-              f" {facts['cache']}", file=sys.stderr)  # fmt: skip
+        how = f"{facts['dtype']} on {facts['device']}, {facts['kernels']} kernels"
+        print(f"apr: {how}; {facts['cache']}", file=sys.stderr)
         if facts["kernels_note"]:
             print(f"apr: compiled kernels not used: {facts['kernels_note']}", file=sys.stderr)
-    sampling = Sampling(**asdict(settings.sampling))
+    return SessionGenerator(session, benchmark, style, settings)
 
-    def requests(wanted: Iterable[tuple[Task, list[int]]]) -> Iterator[TextRequest]:
-        for task, samples in wanted:
-            prompt = benchmark.prompt(task, style)
-            for first, count in _runs(samples):
-                yield TextRequest(
-                    request_id=task.task_id,
-                    prompt=prompt.text,
-                    messages=prompt.messages,
-                    prefill=prompt.prefill,
-                    n=count,
-                    sample_offset=first,
-                    max_tokens=settings.max_tokens,
-                    sampling=sampling,
-                    stop=prompt.stop,
-                    seed=sample_seed(settings.seed, task.task_id),
-                )
 
-    def generate(wanted: Iterable[tuple[Task, list[int]]]) -> Iterator[Answer]:
-        for done in session.generate(requests(wanted)):
+class SessionGenerator:
+    """Samples of a loaded model; see `apr.eval.evaluate.Generator`."""
+
+    def __init__(
+        self, session: Session, benchmark: Benchmark, style: PromptStyle, settings: EvalSettings
+    ) -> None:
+        self._session, self._benchmark = session, benchmark
+        self._style, self._settings = style, settings
+        self.description = session.describe()
+
+    def __call__(self, wanted: Iterable[tuple[Task, list[int]]]) -> Iterator[Answer]:
+        for done in self._session.generate(self._requests(wanted)):
             yield Answer(
                 task_id=done.request_id,
                 sample=done.sample_index,
@@ -60,7 +54,23 @@ def session_generator(
                 seconds=done.seconds,
             )
 
-    return generate
+    def _requests(self, wanted: Iterable[tuple[Task, list[int]]]) -> Iterator[TextRequest]:
+        settings = self._settings
+        for task, samples in wanted:
+            prompt = self._benchmark.prompt(task, self._style)
+            for first, count in _runs(samples):
+                yield TextRequest(
+                    request_id=task.task_id,
+                    prompt=prompt.text,
+                    messages=prompt.messages,
+                    prefill=prompt.prefill,
+                    n=count,
+                    sample_offset=first,
+                    max_tokens=settings.max_tokens,
+                    sampling=Sampling(**asdict(settings.sampling)),
+                    stop=prompt.stop,
+                    seed=sample_seed(settings.seed, task.task_id),
+                )
 
 
 def _runs(samples: list[int]) -> Iterator[tuple[int, int]]:

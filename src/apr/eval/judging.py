@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from apr.eval.sandbox import Job, Outcome, Sandbox
+from apr.eval.task import Benchmark, Task
+
+# Reference solutions are timed with the limit a reference of this many seconds would give.
+REFERENCE_SECONDS = 3.0
 
 
 class Judging:
@@ -16,33 +20,39 @@ class Judging:
         judging.submit(job)
         for outcome in judging.ready(): ...
         for outcome in judging.rest(): ...     # no more jobs; waits for all verdicts
+
+    Leaving the block early (an error, Ctrl-C) drops the jobs not begun and waits for those that
+    run, so that nothing uses the sandbox afterwards.
     """
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[Outcome | BaseException | None] = queue.SimpleQueue()
         self._sandbox = sandbox
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="judging", daemon=True)
 
     def __enter__(self) -> Judging:
         self._thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._stopped = True
         self._jobs.put(None)
+        self._thread.join()
 
     def submit(self, job: Job) -> None:
         self._jobs.put(job)
 
     def ready(self) -> Iterator[Outcome]:
-        """The verdicts that have come in since the last call."""
+        """The verdicts that have come in since the last call. Raises what the sandbox raised."""
         while not self._outcomes.empty():
             item = self._outcomes.get()
             if item is not None:
                 yield self._checked(item)
 
     def rest(self) -> Iterator[Outcome]:
-        """All verdicts still to come, as they come."""
+        """All verdicts still to come, as they come. Raises what the sandbox raised."""
         self._jobs.put(None)
         while (item := self._outcomes.get()) is not None:
             yield self._checked(item)
@@ -52,11 +62,47 @@ class Judging:
             raise item
         return item
 
+    def _submitted(self) -> Iterator[Job]:
+        while (job := self._jobs.get()) is not None and not self._stopped:
+            yield job
+
     def _run(self) -> None:
         try:
-            for outcome in self._sandbox.run_many(iter(self._jobs.get, None)):
+            for outcome in self._sandbox.run_many(self._submitted()):
                 self._outcomes.put(outcome)
+                if self._stopped:
+                    break
         except BaseException as error:
             self._outcomes.put(error)
         finally:
             self._outcomes.put(None)
+
+
+def judged_by_reference(
+    benchmark: Benchmark, sandbox: Sandbox, late: Iterable[tuple[Task, str, str]]
+) -> Iterator[Outcome]:
+    """Second verdicts on (task, program, job_id) that ran out of time, where that is not fair.
+
+    The reference solutions of these tasks are timed here, on this machine; a program gets another
+    run if its benchmark then allows it more time. So a slow machine does not change a score.
+    """
+    found = list(late)
+    tasks = {task.task_id: task for task, _, _ in found}
+    timed = {
+        outcome.job_id: outcome.cpu_seconds
+        for outcome in sandbox.run_many(_reference_job(benchmark, t) for t in tasks.values())
+        if outcome.passed
+    }
+    jobs = []
+    for task, program, job_id in found:
+        usual = benchmark.job(task, program, job_id)
+        seconds = timed.get(task.task_id, 0.0)
+        scaled = benchmark.job(task, program, job_id, reference_seconds=seconds)
+        if scaled.time_limit > usual.time_limit:
+            jobs.append(scaled)
+    yield from sandbox.run_many(jobs)
+
+
+def _reference_job(benchmark: Benchmark, task: Task) -> Job:
+    program = benchmark.program(task, {"completion": task.canonical_solution})
+    return benchmark.job(task, program, task.task_id, reference_seconds=REFERENCE_SECONDS)

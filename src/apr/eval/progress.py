@@ -10,9 +10,12 @@ INTERVAL = 15.0
 
 
 class EvalProgress:
-    """Counts samples generated, judged and passed. total: samples of the whole run."""
+    """Counts samples generated, judged and passed.
 
-    def __init__(self, total: int, generated: int, enabled: bool = True) -> None:
+    total: samples of the whole run. generated: those there are already; None where none is made.
+    """
+
+    def __init__(self, total: int, generated: int | None = None, enabled: bool = True) -> None:
         self.total, self.generated, self.judged, self.passed = total, generated, 0, 0
         self._enabled = enabled
         self._tokens = 0
@@ -27,7 +30,7 @@ class EvalProgress:
             self._status.start()
 
     def sample(self, tokens: int) -> None:
-        self.generated += 1
+        self.generated = (self.generated or 0) + 1
         self._tokens += tokens
         self._show()
 
@@ -44,11 +47,12 @@ class EvalProgress:
         now = time.monotonic()
         if not self._enabled or now < self._next:
             return
-        rate = self._tokens / (now - self._start)
-        text = (
-            f"generated {self.generated}/{self.total}, judged {self.judged},"
-            f" passed {self.passed}, {rate:.0f} tok/s"
-        )
+        text = f"judged {self.judged}, passed {self.passed}"
+        if self.generated is None:
+            text = f"judged {self.judged} of {self.total}, passed {self.passed}"
+        elif self._tokens:
+            rate = self._tokens / (now - self._start)
+            text = f"generated {self.generated} of {self.total} ({rate:.0f} tok/s), {text}"
         if self._status is not None:
             self._status.update(text)
             self._next = now + 0.2

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from apr.errors import UsageError
 from apr.eval.benchmarks import load_benchmark
+from apr.eval.judging import judged_by_reference
 from apr.eval.progress import EvalProgress
 from apr.eval.result import Result, make_result
 from apr.eval.rows import read_rows
-from apr.eval.sandbox import Job, Level, Sandbox
+from apr.eval.sandbox import Level, Outcome, Sandbox
 from apr.eval.store import StoredVerdict
-from apr.eval.task import Benchmark
+from apr.eval.task import Benchmark, Task
 
 
 def score_samples(
@@ -34,6 +37,56 @@ def score_samples(
     """
     benchmark = load_benchmark(benchmark_name, data)
     rows = _read(path, benchmark)
+    _check_complete(path, rows, benchmark, allow_partial)
+    numbered = _numbered(rows, benchmark)
+    shown = EvalProgress(len(rows), enabled=progress)
+    verdicts: dict[str, StoredVerdict] = {}
+
+    def keep(outcomes: Iterable[Outcome]) -> None:
+        for outcome in outcomes:
+            task_id, _, sample = outcome.job_id.rpartition("#")
+            verdicts[outcome.job_id] = StoredVerdict.of(task_id, int(sample), outcome)
+            shown.verdict(outcome.passed)
+
+    try:
+        with Sandbox(workers=workers, level=level, allow_weak=allow_weak) as sandbox:
+            keep(sandbox.run_many(benchmark.job(*sample) for sample in numbered.values()))
+            late = [numbered[name] for name, v in verdicts.items() if v.verdict == "timeout"]
+            keep(judged_by_reference(benchmark, sandbox, late))
+            note = sandbox.level_reason
+    finally:
+        shown.close()
+    return make_result(
+        benchmark.name,
+        path.name,
+        [verdicts[name] for name in numbered],
+        ks,
+        settings={
+            "benchmark": benchmark.version,
+            "data": benchmark.data_sha256[:16],
+            "samples": hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+        },
+        isolation_note=note,
+    )
+
+
+def _numbered(
+    rows: Iterable[Mapping[str, Any]], benchmark: Benchmark
+) -> dict[str, tuple[Task, str, str]]:
+    """Job id -> (task, program, job id); the rows of a task are numbered from 0."""
+    counts: Counter[str] = Counter()
+    numbered = {}
+    for row in rows:
+        task = benchmark.tasks[row["task_id"]]
+        job_id = f"{task.task_id}#{counts[task.task_id]}"
+        counts[task.task_id] += 1
+        numbered[job_id] = (task, benchmark.program(task, row), job_id)
+    return numbered
+
+
+def _check_complete(
+    path: Path, rows: Iterable[Mapping[str, Any]], benchmark: Benchmark, allow_partial: bool
+) -> None:
     attempted = {row["task_id"] for row in rows}
     missing = [task for task in benchmark.tasks if task not in attempted]
     if missing and not allow_partial:
@@ -42,28 +95,6 @@ def score_samples(
             f" first {missing[0]}",
             "--allow-partial scores the others alone",
         )
-    keys: dict[str, tuple[str, int]] = {}
-
-    def jobs() -> Iterator[Job]:
-        counts: dict[str, int] = {}
-        for row in rows:
-            task = benchmark.tasks[row["task_id"]]
-            sample = counts[task.task_id] = counts.get(task.task_id, -1) + 1
-            job_id = f"{task.task_id}#{sample}"
-            keys[job_id] = (task.task_id, sample)
-            yield benchmark.job(task, benchmark.program(task, row), job_id)
-
-    shown = EvalProgress(len(rows), len(rows), progress)
-    verdicts = []
-    try:
-        with Sandbox(workers=workers, level=level, allow_weak=allow_weak) as sandbox:
-            for outcome in sandbox.run_many(jobs()):
-                verdicts.append(StoredVerdict.of(*keys[outcome.job_id], outcome))
-                shown.verdict(outcome.passed)
-    finally:
-        shown.close()
-    settings = {"benchmark": benchmark.version, "data": benchmark.data_sha256[:16]}
-    return make_result(benchmark.name, path.name, verdicts, ks, settings)
 
 
 def _read(path: Path, benchmark: Benchmark) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
         raise UsageError(f"k is {k}", "pass@k needs k of 1 or more")
     if n < k:
         raise UsageError(
-            f"pass@{k} needs {k} samples a task and there are {n}", "raise --n-samples"
+            f"pass@{k} needs {k} samples a task and there are {n}", "more samples, or a smaller k"
         )
     if not 0 <= c <= n:
         raise ValueError(f"{c} of {n} samples passed")

@@ -7,15 +7,18 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from apr.errors import AprError, UsageError
-from apr.eval.sandbox import Outcome
+from apr.eval.sandbox import LEVELS, Level, Outcome
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS generation (
   task_id TEXT, sample INTEGER, completion TEXT NOT NULL, text TEXT NOT NULL,
   finish_reason TEXT NOT NULL, prompt_tokens INTEGER, tokens INTEGER, seconds REAL,
@@ -74,9 +77,29 @@ class Store:
     """The database of one run directory. Every `add_` call is on disk when it returns."""
 
     def __init__(self, path: Path, settings: dict[str, Any], fresh: bool = False) -> None:
-        """Open or create. Raises UsageError if the file belongs to a run with other settings."""
+        """Open or create. Raises UsageError if the file belongs to a run with other settings,
+        AprError if it is damaged, cannot be written or is in use by another process.
+        """
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The kernel drops the lock with its holder, however that one ends.
+            self._lock = FileLock(path.with_suffix(".lock"))
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise AprError(
+                f"{path.parent} is in use by another apr eval", "wait for it, or use --out"
+            ) from None
+        except OSError as error:
+            raise AprError(f"{path.parent} cannot be written: {error.strerror}") from None
+        try:
+            self._open(path, fresh)
+            self._same_settings(settings)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, path: Path, fresh: bool) -> None:
         if fresh:
             for suffix in ("", "-wal", "-shm"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
@@ -88,7 +111,6 @@ class Store:
             raise AprError(
                 f"{path} cannot be used: {error}", "--fresh starts it anew, --out names another"
             ) from None
-        self._same_settings(settings)
 
     def _same_settings(self, settings: dict[str, Any]) -> None:
         stored = dict(self._db.execute("SELECT name, value FROM setting"))
@@ -101,7 +123,9 @@ class Store:
                 f" not {wanted.get(name)}",
                 "--fresh starts it anew, --out names another folder",
             )
+        self._db.execute("BEGIN IMMEDIATE")  # all of them or, if killed here, none
         self._db.executemany("INSERT OR IGNORE INTO setting VALUES (?, ?)", list(wanted.items()))
+        self._db.execute("COMMIT")
 
     def add_generation(self, generation: Generation) -> None:
         g = generation
@@ -127,17 +151,31 @@ class Store:
         for row in self._db.execute("SELECT * FROM generation ORDER BY rowid"):
             yield Generation(*row)
 
-    def unjudged(self) -> list[Generation]:
-        """Generations without a verdict, or with one that was the sandbox's own failure."""
+    def unjudged(self, level: Level) -> list[Generation]:
+        """Generations whose verdict is missing, was the sandbox's own failure, or was found at a
+        weaker level of isolation than `level`.
+        """
+        weaker = LEVELS[LEVELS.index(level) + 1 :]
+        marks = ", ".join("?" * len(weaker))
         rows = self._db.execute(
             "SELECT g.* FROM generation g LEFT JOIN verdict v USING (task_id, sample)"
-            " WHERE v.verdict IS NULL OR v.verdict = 'sandbox-error' ORDER BY g.rowid"
+            " WHERE v.verdict IS NULL OR v.verdict = 'sandbox-error'"
+            f" OR v.level IN ({marks}) ORDER BY g.rowid",
+            weaker,
         )
         return [Generation(*row) for row in rows]
 
+    def set_fact(self, name: str, value: Any) -> None:
+        """Remember something about the run that does not identify it."""
+        self._db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, json.dumps(value)))
+
+    def facts(self) -> dict[str, Any]:
+        return {k: json.loads(v) for k, v in self._db.execute("SELECT name, value FROM fact")}
+
     def verdicts(self) -> list[StoredVerdict]:
         rows = self._db.execute("SELECT * FROM verdict ORDER BY task_id, sample")
-        return [StoredVerdict(*row[:8], retried=bool(row[8])) for row in rows]
+        return [replace(StoredVerdict(*row), retried=bool(row[-1])) for row in rows]
 
     def close(self) -> None:
         self._db.close()
+        self._lock.release()

@@ -73,6 +73,10 @@ class Benchmark(Protocol):
         """The whole program of an official sample row (`completion` or `solution`)."""
         ...
 
-    def job(self, task: Task, program: str, job_id: str) -> Job:
-        """How the sandbox judges a program."""
+    def job(self, task: Task, program: str, job_id: str, reference_seconds: float = 0.0) -> Job:
+        """How the sandbox judges a program.
+
+        reference_seconds: CPU time of the canonical solution here, where it was measured; a
+        slow one lengthens the time limit.
+        """
         ...
