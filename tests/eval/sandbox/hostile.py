@@ -134,7 +134,7 @@ PROGRAMS: tuple[Hostile, ...] = (
     Hostile(
         "memory bomb, growing",
         f"x = []\nwhile True:\n    x.append(bytearray(32 << 20))\n{RIGHT}",
-        _only("memory"),
+        _only("memory", "timeout"),
     ),
     Hostile(
         "memory bomb in many processes",
@@ -388,8 +388,7 @@ PROGRAMS: tuple[Hostile, ...] = (
     Hostile(
         "an always-equal class",
         "class M(type):\n    def __eq__(cls, other): return True\n"
-        "    __hash__ = type.__hash__\nclass add(metaclass=M):\n"
-        "    def __init__(self, a, b): pass\n",
+        "    __hash__ = type.__hash__\nclass C(metaclass=M): pass\ndef add(a, b):\n    return C\n",
     ),
     Hostile(
         "an always-equal mock", "from unittest.mock import ANY\ndef add(a, b):\n    return ANY\n"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -158,6 +161,68 @@ def test_hostile_programs_do_not_spoil_the_next(sandbox: Sandbox) -> None:
         good = Job("good", hostile.RIGHT, hostile.TEST, "add")
         verdicts = {o.job_id: o.passed for o in sandbox.run_many([bad, good, bad, good])}
         assert verdicts == {name: False, "good": True}
+
+
+NAIVELY_PASSING = (
+    *("an always-equal object", "an always-equal int", "an always-equal str"),
+    *("an always-equal list", "an always-equal class", "an always-equal mock", "importing apr"),
+    *("exit with success", "exit with success when called", "hard exit", "hard exit when called"),
+    *("listening", "UDP", "ptrace", "namespaces of its own", "importing the tests"),
+)
+
+
+@pytest.mark.parametrize("name", NAIVELY_PASSING)
+def test_programs_are_dangerous(name: str) -> None:
+    """Without a sandbox these do what they mean to: the table is not made of harmless ones."""
+    if name in ("ptrace", "namespaces of its own") and os.geteuid() != 0:
+        pytest.skip("needs root without a sandbox")
+    program = next(item.program for item in hostile.PROGRAMS if item.name == name)
+    whole = f"PORT = 9\n{program}\n{hostile.TEST}\ncheck(add)\n"
+    script = "import os, signal, sys\nsignal.alarm(10)\n" + (f"exec({whole!r}, {{}})\nos._exit(0)")
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as process:
+        code = process.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # "listening" leaves a child
+    assert code == 0
+
+
+@pytest.mark.parametrize("judge", ["proxy", "in-process"])
+def test_in_process_judge_is_not_fooled_either(judge: str) -> None:
+    """The weaker judge, for tests that need live objects, stands up to the whole table."""
+    jobs = [
+        Job(item.name, item.program, hostile.TEST, "add", judge=judge, time_limit=0.5)
+        for item in hostile.PROGRAMS
+        if not {"timeout", "memory"} & item.verdicts
+    ]
+    with Sandbox(2) as sandbox:
+        outcomes = list(
+            sandbox.run_many([*jobs, Job("good", hostile.RIGHT, hostile.TEST, "add", judge=judge)])
+        )
+    assert {outcome.judge for outcome in outcomes} == {judge}
+    assert [outcome.job_id for outcome in outcomes if outcome.passed] == ["good"]
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "def check(candidate:",
+        "def check(candidate):\n    candidate(lambda: 1, 2)\n",
+        "def check(candidate):\n    assert candidate(object(), 2)\n",
+    ],
+)
+def test_a_faulty_test_is_nobodys_failure(test: str) -> None:
+    with Sandbox(1) as sandbox:
+        assert sandbox.run(Job("j", hostile.RIGHT, test, "add")).verdict == "sandbox-error"
+        faulty = Job("j", hostile.RIGHT, hostile.TEST, "add", trusted_prefix="1 / 0")
+        assert sandbox.run(faulty).verdict == "sandbox-error"
+
+
+def test_in_process_judge_allows_live_objects() -> None:
+    test = "def check(candidate):\n    assert candidate(lambda: 41)() == 42\n"
+    program = "def f(g):\n    return lambda: g() + 1\n"
+    with Sandbox(1) as sandbox:
+        assert sandbox.run(Job("j", program, test, "f", judge="in-process")).passed
 
 
 def test_killing_the_user_of_the_sandbox_ends_everything(tmp_path: Path) -> None:

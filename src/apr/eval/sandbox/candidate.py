@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from . import channel, codec, extensions
+from . import channel, codec, extensions, inside
 from .stdio import Sink, silence
 
 _BUILTIN_ERRORS = {
@@ -46,8 +46,7 @@ def run(fd: int, output_bytes: int) -> None:
     channel.send(fd, {"confined": True})
     order = channel.receive_trusted(fd, MAX_REQUEST)
     sink = silence(output_bytes)
-    if order["inside"]:
-        from . import inside  # heavy, and must come before the program
+    original = inside.fingerprint() if order["inside"] else {}
     namespace: dict[str, Any] = {}
     try:
         code = compile(order["program"], "<string>", "exec", dont_inherit=True)
@@ -59,7 +58,7 @@ def run(fd: int, output_bytes: int) -> None:
     if os.getpid() != own_pid:
         os._exit(0)  # a process that the program forked and let run on
     if order["inside"]:
-        inside.run_check(fd, namespace, order["entry_point"])
+        inside.run_check(fd, namespace, order["entry_point"], original, sink)
         os._exit(0)
     channel.send(fd, ("ready", [name for name in order["names"] if name in namespace]))
     _serve(fd, own_pid, namespace, order["entry_point"], sink, output_bytes)

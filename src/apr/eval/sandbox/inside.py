@@ -15,23 +15,12 @@ import math
 import operator
 import sys
 import types
-import unittest
-import unittest.case
 from typing import Any
 
 from . import channel, codec
+from .stdio import Full, Sink
 
 MAX_CHECK = 64 << 20
-_WATCHED: tuple[Any, ...] = (
-    builtins,
-    math,
-    operator,
-    unittest,
-    unittest.case,
-    unittest.case.TestCase,
-    unittest.TestResult,
-    unittest.TestSuite,
-)
 _PRISTINE_BUILTINS = dict(vars(builtins))
 _settrace, _setprofile = sys.settrace, sys.setprofile
 _gettrace, _getprofile = sys.gettrace, sys.getprofile
@@ -43,21 +32,38 @@ class Tampered(Exception):
     """The program changed what judges it."""
 
 
-def _fingerprint() -> dict[str, Any]:
-    """Every function and class of the watched modules and classes, by name."""
+def fingerprint() -> dict[str, Any]:
+    """Every function and class of the modules and classes that judge, by name.
+
+    To be taken before the program runs. Loads unittest, which other candidates can do without.
+    """
+    import unittest
+    import unittest.case
+
+    watched: tuple[Any, ...] = (
+        builtins,
+        math,
+        operator,
+        unittest,
+        unittest.case,
+        unittest.case.TestCase,
+        unittest.TestResult,
+        unittest.TestSuite,
+    )
     return {
         f"{getattr(owner, '__name__', owner)}.{name}": value
-        for owner in _WATCHED
+        for owner in watched
         for name, value in vars(owner).items()
         if callable(value)
     }
 
 
-_ORIGINAL = _fingerprint()
-
-
-def run_check(fd: int, namespace: dict[str, Any], entry_point: str) -> None:
+def run_check(
+    fd: int, namespace: dict[str, Any], entry_point: str, original: dict[str, Any], sink: Sink
+) -> None:
     """Receive the test, run it in the program's namespace, and answer with the token.
+
+    original: the fingerprint. sink: where the program prints.
 
     Messages: out ("ready", []); in the test's source, then the token (left unread in the
     socket until the test has run); out {"token"} or {"failed": text, "kind": class name}.
@@ -65,40 +71,42 @@ def run_check(fd: int, namespace: dict[str, Any], entry_point: str) -> None:
     _settrace(None)
     _setprofile(None)
     try:
-        _verify()
+        _verify(original)
         _send(fd, ("ready", []))
         source = _receive(fd, MAX_CHECK)
         namespace["__builtins__"] = dict(_PRISTINE_BUILTINS)
         if type(namespace.get(entry_point)) is types.FunctionType:
-            namespace[entry_point] = _guarded(namespace[entry_point])
+            namespace[entry_point] = _guarded(namespace[entry_point], original)
         before = namespace.get("check")
         _exec(_compile(source, "<string>", "exec", dont_inherit=True), namespace)
         check = namespace.get("check")
         if check is not None and check is not before:
             check(namespace[entry_point])
-        _verify()
+        _verify(original)
+        if sink.full:  # and the program went on
+            raise Full("the program prints more than allowed")
     except BaseException as error:
         _send(fd, {"failed": _text(error), "kind": type(error).__name__})
         return
     _send(fd, {"token": codec.loads(_receive_frame(fd, MAX_CHECK))})
 
 
-def _verify() -> None:
+def _verify(original: dict[str, Any]) -> None:
     if _gettrace() is not None or _getprofile() is not None:
         raise Tampered("the program traces its test")
-    now = _fingerprint()
-    for name, original in _ORIGINAL.items():
-        if now.get(name) is not original:
+    now = fingerprint()
+    for name, value in original.items():
+        if now.get(name) is not value:
             raise Tampered(f"the program replaced {name}")
 
 
-def _guarded(function: Any) -> Any:
+def _guarded(function: Any, original: dict[str, Any]) -> Any:
     """The function, refusing answers that decide themselves what they equal."""
 
     @functools.wraps(function)
     def candidate(*args: Any, **kwargs: Any) -> Any:
         answer = function(*args, **kwargs)
-        _verify()
+        _verify(original)
         _refuse_own_equality(answer, [10_000])
         return answer
 

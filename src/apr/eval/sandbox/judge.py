@@ -11,7 +11,7 @@ from typing import Any
 
 from . import channel, codec
 from .remote import Candidate, CandidateGone, TestNeedsInside, TooMuchOutput
-from .stdio import silence
+from .stdio import Full, silence
 
 MAX_MESSAGE = 64 << 20
 MAX_JOB = 512 << 20
@@ -159,4 +159,6 @@ def _inside(fd: int, job: dict[str, Any]) -> BaseException | None:
     if type(returned) is bytes and returned == token:
         return None
     text = str(answer.get("failed", ""))
+    if answer.get("kind") == Full.__name__:
+        return TooMuchOutput(text)
     return MemoryError(text) if answer.get("kind") == "MemoryError" else _FailedInside(text)
