@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -82,16 +83,21 @@ class _Worker:
         self.socket = ours
         self._errors = tempfile.TemporaryFile(dir=base)  # noqa: SIM115 - open as long as we are
         with theirs:
-            self._process = subprocess.Popen(
-                [python, *_FLAGS, str(Path(__file__).parent), str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-                pass_fds=[theirs.fileno()],
-                env=_ENVIRONMENT,
-                cwd="/",
-                start_new_session=True,  # Ctrl-C is for us to handle
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [python, *_FLAGS, str(Path(__file__).parent), str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._errors,
+                    pass_fds=[theirs.fileno()],
+                    env=_ENVIRONMENT,
+                    cwd="/",
+                    start_new_session=True,  # Ctrl-C is for us to handle
+                )
+            except OSError as error:
+                self.socket.close()
+                self._errors.close()
+                raise _WorkerFailed(f"{python}: {error.strerror}") from None
         self.pid = self._process.pid
         self._send(
             {"level": level, "base": self.base, "preload": list(preload), "processor": processor}
@@ -101,7 +107,7 @@ class _Worker:
         """Wait until the worker is ready; raises _WorkerFailed with its reason."""
         hello = self.receive()
         if "error" in hello:
-            self.stop()
+            self.close()
             raise _WorkerFailed(hello["error"])
 
     def start(self, job: Job) -> None:
@@ -128,15 +134,15 @@ class _Worker:
             raise _WorkerFailed(self._last_words()) from None
 
     def _send(self, message: dict[str, Any]) -> None:
-        try:
+        # That it is gone shows when its answer is read, in one place.
+        with contextlib.suppress(channel.Closed):
             channel.send_trusted(self.socket.fileno(), message)
-        except channel.Closed:
-            raise _WorkerFailed(self._last_words()) from None
 
     def _last_words(self) -> str:
         self.stop()
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+        self._errors.close()
         return lines[-1] if lines else f"a worker ended ({self._process.returncode})"
 
     def stop(self) -> None:
@@ -147,6 +153,10 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def close(self) -> None:
+        self.stop()
+        self._errors.close()
 
 
 class Sandbox:
@@ -267,10 +277,10 @@ class Sandbox:
                     yield outcome
 
     def _run_alone(self, job: Job) -> Outcome:
-        worker = self._workers[0]
-        worker.start(job)
+        self._workers[0].start(job)
         while True:
-            outcome = self._outcome(self._workers[0], retried=True)
+            (worker,) = self._ready()
+            outcome = self._outcome(worker, retried=True)
             if outcome is not None:
                 return outcome
 
@@ -301,9 +311,9 @@ class Sandbox:
 
     def _replace(self, lost: _Worker, job: Job) -> bool:
         """Put a new worker in place of a lost one; True if it takes the job up again (once)."""
-        fresh = self._spawn()
-        self._workers[self._workers.index(lost)] = fresh
-        fresh.greet()
+        self._workers.remove(lost)
+        fresh = self._spawn_ready()
+        self._workers.append(fresh)
         if lost.again:
             return False
         fresh.again = True
@@ -318,8 +328,8 @@ class Sandbox:
             levels = (self._wanted,)
         for level in levels:
             self.level = level
-            worker = self._spawn()
             try:
+                worker = self._spawn()
                 worker.greet()
                 return worker
             except _WorkerFailed as error:
@@ -340,9 +350,15 @@ class Sandbox:
     def _fill_up(self) -> None:
         """Replace the workers that an earlier, abandoned iteration cost."""
         while len(self._workers) < self._count:
+            self._workers.append(self._spawn_ready())
+
+    def _spawn_ready(self) -> _Worker:
+        try:
             worker = self._spawn()
             worker.greet()
-            self._workers.append(worker)
+            return worker
+        except _WorkerFailed as error:
+            raise AprError(f"sandbox: a worker did not start: {error}") from None
 
     def _idle(self) -> _Worker | None:
         return next((worker for worker in self._workers if worker.job is None), None)
@@ -358,11 +374,11 @@ class Sandbox:
     def _drop_busy(self) -> None:
         for worker in [worker for worker in self._workers if worker.job]:
             self._workers.remove(worker)
-            worker.stop()
+            worker.close()
 
     def _close(self) -> None:
         for worker in self._workers:
-            worker.stop()
+            worker.close()
         self._workers = []
         if self._base:
             remove_tree(self._base)
