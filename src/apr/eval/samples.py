@@ -109,7 +109,21 @@ def _read(path: Path, benchmark: Benchmark) -> list[dict[str, Any]]:
         present = [f for f in ("completion", "solution") if isinstance(row.get(f), str)]
         if not present:
             raise UsageError(f"{where} has neither a 'completion' nor a 'solution' text")
+        for name in present:
+            if not _is_unicode(row[name]):
+                raise UsageError(
+                    f"{where} field {name!r} is not text: a surrogate without its pair"
+                )
         rows.append(row)
     if not rows:
         raise UsageError(f"{path} has no samples")
     return rows
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can hold half of a character, which no program file can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,126 @@
+"""`apr eval`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from convert.models import gguf_file, small_model
+from eval.runs import Canned
+
+from .command import Command
+
+
+@pytest.fixture
+def apr(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capfd)
+
+
+@pytest.fixture
+def canned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Canned:
+    """Every model reference means canned answers; runs/ is in tmp_path."""
+    canned = Canned()
+    monkeypatch.setattr("apr.eval.evaluate.local_model", lambda settings: canned.model())
+    monkeypatch.chdir(tmp_path)
+    return canned
+
+
+def test_table_and_files(apr: Command, canned: Canned, tmp_path: Path) -> None:
+    done = apr("eval", "m", "--benchmark", "humaneval", "--limit", 4, "--per-task")
+    assert done.code == 0
+    assert "50.0 %" in done.out and "HumanEval/3" in done.out
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("humaneval-canned-")
+    assert {"manifest.json", "results.json", "samples.jsonl"} <= {p.name for p in folder.iterdir()}
+    assert f"runs/{folder.name}" in done.out
+
+
+def test_json_is_all_there_is_on_stdout(apr: Command, canned: Canned) -> None:
+    done = apr("eval", "m", "--limit", 2, "--json", "--out", "here")
+    value = json.loads(done.out)
+    assert (value["pass@1"], value["folder"], value["subject"]) == (0.5, "here", "canned")
+
+
+def test_samples_and_pass_at_k(apr: Command, canned: Canned) -> None:
+    arguments = ["--limit", 2, "--n-samples", 3, "--temperature", 0.8, "--k", "1,3", "--json"]
+    value = json.loads(apr("eval", "m", *arguments).out)
+    assert (value["pass@1"], value["pass@3"]) == (pytest.approx(2 / 3), 1.0)
+    assert value["settings"]["sampling"]["temperature"] == 0.8
+
+
+def test_the_same_command_again_generates_nothing(apr: Command, canned: Canned) -> None:
+    first = json.loads(apr("eval", "m", "--limit", 3, "--json").out)
+    second = json.loads(apr("eval", "m", "--limit", 3, "--json").out)
+    assert (canned.loads, len(canned.asked)) == (1, 3)
+    assert second == first
+
+
+def test_show_samples(apr: Command, canned: Canned) -> None:
+    done = apr("eval", "m", "--limit", 3, "--show-samples", 2)
+    assert "HumanEval/0" in done.out and "return None" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mode", "instruct"], "--mode instruct"),
+        (["--newline", "two"], "--newline two"),
+        (["--sandbox-level", "9"], "--sandbox-level 9"),
+        (["--n-samples", "5"], "temperature 0"),
+        (["--k", "10"], "--k 10 with --n-samples 1"),
+        (["--limit", "0"], "--limit is 0"),
+        (["--benchmark", "mmlu"], "mmlu"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--temperature", "-1"], "temperature is -1"),
+        (["--top-p", "0"], "top_p is 0"),
+        (["--max-tokens", "0"], "--max-tokens is 0"),
+    ],
+)
+def test_bad_requests(apr: Command, canned: Canned, arguments: list[Any], message: str) -> None:
+    done = apr("eval", "m", *arguments)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert message in done.err
+    assert canned.loads == 0
+
+
+def test_no_such_model(apr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = apr("eval", "./nowhere.gguf")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_of_random_weights(
+    apr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it, engine included: a model that cannot program scores nothing, and resumes."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = gguf_file(tmp_path / "m.gguf", small_model("Llama"))
+    tasks = [
+        {
+            "task_id": f"T/{name}",
+            "prompt": f"def {name}(x):\n",
+            "entry_point": name,
+            "test": "def check(candidate):\n    assert candidate(1) == 2\n",
+            "canonical_solution": "    return x + 1\n",
+        }
+        for name in "fgh"
+    ]
+    data = tmp_path / "tasks.jsonl"
+    data.write_text("".join(f"{json.dumps(task)}\n" for task in tasks))
+    arguments = ["eval", model, "--data", data, "--limit", 2, "--max-tokens", 4, "--json"]
+    arguments += ["--mode", "base"]
+    done = apr(*arguments, "--dtype", "float32", "--max-concurrency", 2)
+    assert done.code == 0, done.err
+    value = json.loads(done.out)
+    assert value["pass@1"] == 0.0
+    assert 0 < value["generation"]["tokens_generated"] <= 8
+    assert value["model"]["dtype"] == "float32"
+    monkeypatch.setattr("apr.engine.session.Session.load", None)  # not needed any more
+    again = json.loads(apr(*arguments, "--dtype", "float32", "--max-concurrency", 2).out)
+    assert again == value

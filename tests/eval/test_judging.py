@@ -1,0 +1,102 @@
+"""Judging beside other work, and time limits that follow the machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+import pytest
+
+from apr.errors import AprError
+from apr.eval.benchmarks.humaneval import REFERENCE_FACTOR, TIME_LIMIT, HumanEval
+from apr.eval.judging import Judging, judged_by_reference
+from apr.eval.sandbox import Job, Outcome, Sandbox
+
+
+@pytest.fixture(scope="module")
+def humaneval() -> HumanEval:
+    return HumanEval()
+
+
+def jobs(humaneval: HumanEval, count: int) -> list[Job]:
+    tasks = list(humaneval.tasks.values())[:count]
+    return [humaneval.job(t, t.prompt + t.canonical_solution, t.task_id) for t in tasks]
+
+
+def test_verdicts_come_before_the_last_job_is_known(humaneval: HumanEval) -> None:
+    work = jobs(humaneval, 8)
+    with Sandbox(workers=2) as sandbox, Judging(sandbox) as judging:
+        for job in work[:6]:
+            judging.submit(job)
+        early: list[Outcome] = []
+        deadline = time.monotonic() + 60
+        while len(early) < 4 and time.monotonic() < deadline:
+            early += judging.ready()
+            time.sleep(0.01)
+        assert len(early) >= 4
+        for job in work[6:]:
+            judging.submit(job)
+        everything = [*early, *judging.rest()]
+    assert sorted(o.job_id for o in everything) == sorted(job.job_id for job in work)
+    assert all(outcome.passed for outcome in everything)
+
+
+def test_leaving_early_leaves_the_sandbox_usable(humaneval: HumanEval) -> None:
+    work = jobs(humaneval, 30)
+    with Sandbox(workers=2) as sandbox:
+        with pytest.raises(AprError, match="elsewhere"), Judging(sandbox) as judging:
+            for job in work:
+                judging.submit(job)
+            raise AprError("a failure elsewhere")
+        assert sandbox.run(work[0]).passed
+
+
+def test_what_the_sandbox_raises_arrives() -> None:
+    class Broken:
+        def run_many(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+            raise AprError("no more workers")
+
+    with pytest.raises(AprError, match="no more workers"), Judging(cast(Any, Broken())) as judging:
+        list(judging.rest())
+
+
+class SlowMachine:
+    """A sandbox where reference solutions take `seconds`, noting the jobs it is given."""
+
+    def __init__(self, seconds: float, verdict: str = "passed") -> None:
+        self.seconds, self.verdict = seconds, verdict
+        self.jobs: list[Job] = []
+
+    def run_many(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        for job in jobs:
+            self.jobs.append(job)
+            yield Outcome(job.job_id, cast(Any, self.verdict), "", cpu_seconds=self.seconds)
+
+
+def test_a_slow_reference_gives_its_programs_more_time(humaneval: HumanEval) -> None:
+    task, other = humaneval.tasks["HumanEval/0"], humaneval.tasks["HumanEval/1"]
+    late = [(task, "program 0", "a"), (task, "program 1", "b"), (other, "program 2", "c")]
+    machine = SlowMachine(0.5)
+    found = list(judged_by_reference(humaneval, cast(Any, machine), late))
+    assert [outcome.job_id for outcome in found] == ["a", "b", "c"]
+    references, again = machine.jobs[:2], machine.jobs[2:]
+    assert [job.program for job in references] == [
+        t.prompt + t.canonical_solution for t in (task, other)
+    ]
+    assert [job.program for job in again] == ["program 0", "program 1", "program 2"]
+    assert {job.time_limit for job in again} == {0.5 * REFERENCE_FACTOR}
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [(0.01, "passed"), (9.0, "timeout")])
+def test_a_fast_or_failing_reference_changes_nothing(
+    humaneval: HumanEval, seconds: float, verdict: str
+) -> None:
+    machine = SlowMachine(seconds, verdict)
+    late = [(humaneval.tasks["HumanEval/0"], "program", "a")]
+    assert list(judged_by_reference(humaneval, cast(Any, machine), late)) == []
+    assert len(machine.jobs) == 1
+
+
+def test_the_usual_limit_is_the_official_one(humaneval: HumanEval) -> None:
+    assert {job.time_limit for job in jobs(humaneval, 164)} == {TIME_LIMIT} == {3.0}
