@@ -9,6 +9,7 @@ import time
 from .cleanup import descendants, read_proc
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Observer:
@@ -36,15 +37,21 @@ class Observer:
         fields = read_proc(f"{pid}/schedstat", self._proc).split()
         return int(fields[1]) / 1e9 if len(fields) == 3 else None
 
-    def resident_bytes(self, pid: int) -> int:
-        """Memory of a process and all its descendants (pages they share count for each)."""
+    def tree(self, pid: int) -> tuple[float, int]:
+        """Processor seconds and resident bytes of a process and all its living descendants.
+
+        Pages they share count for each.
+        """
         if self._proc is None:
-            return 0
-        total = 0
+            return 0.0, 0
+        ticks = pages = 0
         for member in {pid} | descendants(pid, self._proc):
-            fields = read_proc(f"{member}/statm", self._proc).split()
-            total += int(fields[1]) * _PAGE if len(fields) > 1 else 0
-        return total
+            # After the name in parentheses, fields 3 and on of proc_pid_stat(5).
+            fields = read_proc(f"{member}/stat", self._proc).rpartition(")")[2].split()
+            if fields:
+                ticks += int(fields[11]) + int(fields[12])
+                pages += int(fields[21])
+        return ticks / _TICKS, pages * _PAGE
 
 
 def directory_bytes(path: str, at_most: int) -> int:

@@ -269,7 +269,8 @@ class _Watch:
         Time is what would have passed on an idle machine: processor time, or wall time less the
         time that candidate and judge stood in line for a processor, whichever is more.
         """
-        used = self._observer.cpu_seconds(self._candidate)
+        tree_seconds, resident = self._observer.tree(self._candidate)
+        used = max(self._observer.cpu_seconds(self._candidate), tree_seconds)
         passed = time.monotonic() - self._start
         candidate_waited = self._observer.waited_seconds(self._candidate)
         judge_waited = self._observer.waited_seconds(self._judge)
@@ -278,7 +279,7 @@ class _Watch:
             used = max(used, passed - in_line)
         if used >= self.limit or passed >= self._backstop:
             return {"verdict": "timeout", "detail": "timed out"}, 0.0
-        if self._observer.resident_bytes(self._candidate) > self._memory:
+        if resident > self._memory:
             return {"verdict": "memory", "detail": "failed: uses more memory than allowed"}, 0.0
         if self.directory and directory_bytes(self.directory, self._output) > self._output:
             return {"verdict": "output-limit", "detail": "failed: writes more than allowed"}, 0.0
