@@ -381,7 +381,8 @@ class Sandbox:
             worker.close()
         self._workers = []
         if self._base:
-            remove_tree(self._base)
+            if Path(self._base).exists():  # someone may tidy up /tmp while we run
+                remove_tree(self._base)
             self._base = ""
 
 
