@@ -225,14 +225,15 @@ def test_in_process_judge_allows_live_objects() -> None:
         assert sandbox.run(Job("j", program, test, "f", judge="in-process")).passed
 
 
-def test_killing_the_user_of_the_sandbox_ends_everything(tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", [level for level in LEVELS if level not in UNAVAILABLE])
+def test_killing_the_user_of_the_sandbox_ends_everything(level: str, tmp_path: Path) -> None:
     python = tmp_path / "python3"
     python.symlink_to(os.path.realpath(sys.executable))
     script = f"""
 import sys
 sys.path[:] = {sys.path!r}
 from apr.eval.sandbox import Job, Sandbox
-with Sandbox(2, allow_weak=True, python={str(python)!r}) as sandbox:
+with Sandbox(2, {level!r}, allow_weak=True, python={str(python)!r}) as sandbox:
     spin = "import os\\nos.fork()\\nwhile True: pass"
     jobs = [Job(str(i), spin, "", "f", time_limit=600) for i in range(2)]
     list(sandbox.run_many(jobs))
@@ -246,3 +247,4 @@ with Sandbox(2, allow_weak=True, python={str(python)!r}) as sandbox:
     while processes_of(python) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert processes_of(python) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["python3"]

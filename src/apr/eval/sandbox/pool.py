@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import socket
@@ -198,6 +199,7 @@ class Sandbox:
         self._wanted = level
         self._workers: list[_Worker] = []
         self._base = ""
+        self._hold = -1  # descriptor of that directory, locked
         self._spawned = 0
         self._lock = threading.Lock()
         self.level: Level = "limits"
@@ -205,6 +207,8 @@ class Sandbox:
 
     def __enter__(self) -> Sandbox:
         self._base = tempfile.mkdtemp(prefix="apr-sandbox-")
+        self._hold = os.open(self._base, os.O_RDONLY)
+        fcntl.flock(self._hold, fcntl.LOCK_EX)  # tells workers that we live
         Path(self._base).chmod(0o711)  # candidates reach their directories below it
         try:
             self._workers.append(self._first_worker())
@@ -383,6 +387,7 @@ class Sandbox:
         if self._base:
             if Path(self._base).exists():  # someone may tidy up /tmp while we run
                 remove_tree(self._base)
+            os.close(self._hold)
             self._base = ""
 
 

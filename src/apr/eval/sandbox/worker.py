@@ -9,6 +9,8 @@ test. The judge and the candidate of a job talk over a socket of their own.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import resource
 import select
@@ -39,6 +41,7 @@ def main(fd: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (confine.MAX_DESCRIPTORS,) * 2)
     order = channel.receive_trusted(fd, MAX_JOB)
     base = order["base"]
+    place = _Place(base)
     if order["processor"] is not None:
         os.sched_setaffinity(0, {order["processor"]})
     if linux.IS_LINUX:
@@ -55,6 +58,28 @@ def main(fd: int) -> None:
         worker.serve()
     except channel.Closed:
         worker.close()
+        place.remove()
+
+
+class _Place:
+    """A worker's directory in the sandbox's, reachable from whatever view the worker moves to."""
+
+    def __init__(self, base: str) -> None:
+        sandbox, self._name = os.path.split(base)
+        above, self._sandbox_name = os.path.split(sandbox)
+        self._sandbox = os.open(sandbox, os.O_RDONLY | os.O_DIRECTORY)
+        self._above = os.open(above, os.O_RDONLY | os.O_DIRECTORY)
+
+    def remove(self) -> None:
+        """Remove it, and the sandbox's as well if who opened the sandbox was killed.
+
+        The pool holds a lock on its directory as long as it lives. Otherwise the last worker to
+        end finds the directory empty.
+        """
+        with contextlib.suppress(OSError):  # not empty: the pool's to remove
+            os.rmdir(self._name, dir_fd=self._sandbox)
+            fcntl.flock(self._sandbox, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            os.rmdir(self._sandbox_name, dir_fd=self._above)
 
 
 def _preload(names: list[str]) -> list[str]:
