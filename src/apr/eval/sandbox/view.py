@@ -84,8 +84,8 @@ def enter(staging: str, paths: list[str], hidden: list[str]) -> None:
     for name in _DEVICES:
         _show(f"/dev/{name}", f"{staging}/dev/{name}")
     os.makedirs(staging + PRIVATE)
-    # An interpreter that is installed below /tmp makes /tmp a read-only folder of the view; Python's
-    # tempfile then takes the working directory.
+    # An interpreter installed below /tmp makes /tmp a read-only folder of the view; tempfile then
+    # takes the working directory.
     if not os.path.lexists(staging + "/tmp"):
         os.symlink(WORK, staging + "/tmp")
     os.symlink(WORK, staging + "/dev/shm")
