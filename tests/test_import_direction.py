@@ -1,4 +1,4 @@
-"""Imports point downward only (docs/architecture.md); checked on the source, nothing is imported."""
+"""Imports point downward only (docs/architecture.md). Read from the source; nothing is imported."""
 
 from __future__ import annotations
 
