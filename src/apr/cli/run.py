@@ -33,7 +33,7 @@ def run(
     min_p: float = typer.Option(0.0, help="0 is off."),
     repetition_penalty: float = typer.Option(1.0, help="1 is off."),
     stop: list[str] = typer.Option([], help="End at this text; may be given several times."),
-    seed: int = typer.Option(0, help="Of the random numbers."),
+    seed: int = typer.Option(0, help="Of the random numbers; a file's rows differ by task_id."),
     n: int = typer.Option(1, help="Samples."),
     logprobs: bool = typer.Option(False, "--logprobs", help="Log-probabilities (with --json)."),
     batch_jsonl: Path = typer.Option(None, help="Rows with task_id and prompt or messages."),
@@ -103,6 +103,8 @@ def _run_file(load, path: Path, out: Path | None, request: TextRequest, as_json:
 
     if out is None:
         raise UsageError("--batch-jsonl needs -o FILE for the answers")
+    if out.resolve() == path.resolve():
+        raise UsageError(f"-o {out} is the file of --batch-jsonl", "name another for the answers")
     report = BatchReport(0, 0, 0)
     for report in answer_file(load, read_requests(path, request), out):
         if report.already_there and not report.answered:

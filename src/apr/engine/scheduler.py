@@ -59,15 +59,17 @@ class Scheduler:
         self._promised = 0
         self._slots = list(range(max_concurrency - 1, -1, -1))
 
-    def add(self, request: Request) -> None:
-        """Queue the samples of a request. Raises UsageError if it can never run here."""
-        length = len(request.prompt_ids)
+    def check(self, length: int, max_tokens: int) -> tuple[int, int]:
+        """(new tokens there is room for, cache blocks promised) of a prompt of `length` tokens.
+
+        Raises UsageError if it can never run here.
+        """
         if length >= self.context:
             raise UsageError(
                 f"the prompt has {length} tokens and the model's context {self.context}",
                 "shorten the prompt",
             )
-        room = min(request.max_tokens, self.context - length)
+        room = min(max_tokens, self.context - length)
         promised = self._blocks_for(length + room)
         if promised > self.pool.num_blocks:
             raise UsageError(
@@ -75,6 +77,11 @@ class Scheduler:
                 f" of {self.pool.block_size} positions, and the cache has {self.pool.num_blocks}",
                 "lower max_tokens or free memory",
             )
+        return room, promised
+
+    def add(self, request: Request) -> None:
+        """Queue the samples of a request. Raises UsageError if it can never run here."""
+        room, promised = self.check(len(request.prompt_ids), request.max_tokens)
         for index in range(request.first_sample, request.first_sample + request.n):
             self.waiting.append(Sample(request, index, list(request.prompt_ids), promised, room))
 

@@ -234,6 +234,11 @@ class Session:
             )
         )
 
+    def check(self, request: TextRequest) -> None:
+        """Raises UsageError if the request can never run here: an empty or too long prompt."""
+        prompt_ids = _Texts(self, request).engine_request(request.request_id).prompt_ids
+        self.engine.scheduler.check(len(prompt_ids), request.max_tokens)
+
     def generate(self, requests: Iterable[TextRequest]) -> Iterator[TextCompletion]:
         """Completions as they finish; requests are taken as there is room for them."""
         under_way: dict[str, _Texts] = {}

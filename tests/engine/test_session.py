@@ -1,0 +1,142 @@
+"""Text requests: stop strings, chat, samples that continue a run, what is refused."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from apr.engine import budget
+from apr.engine.session import Sampling, Session, TextCompletion, TextRequest
+from apr.errors import AprError, UsageError
+from apr.hub import resolve
+
+WARM = Sampling(temperature=1.0)
+USER = [{"role": "user", "content": "hi"}]
+
+
+def answer(session: Session, request: TextRequest) -> TextCompletion:
+    (completion,) = session.generate([request])
+    return completion
+
+
+def test_text_is_what_the_tokens_decode_to(session: Session) -> None:
+    done = answer(session, TextRequest(prompt="def f(", max_tokens=40, sampling=WARM, seed=3))
+    assert done.text == session.tokenizer.decode(done.token_ids)
+    assert done.tokens_generated == len(done.token_ids) > 1
+
+
+@pytest.mark.parametrize("length", [1, 4, 9])
+def test_stop_string_over_several_tokens(session: Session, length: int) -> None:
+    request = TextRequest(prompt="return ", max_tokens=60, sampling=WARM, seed=1)
+    whole = answer(session, request)
+    for start in (5, 17):
+        stop = whole.text[start : start + length]
+        stopping = replace(request, stop=("never in it", stop))
+        done = answer(session, stopping)
+        assert done.text == whole.text[: whole.text.index(stop)]
+        assert done.finish_reason == "stop_string"
+        assert done.token_ids == whole.token_ids[: done.tokens_generated]
+        assert done.tokens_generated < whole.tokens_generated
+        *pieces, last = session.stream(stopping)
+        assert isinstance(last, TextCompletion)
+        assert "".join(map(str, pieces)) == done.text == last.text
+
+
+def test_streamed_pieces_join_to_the_text(session: Session) -> None:
+    request = TextRequest(prompt="x", max_tokens=50, sampling=WARM, seed=2)
+    *pieces, last = session.stream(request)
+    assert isinstance(last, TextCompletion)
+    assert len(pieces) > 10
+    assert "".join(map(str, pieces)) == last.text == answer(session, request).text
+
+
+def test_a_stream_left_early_frees_its_blocks(session: Session) -> None:
+    stream = session.stream(TextRequest(prompt="x" * 100, max_tokens=50))
+    next(stream)
+    stream.close()
+    scheduler = session.engine.scheduler
+    assert not scheduler.busy
+    assert scheduler.pool.available == scheduler.pool.num_blocks
+
+
+def test_chat_prompt_and_prefill(session: Session) -> None:
+    def prompt(**changes: str) -> str:
+        ids = session.encode(TextRequest(messages=USER, **changes))
+        return session.tokenizer.decode(ids, skip_special_tokens=False)
+
+    opened = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert prompt() == opened
+    assert prompt(prefill="Sure: ") == opened + "Sure: "
+
+
+def test_a_run_is_continued_with_the_samples_it_lacks(session: Session) -> None:
+    request = TextRequest(prompt="def", n=5, max_tokens=12, sampling=WARM, seed=9)
+    texts = {c.sample_index: c.text for c in session.generate([request])}
+    rest = list(session.generate([replace(request, n=2, sample_offset=3)]))
+    assert {c.sample_index: c.text for c in rest} == {3: texts[3], 4: texts[4]}
+    assert len(set(texts.values())) > 1
+
+
+def test_requests_may_share_a_name(session: Session) -> None:
+    request = TextRequest(request_id="same", prompt="a", max_tokens=3, n=2)
+    done = list(session.generate([request, replace(request, prompt="b")]))
+    assert [c.request_id for c in done] == ["same"] * 4
+
+
+def test_prompt_longer_than_the_context_names_both_lengths(session: Session) -> None:
+    request = TextRequest(prompt="x" * 300)
+    length = len(session.encode(request))
+    message = f"the prompt has {length} tokens and the model's context 256"
+    with pytest.raises(UsageError, match=message):
+        session.check(request)
+    with pytest.raises(UsageError, match=message):
+        answer(session, request)
+    session.check(TextRequest(prompt="x"))
+
+
+def test_requests_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(UsageError, match="either a prompt or messages"):
+        TextRequest()
+    with pytest.raises(UsageError, match="either a prompt or messages"):
+        TextRequest(prompt="x", messages=USER)
+    with pytest.raises(UsageError, match="prefill without messages"):
+        TextRequest(prompt="x", prefill="y")
+
+
+@pytest.mark.parametrize(("blocks_free", "expected"), [(1000, 32), (40, 20), (16, 8)])
+def test_cache_takes_half_of_the_free_memory_at_most(
+    monkeypatch: pytest.MonkeyPatch, blocks_free: int, expected: int
+) -> None:
+    monkeypatch.setattr(budget, "free_memory", lambda device: blocks_free * 2**20)
+    # 8 samples of 256 positions in blocks of 64 would like 32 blocks of 1 MiB.
+    plan = budget.plan_cache(torch.device("cpu"), 2**20, 64, 256, 8)
+    assert (plan.num_blocks, plan.bytes) == (expected, expected * 2**20)
+    assert f"cache: {expected} blocks of 64 positions" in str(plan)
+
+
+def test_too_little_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "free_memory", lambda device: 15 * 2**20)
+    with pytest.raises(AprError, match=r"cache for 8 samples needs at least 0\.02"):
+        budget.plan_cache(torch.device("cpu"), 2**20, 64, 256, 8)
+
+
+def test_real_model_knows_the_capital_of_france() -> None:
+    folder = os.environ.get("APR_TEST_MODELS")
+    path = Path(folder or "missing") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    try:
+        found = path if path.is_file() else resolve("smollm2-135m", offline=True)
+    except AprError as error:
+        pytest.skip(f"smollm2-135m is neither in APR_TEST_MODELS nor in the cache ({error})")
+    session = Session.load(str(found), max_concurrency=2)
+    prompt = "The capital of France is"
+    raw = TextRequest(request_id="raw", prompt=prompt, max_tokens=4)
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    chat = TextRequest(request_id="chat", messages=question, max_tokens=40)
+    done = {c.request_id: c for c in session.generate([raw, chat])}
+    assert done["raw"].text.startswith(" Paris")
+    assert "Paris" in done["chat"].text
+    assert done["chat"].finish_reason == "stop", "the end of the turn was not noticed"
