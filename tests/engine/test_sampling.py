@@ -43,7 +43,7 @@ def reference(logits: torch.Tensor, how: Sampling) -> torch.Tensor:
 
 def ours(logits: torch.Tensor, how: Sampling) -> torch.Tensor:
     weights, ids = sampling.kept(logits / how.temperature, how)
-    result = torch.zeros(logits.shape, dtype=torch.float64).scatter(1, ids, weights)
+    result = torch.zeros(logits.shape, dtype=torch.float64).scatter_add(1, ids, weights)
     return result / result.sum(-1, keepdim=True)
 
 
@@ -56,6 +56,17 @@ def test_filtered_distribution_equals_transformers(how: Sampling, spread: float)
     assert torch.allclose(ours(logits, how), reference(logits, how).double(), atol=2e-5)
 
 
+def test_a_flat_row_does_not_change_the_others() -> None:
+    """One row needs a wide look, the rest a narrow one: each gets what it gets alone."""
+    generator = torch.Generator().manual_seed(6)
+    logits = torch.randn(5, 3000, generator=generator) * torch.tensor([[9.0], [0.1], [6], [3], [9]])
+    numbers = [0.1, 0.999, 0.6, 0.97, 0.3]
+    for how in (Sampling(1.0, top_p=0.95), Sampling(1.0, min_p=0.01), Sampling(1.0, top_k=40)):
+        alone = [sampling.draw(logits[i : i + 1], how, [numbers[i]])[0] for i in range(5)]
+        assert sampling.draw(logits, how, numbers) == alone
+        assert torch.allclose(ours(logits, how), reference(logits, how).double(), atol=2e-5)
+
+
 def test_repetition_penalty_equals_transformers() -> None:
     logits = torch.randn(1, 100, generator=torch.Generator().manual_seed(2)) * 4
     seen = [3, 99, 3, 50]
@@ -63,7 +74,15 @@ def test_repetition_penalty_equals_transformers() -> None:
     assert torch.equal(sampling.penalize(logits[0], seen, 1.4), want)
 
 
-@pytest.mark.parametrize("how", [Sampling(1.0), Sampling(0.8, top_k=7), Sampling(1.2, top_p=0.7)])
+@pytest.mark.parametrize(
+    "how",
+    [
+        Sampling(1.0),
+        Sampling(0.8, top_k=7),
+        Sampling(1.2, top_p=0.7),
+        Sampling(1.0, min_p=0.05),
+    ],
+)
 def test_draw_frequencies_fit_the_distribution(how: Sampling) -> None:
     """Chi-square over 20 000 draws; seeds are fixed, so this either holds or does not."""
     size, draws = 700, 20_000

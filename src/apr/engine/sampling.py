@@ -91,25 +91,49 @@ def _draw_all(scaled: torch.Tensor, numbers: Sequence[float]) -> list[int]:
 def kept(scaled: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
     """The filtered distribution of each row: (weights, ids), both (R, M), highest first.
 
-    weights are unnormalised and 0 where a token is cut.
+    weights are unnormalised and 0 where a token is cut. M is what the widest row needs; the ids
+    beyond a row's own width mean nothing.
     """
     vocabulary = scaled.shape[1]
     count = min(sampling.top_k or FIRST_LOOK, vocabulary)
     highest = scaled.amax(dim=-1, keepdim=True)
-    everything = (scaled - highest).exp()
-    mass = everything.sum(dim=-1, keepdim=True, dtype=torch.float64)
-    while True:
-        values, ids = torch.topk(scaled, count, dim=-1)
-        weights = (values - highest).exp().double()
-        total = weights.sum(dim=-1, keepdim=True) if sampling.top_k else mass
-        before = weights.cumsum(dim=-1) - weights  # mass of the likelier tokens
-        keep = before < sampling.top_p * total
-        keep[:, 0] = True
-        keep &= weights >= sampling.min_p  # the highest weight is 1
-        # The cut-off is inside what was looked at, or there is nothing more to look at.
-        if sampling.top_k or count == vocabulary or not bool(keep[:, -1].any()):
-            return torch.where(keep, weights, 0.0), ids
-        count = min(4 * count, vocabulary)
+    limit = None  # mass of likelier tokens from which top-p cuts; after top-k, of what that left
+    if sampling.top_p < 1 and not sampling.top_k:
+        mass = (scaled - highest).exp_().sum(dim=-1, keepdim=True, dtype=torch.float64)
+        limit = sampling.top_p * mass
+    weights, ids = _look(scaled, highest, limit, sampling, count)
+    while not sampling.top_k and count < vocabulary:
+        # Where the last candidate is kept, the cut-off lies further down: look again, wider, but
+        # only in those rows.
+        wide = (weights[:, -1] > 0).nonzero()[:, 0]
+        if len(wide) == 0:
+            break
+        more = min(4 * count, vocabulary)
+        weights = torch.nn.functional.pad(weights, (0, more - count))
+        ids = torch.nn.functional.pad(ids, (0, more - count))
+        count = more
+        part = limit[wide] if limit is not None else None
+        weights[wide], ids[wide] = _look(scaled[wide], highest[wide], part, sampling, count)
+    return weights, ids
+
+
+def _look(
+    scaled: torch.Tensor,
+    highest: torch.Tensor,
+    limit: torch.Tensor | None,
+    sampling: Sampling,
+    count: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` likeliest tokens of each row (R, count), with weight 0 where they are cut."""
+    values, ids = torch.topk(scaled, count, dim=-1)
+    weights = (values - highest).exp().double()
+    keep = weights >= sampling.min_p  # the highest weight is 1
+    if sampling.top_p < 1:
+        if limit is None:
+            limit = sampling.top_p * weights.sum(dim=-1, keepdim=True)
+        keep &= weights.cumsum(dim=-1) - weights < limit
+    keep[:, 0] = True
+    return torch.where(keep, weights, 0.0), ids
 
 
 def _draw_filtered(scaled: torch.Tensor, sampling: Sampling, numbers: Sequence[float]) -> list[int]:
