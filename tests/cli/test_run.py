@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,51 @@ def test_chat_keeps_turns_and_follows_commands(
     assert [m["role"] for m in messages] == ["user", "assistant"]
     assert messages[0]["content"] == "last"
     assert done.err.count("/reset forgets") == 2
+
+
+def test_chat_goes_on_after_a_question_that_does_not_fit(
+    apr: Command, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n" + "x" * 1100 + "\nlast\n"))
+    done = apr("chat", model, "--max-tokens", 4, "--json")
+    assert done.code == 0
+    assert "tokens and the model's context 1024" in done.err
+    messages = json.loads(done.out)["messages"]
+    assert [m["content"] for m in messages[::2]] == ["hello", "last"]
+
+
+def test_interrupt_ends_the_answer_not_the_conversation(
+    apr: Command, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from apr.engine.conversation import Conversation
+
+    ask, asked = Conversation.ask, []
+
+    def interrupted_once(self: Conversation, question: str) -> Iterator[str]:
+        for number, piece in enumerate(ask(self, question)):
+            if number == 2 and not asked:
+                asked.append(question)
+                signal.raise_signal(signal.SIGINT)
+            yield piece
+
+    monkeypatch.setattr(Conversation, "ask", interrupted_once)
+    monkeypatch.setattr("sys.stdin", io.StringIO("first\nsecond\n"))
+    before = signal.getsignal(signal.SIGINT)
+    done = apr("chat", model, "--max-tokens", 50, "--temperature", 0, "--json")
+    assert done.code == 0
+    assert done.err.count("[stopped]") == 1
+    messages = json.loads(done.out)["messages"]
+    assert [m["content"] for m in messages[::2]] == ["first", "second"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_answers_do_not_go_into_the_file_of_prompts(apr: Command, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "a"}\n')
+    done = apr("run", tmp_path / "no-model", "--batch-jsonl", source, "-o", source)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "is the file of --batch-jsonl" in done.err
+    assert source.read_text() == '{"prompt": "a"}\n'
 
 
 def test_bench_reports_rates(apr: Command, model: Path) -> None:

@@ -14,7 +14,11 @@ from apr.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
-    app.command("bench", help="Measure prefill and decode speed, bandwidth and memory.")(bench)
+    app.command(
+        "bench",
+        help="Measure prefill and decode speed, bandwidth and memory."
+        " Compiled kernels use APR_NUM_THREADS threads (default: every core).",
+    )(bench)
 
 
 def bench(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import typer
 
@@ -53,7 +56,7 @@ def chat(
     while (line := _read_line()) is not None:
         if line == "/reset":
             conversation.reset()
-        elif line.startswith("/system"):
+        elif line.split()[:1] == ["/system"]:
             conversation.system = line.removeprefix("/system").strip() or None
         elif line in ("/exit", "/quit"):
             break
@@ -75,11 +78,17 @@ def _read_line() -> str | None:
 
 def _answer(conversation, question: str, quiet: bool) -> None:  # type: ignore[no-untyped-def]
     try:
-        for piece in conversation.ask(question):
-            if not quiet:
-                print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        print(" [stopped]", file=sys.stderr)
+        # Ctrl-C takes effect between two tokens: a step of the network is never cut in half.
+        with _interrupts() as interrupted, closing(conversation.ask(question)) as answer:
+            for piece in answer:
+                if not quiet:
+                    print(piece, end="", flush=True)
+                if interrupted:
+                    print(" [stopped]", file=sys.stderr)
+                    break
+    except UsageError as error:
+        print(f"apr: {error}", file=sys.stderr)
+        return
     if not quiet:
         print()
     if conversation.forgotten:
@@ -87,3 +96,20 @@ def _answer(conversation, question: str, quiet: bool) -> None:  # type: ignore[n
             f"apr: the oldest {conversation.forgotten} turns no longer fit the context",
             file=sys.stderr,
         )
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """A list that is empty until Ctrl-C; a second Ctrl-C interrupts at once."""
+    seen: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        seen.append(number)
+        if len(seen) > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)

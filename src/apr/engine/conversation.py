@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from apr.engine.session import Message, Session, TextCompletion, TextRequest
+from apr.errors import UsageError
 
 
 @dataclass
@@ -19,9 +20,18 @@ class Conversation:
     forgotten: int = 0  # turns dropped by the last question to stay within the context
 
     def ask(self, question: str) -> Iterator[str]:
-        """The answer piece by piece; kept as a turn also when it is interrupted."""
+        """The answer piece by piece; kept as a turn also when the caller stops listening.
+
+        Raises UsageError, with the conversation as it was, when the question alone is too long.
+        """
+        kept = list(self.turns)
         self.turns.append({"role": "user", "content": question})
-        request = self._fitting_request()
+        try:
+            request = self._fitting_request()
+            self.session.check(request)
+        except UsageError:
+            self.turns = kept
+            raise
         answer = ""
         try:
             for piece in self.session.stream(request):
@@ -45,6 +55,6 @@ class Conversation:
             if length + min(self.settings.max_tokens, context // 2) <= context:
                 return request
             if len(self.turns) < 3:
-                return request  # one question too long: the engine names both lengths
+                return request  # if even this is too long, the check names both lengths
             del self.turns[:2]
             self.forgotten += 2
