@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import weakref
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -47,6 +50,7 @@ class SafetensorsSource:
     def __init__(self, file_of: dict[str, Path], handles: dict[Path, Any]) -> None:
         self._file_of = file_of
         self._handles = handles
+        self._opened: dict[Path, _Opened] = {}  # see read_into
 
     @classmethod
     def from_file(cls, path: Path) -> SafetensorsSource:
@@ -97,12 +101,23 @@ class SafetensorsSource:
             tensor = tensor.to(dtype)
         return tensor
 
-    def data_range(self, name: str) -> tuple[int, int]:
-        """Addresses (first, end) of all tensor data in the map of the file that holds `name`."""
-        handle = self._handle(name)
-        names = handle.offset_keys()
-        first, last = handle.get_tensor(names[0]), handle.get_tensor(names[-1])
-        return first.data_ptr(), last.data_ptr() + last.nbytes
+    def read_into(self, name: str, first: int, buffer: torch.Tensor) -> None:
+        """Fill a contiguous buffer with a tensor's bytes from byte `first` on, by plain reading.
+
+        Several times faster than copying from the map, whose page faults cost more than the copy,
+        and the pages do not count as this process's memory. Raises AprError when the file ends.
+        """
+        path = self._file_of[name]
+        if path not in self._opened:
+            self._opened[path] = _Opened(path, self._handles[path])
+        opened = self._opened[path]
+        left = memoryview(buffer.view(torch.uint8).numpy().data)
+        position = opened.starts[name] + first
+        while left:
+            count = os.preadv(opened.descriptor, [left], position)
+            if count == 0:
+                raise AprError(f"{path} ended early", "another program may be changing it")
+            left, position = left[count:], position + count
 
     def get_packed(self, name: str) -> tuple[torch.Tensor, str]:
         info = self.info(name)
@@ -113,6 +128,21 @@ class SafetensorsSource:
         if path is None:
             raise AprError(f"the checkpoint has no tensor {name!r}")
         return self._handles[path]
+
+
+class _Opened:
+    """A file open for plain reading. starts: offsets of the tensors' first bytes."""
+
+    def __init__(self, path: Path, handle: Any) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
+        (header,) = struct.unpack("<Q", os.pread(self.descriptor, 8, 0))
+        self.starts: dict[str, int] = {}
+        position = 8 + header
+        for name in handle.offset_keys():  # in the order of the data, which has no holes
+            self.starts[name] = position
+            view = handle.get_slice(name)
+            position += prod(view.get_shape()) * _bits(view.get_dtype()) // 8
 
 
 def _bits(dtype: str) -> int:

@@ -20,7 +20,7 @@ from apr.checkpoint.writer import CheckpointWriter, Slot
 from apr.errors import AprError
 from apr.hub.progress import ByteProgress
 from apr.kernels.cpu.threads import default_threads
-from apr.merge.inputs import MAPPED_BYTES, AdaptedReader, TensorReader
+from apr.merge.inputs import KEPT_BYTES, FileReader, Memory
 from apr.merge.methods import start
 from apr.merge.operands import BLOCK_ELEMENTS, Combine, Operands, Reader, in_memory
 from apr.merge.plan import EMBEDDING, OUTPUT_LAYER, Output, Plan, Source
@@ -43,6 +43,7 @@ class _Run:
         self.plan, self.seed, self.vocabulary = plan, seed, vocabulary
         self.stop = threading.Event()
         self._bar, self._lock = bar, threading.Lock()
+        self._memory = Memory()
 
     def advance(self, nbytes: int) -> None:
         if self.stop.is_set():
@@ -53,7 +54,7 @@ class _Run:
     def reader(self, output: Output, source: Source) -> Reader:
         if self.vocabulary is not None and output.name in (EMBEDDING, OUTPUT_LAYER):
             return self.vocabulary.reader(output, source)
-        return self.plan.inputs[source.model].reader(source.name)
+        return self.plan.inputs[source.model].reader(source.name, self._memory)
 
     def operands(self, output: Output) -> Operands:
         models = tuple(self.reader(output, source) for source in output.models)
@@ -111,13 +112,15 @@ def _merge_one(run: _Run, output: Output, slot: Slot) -> str:
         run.advance(output.nbytes)
         return digest.hexdigest()
     x = run.operands(output)
-    try:
-        combine = start(run.plan.method, x, output.parameters)
-        _write_blocks(run, x, combine, output, slot, digest)
-    finally:
-        for reader in (*x.models, x.base):
-            if isinstance(reader, TensorReader | AdaptedReader):
-                reader.close()
+    files = [reader for reader in (*x.models, x.base) if isinstance(reader, FileReader)]
+    for reader in files:
+        reader.whole = True
+    combine = start(run.plan.method, x, output.parameters)
+    for reader in files:  # what was not looked at by now is read once only
+        reader.whole = False
+    _write_blocks(run, x, combine, output, slot, digest)
+    for reader in files:
+        reader.close()
     return digest.hexdigest()
 
 
@@ -162,7 +165,7 @@ def peak_memory(plan: Plan, threads: int) -> int:
         count = min(BLOCK_ELEMENTS, max(1, output.nbytes // output.dtype.itemsize))
         sources = [*output.models, *([output.base] if output.base else [])]
         held = sum(
-            4 * _elements(output) if _expanded(plan, s) else min(output.nbytes, MAPPED_BYTES)
+            4 * _elements(output) if _expanded(plan, s) else min(output.nbytes, KEPT_BYTES)
             for s in sources
         )
         if plan.method_name in _IN_FP32_BLOCKS:

@@ -16,18 +16,17 @@ import torch
 
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.checkpoint.adapter import Adapter, is_adapter, open_adapter
-from apr.checkpoint.pages import release
 from apr.checkpoint.safetensors_folder import SafetensorsSource
 from apr.errors import AprError, UsageError
 from apr.hub import Pulled, pull
-from apr.merge.operands import KINDS, Reader
+from apr.merge.operands import KINDS, Reader, in_memory
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint, config_to_hf
 from apr.model.load import read_weight, stored_names
 
 # How safetensors and GGUF files call the types that blocks are handed out in.
 _FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-MAPPED_BYTES = 10 << 20
+KEPT_BYTES = 10 << 20
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _LAYER = re.compile(r"^(.*?\.)(\d+)(\..*)$")
 EMBEDDING, OUTPUT_LAYER = "model.embed_tokens.weight", "lm_head.weight"
@@ -88,8 +87,13 @@ class ModelInput:
             return self.checkpoint.tensors.get(self.stored[name])
         return read_weight(self.checkpoint, self.stored[name], name, self.family, None)
 
-    def reader(self, name: str) -> Reader:
-        reader = TensorReader(self, name)
+    def reader(self, name: str, memory: Memory | None = None) -> Reader:
+        """memory: see FileReader."""
+        if self.family is None and self.dtype(name) is not None:
+            reader: Reader = FileReader(self, name, memory or Memory())
+        else:
+            tensor = self.tensor(name)
+            reader = in_memory(tensor if tensor.dtype in KINDS else tensor.float(), self.label)
         if self.adapter is not None and name in self.adapter.targets:
             return AdaptedReader(reader, self.adapter, name, self.shape(name))
         return reader
@@ -98,46 +102,76 @@ class ModelInput:
         return self.checkpoint.tensors.info(self.stored[name]).nbytes
 
 
-class TensorReader:
-    """Blocks of one tensor. Pages of the file are let go when more than MAPPED_BYTES of them were
-    read: a method that reads a tensor several times finds all but very large ones still mapped.
-    """
+class MemoryReader:
+    """Blocks of a tensor that is in memory, or in a map of a file that is quantized."""
 
-    def __init__(self, model: ModelInput, name: str) -> None:
-        self.label = model.label
-        flat = model.tensor(name).contiguous().view(-1)
+    def __init__(self, tensor: torch.Tensor, label: str) -> None:
+        self.label = label
+        flat = tensor.contiguous().view(-1)
         self._flat = flat if flat.dtype in KINDS else flat.float()
-        self._is_file = model.family is None and flat.dtype in KINDS
-        self._around: tuple[int, int] | None = None
-        if self._is_file and isinstance(model.checkpoint.tensors, SafetensorsSource):
-            self._around = model.checkpoint.tensors.data_range(model.stored[name])
-        self._mapped: dict[tuple[int, int], torch.Tensor] = {}
 
     def __call__(self, start: int, end: int) -> torch.Tensor:
-        block = self._flat[start:end]
-        if self._is_file and (start, end) not in self._mapped:
-            if sum(b.nbytes for b in self._mapped.values()) + block.nbytes > MAPPED_BYTES:
-                self._release()
-            self._mapped[start, end] = block
-        return block
+        return self._flat[start:end]
+
+
+class FileReader:
+    """Blocks of one tensor of a safetensors file, read one after another into the same memory: a
+    block is good until the next.
+
+    whole: read all of a tensor of at most KEPT_BYTES at the first call; for those who look several
+    times. Small blocks, which stay in the processor's cache, are faster for those who look once.
+    """
+
+    whole = False
+
+    def __init__(self, model: ModelInput, name: str, memory: Memory) -> None:
+        assert isinstance(model.checkpoint.tensors, SafetensorsSource)
+        self.label = model.label
+        self._source, self._name = model.checkpoint.tensors, model.stored[name]
+        self._dtype = _FLOATS[self._source.info(self._name).dtype]
+        self._nbytes = model.nbytes(name)
+        self._memory, self._room = memory, memory.take()
+        self._held = (0, 0)
+
+    def __call__(self, start: int, end: int) -> torch.Tensor:
+        size = self._dtype.itemsize
+        if not self._held[0] <= start <= end <= self._held[1]:
+            whole = self.whole and self._nbytes <= KEPT_BYTES
+            self._held = (0, self._nbytes // size) if whole else (start, end)
+            first, last = (size * place for place in self._held)
+            if len(self._room) < last - first:
+                self._room = torch.empty(last - first, dtype=torch.uint8)
+            self._source.read_into(self._name, first, self._room[: last - first])
+        first = self._held[0]
+        return self._room[(start - first) * size : (end - first) * size].view(self._dtype)
 
     def close(self) -> None:
-        """Let go of all pages."""
-        self._release()
-        if self._is_file:
-            release(self._flat, self._around)
+        """Leave the memory to another reader."""
+        self._memory.give(self._room)
 
-    def _release(self) -> None:
-        for block in self._mapped.values():
-            release(block)
-        self._mapped.clear()
+
+class Memory:
+    """What readers read into, handed on from one to the next: fresh pages are slow to come by."""
+
+    def __init__(self) -> None:
+        self._free: list[torch.Tensor] = []
+
+    def take(self) -> torch.Tensor:
+        """(n,) uint8, of any size."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return torch.empty(0, dtype=torch.uint8)
+
+    def give(self, room: torch.Tensor) -> None:
+        self._free.append(room)
 
 
 class AdaptedReader:
     """Blocks of a tensor with a LoRA adapter applied, in fp32."""
 
     def __init__(
-        self, base: TensorReader, adapter: Adapter, name: str, shape: tuple[int, ...]
+        self, base: Reader, adapter: Adapter, name: str, shape: tuple[int, ...]
     ) -> None:
         self.label = base.label
         self._base, self._adapter, self._name = base, adapter, name
@@ -148,9 +182,6 @@ class AdaptedReader:
         rows = self._base(start, end).float().view(-1, self._width)
         first, last = start // self._width, end // self._width
         return self._adapter.apply(self._name, rows, first, last).contiguous().view(-1)
-
-    def close(self) -> None:
-        self._base.close()
 
 
 def layer_of(name: str) -> int | None:

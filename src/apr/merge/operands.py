@@ -21,7 +21,7 @@ from apr.errors import AprError
 from apr.kernels.cpu import merging
 
 KINDS = {torch.bfloat16: merging.BF16, torch.float16: merging.FP16, torch.float32: merging.FP32}
-BLOCK_ELEMENTS = 1 << 21
+BLOCK_ELEMENTS = 1 << 19
 # Addresses and kinds of the models, address and kind of the base: how kernels take a block.
 Inputs = tuple[np.ndarray, np.ndarray, int, int]
 
