@@ -167,3 +167,31 @@ def test_git_lfs_pointer(tmp_path):
     text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     (tmp_path / "model.safetensors").write_text(text)
     assert "git lfs pull" in refusal(tmp_path, UsageError)
+
+
+def test_plain_reading_gives_the_bytes_of_the_map(tmp_path):
+    index = write_shards(
+        tmp_path,
+        {
+            "model-00001-of-00002.safetensors": ["model.a", "ids", "flags"],
+            "model-00002-of-00002.safetensors": ["model.b", "model.c", "scalar", "eight"],
+        },
+    )
+    source = open_checkpoint(index.parent).tensors
+    for name, tensor in TENSORS.items():
+        raw = tensor.reshape(-1).view(torch.uint8)
+        for first in (0, len(raw) // 2):
+            read = torch.empty(len(raw) - first, dtype=torch.uint8)
+            source.read_into(name, first, read)
+            assert torch.equal(read, raw[first:]), name
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"long": torch.zeros(100_000)}, path)
+    (tmp_path / "config.json").write_text("{}")
+    source = open_checkpoint(tmp_path).tensors
+    with open(path, "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(AprError, match=r"model\.safetensors ended early"):
+        source.read_into("long", 0, torch.empty(400_000, dtype=torch.uint8))

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from apr.errors import AprError
-from apr.eval.evaluate import Answer, EvalSettings, Generator, Model, evaluate
-from apr.eval.task import Task
+from apr.eval.evaluate import evaluate
+from apr.eval.model import Answer, Ask, Generator, Model
+from apr.eval.settings import EvalSettings
+from apr.eval.task import Benchmark, Task
 
 SETTINGS = EvalSettings(model="canned", mode="base", limit=20, progress=False, workers=2)
 
@@ -37,14 +39,16 @@ class Canned:
         self.write, self.delay, self.log = write, delay, log
         self.asked: list[tuple[str, int]] = []
         self.loads = 0
+        self.tasks: Mapping[str, Task] = {}
 
     @property
     def description(self) -> Mapping[str, Any]:
         return {"dtype": "none"}
 
-    def __call__(self, wanted: Iterable[tuple[Task, list[int]]]) -> Iterator[Answer]:
-        for task, samples in wanted:
-            for sample in samples:
+    def __call__(self, asks: Iterable[Ask]) -> Iterator[Answer]:
+        for ask in asks:
+            task = self.tasks[ask.task_id]
+            for sample in ask.samples:
                 time.sleep(self.delay)
                 self.asked.append((task.task_id, sample))
                 text = self.write(task, sample)
@@ -54,8 +58,9 @@ class Canned:
                 yield Answer(task.task_id, sample, text, "stop", 10, 5, self.delay)
 
     def model(self, **changes: Any) -> Model:
-        def load(*_: Any) -> Generator:
+        def load(benchmark: Benchmark, *_: Any) -> Generator:
             self.loads += 1
+            self.tasks = benchmark.tasks
             return self
 
         return replace(Model("canned", "0123456789abcdef", None, load), **changes)

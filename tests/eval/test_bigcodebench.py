@@ -19,10 +19,11 @@ from apr.cli.main import app
 from apr.errors import AprError, UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.bigcodebench import BigCodeBench
-from apr.eval.evaluate import EvalSettings, evaluate
+from apr.eval.evaluate import evaluate
 from apr.eval.interpreter import find_interpreter
 from apr.eval.samples import run_references, score_samples
 from apr.eval.sandbox import Job, Sandbox
+from apr.eval.settings import EvalSettings
 from apr.eval.task import PromptStyle, Task
 
 from .runs import Canned

@@ -23,9 +23,10 @@ from rich.console import Console
 
 from apr.engine.request import Sampling
 from apr.errors import AprError, UsageError
-from apr.eval.evaluate import EvalSettings, evaluate, sample_seed
+from apr.eval.evaluate import evaluate, sample_seed
 from apr.eval.result import summary_table
 from apr.eval.samples import score_samples
+from apr.eval.settings import EvalSettings
 from apr.eval.task import Task
 
 from .runs import SETTINGS, Canned, right_or_wrong

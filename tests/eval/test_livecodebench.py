@@ -31,9 +31,10 @@ from apr.errors import UsageError
 from apr.eval.benchmarks import livecodebench_data, load_benchmark
 from apr.eval.benchmarks.livecodebench import LiveCodeBench, last_block
 from apr.eval.benchmarks.livecodebench_data import unpack_tests
-from apr.eval.evaluate import EvalSettings, evaluate
+from apr.eval.evaluate import evaluate
 from apr.eval.samples import score_samples
 from apr.eval.sandbox import Outcome, Sandbox
+from apr.eval.settings import EvalSettings
 from apr.eval.task import PromptStyle, Window
 
 from .livecodebench_programs import FUNCTIONAL, STDIN, Program

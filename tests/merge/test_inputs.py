@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from apr.errors import UsageError
+from apr.merge.inputs import FileReader, Memory, open_input
 from apr.merge.merge import prepare, run_merge
 from apr.merge.settings import make_settings
 from apr.text import load_tokenizer
@@ -111,3 +112,19 @@ def test_a_source_needs_tokenizers(two: tuple[Path, Path, bool]) -> None:
         file.unlink()
     with pytest.raises(UsageError, match="has no tokenizer"):
         prepare(make_settings(linear(two[0], two[1], tokenizer_source="union")))
+
+
+def test_readers_give_the_same_blocks_however_they_read(tmp_path: Path) -> None:
+    """Whole or in blocks, in any order, into memory that another reader has left."""
+    values = torch.randn(1000).bfloat16()
+    save_file({"long": values, "short": values[:10].float()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    model, memory = open_input(str(tmp_path)), Memory()
+    for whole in (True, False, True):
+        for name, expected in (("short", values[:10].float()), ("long", values)):
+            reader = FileReader(model, name, memory)
+            reader.whole = whole
+            end = len(expected)
+            for first, last in ((0, end // 2), (end // 2, end), (3, 7), (0, end), (end, end)):
+                assert torch.equal(reader(first, last), expected[first:last]), (name, whole)
+            reader.close()

@@ -78,8 +78,8 @@ def evaluate(
         raise UsageError(f"--show-samples is {show_samples}", "it must be 0 or more")
     from apr.cli.options import one_of, print_result, sandbox_choice
     from apr.engine.request import Sampling
-    from apr.eval.evaluate import EvalSettings
     from apr.eval.evaluate import evaluate as run
+    from apr.eval.settings import EvalSettings
     from apr.eval.task import Mode, Newline
 
     settings = EvalSettings(

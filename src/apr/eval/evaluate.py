@@ -7,23 +7,24 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, Protocol
+from typing import Any
 
-from apr.engine.request import Sampling  # plain data: the engine itself is not imported
 from apr.errors import AprError, UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.interpreter import find_interpreter
 from apr.eval.judging import Judging, judged_by_reference
 from apr.eval.manifest import make_manifest
+from apr.eval.model import PROMPT_TOO_LONG, Answer, Ask, Model, local_model
 from apr.eval.progress import EvalProgress
 from apr.eval.references import References, check_references
 from apr.eval.result import Result, make_result, natural, write_atomically
-from apr.eval.sandbox import Level, Outcome, Sandbox
+from apr.eval.sandbox import Outcome, Sandbox
+from apr.eval.settings import EvalSettings
 from apr.eval.store import Generation, Store, StoredVerdict
 from apr.eval.task import (
     Benchmark,
@@ -31,84 +32,10 @@ from apr.eval.task import (
     Newline,
     PromptStyle,
     Task,
-    Window,
     measured,
+    prepare,
     traits_of,
 )
-
-PROMPT_TOO_LONG = "prompt_too_long"  # finish_reason of a task that the model could not be asked
-
-
-@dataclass(frozen=True)
-class EvalSettings:
-    """What an evaluation is asked to do. limit: only the first tasks. mode, newline None: what
-    is usual for the benchmark and the model. out None: a folder under runs/ named after the run.
-    """
-
-    model: str
-    benchmark: str = "humaneval"
-    n_samples: int = 1
-    sampling: Sampling = field(default_factory=Sampling)
-    ks: tuple[int, ...] | None = None
-    limit: int | None = None
-    mode: Mode | None = None
-    newline: Newline | None = None
-    prefill: bool = True
-    max_tokens: int | None = None  # of a sample; None: as many as the benchmark says
-    seed: int = 0
-    data: Path | None = None
-    out: Path | None = None
-    workers: int | None = None
-    level: Literal["auto"] | Level = "auto"
-    allow_weak: bool = False
-    dtype: str = "auto"
-    device: str = "auto"
-    max_concurrency: int = 32
-    fresh: bool = False
-    offline: bool = False
-    progress: bool = True
-    window: Window | None = None
-    split: str | None = None
-    python: str | None = None  # runs the programs; None: our own interpreter
-    exclude_broken: bool = False
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One generated sample, whatever made it."""
-
-    task_id: str
-    sample: int
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    tokens: int
-    seconds: float
-
-
-class Generator(Protocol):
-    """Makes samples: (task, samples wanted) pairs in, answers out in any order."""
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        """How the model runs (dtype, device, kernels), for the records."""
-        ...
-
-    def __call__(self, wanted: Iterable[tuple[Task, list[int]]]) -> Iterator[Answer]: ...
-
-
-@dataclass(frozen=True)
-class Model:
-    """What identifies a model in a run, and how to get its generator (which loads it).
-
-    fim_orders: the fill-in-the-middle prompts it was trained on ("psm", "spm").
-    """
-
-    name: str
-    fingerprint: str
-    chat_template: str | None
-    load: Callable[[Benchmark, PromptStyle, EvalSettings], Generator]
-    fim_orders: tuple[str, ...] = ()
 
 
 class Interrupted(AprError):
@@ -151,6 +78,7 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
             settings.exclude_broken,
             progress=settings.progress,
         )
+        prepare(benchmark, sandbox, interpreter, _tasks(settings, benchmark), settings.progress)
         out = settings.out or _folder(settings, model, identity)
         store = Store(out / "run.sqlite", identity, settings.fresh)
         try:
@@ -166,30 +94,6 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
         finally:
             store.close()
     return result, out
-
-
-def local_model(settings: EvalSettings) -> Model:
-    """The model `settings.model` names; its weights are loaded when samples are missing."""
-    from apr.hub import pull
-    from apr.hub.fingerprint import fingerprint
-    from apr.text import fim_format_for, load_tokenizer
-
-    pulled = pull(settings.model, offline=settings.offline)
-    tokenizer = load_tokenizer(pulled.path)
-    fim = fim_format_for(tokenizer)
-
-    def load(benchmark: Benchmark, style: PromptStyle, settings: EvalSettings) -> Generator:
-        from apr.eval.generation import session_generator
-
-        return session_generator(benchmark, style, settings)
-
-    return Model(
-        name=settings.model,
-        fingerprint=fingerprint(pulled),
-        chat_template=tokenizer.chat_template,
-        load=load,
-        fim_orders=() if fim is None else fim.orders,
-    )
 
 
 def sample_seed(seed: int, task_id: str) -> int:
@@ -312,7 +216,16 @@ def _fill(
             if wanted:
                 generator = model.load(benchmark, style, settings)
                 store.set_fact("model", dict(generator.description))
-                for answer in _timed(generator(wanted), store):
+                asks = (
+                    Ask(
+                        task.task_id,
+                        benchmark.prompt(task, style),
+                        tuple(samples),
+                        sample_seed(settings.seed, task.task_id),
+                    )
+                    for task, samples in wanted
+                )
+                for answer in _timed(generator(asks), store):
                     task = benchmark.tasks[answer.task_id]
                     completion = benchmark.completion(task, answer.text, style)
                     generation = Generation(completion=completion, **asdict(answer))
@@ -397,6 +310,7 @@ def _result(
         groups=traits_of(benchmark).groups,
         notes=(*traits_of(benchmark).notes, *references.notes()),
         references=references.to_json(),
+        parts=traits_of(benchmark).parts,
     )
 
 

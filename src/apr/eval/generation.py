@@ -9,8 +9,9 @@ from itertools import groupby
 from apr.engine.request import PromptTooLong
 from apr.engine.session import Session, TextRequest
 from apr.errors import UsageError
-from apr.eval.evaluate import PROMPT_TOO_LONG, Answer, EvalSettings, Generator, sample_seed
-from apr.eval.task import Benchmark, PromptStyle, Task, traits_of
+from apr.eval.model import PROMPT_TOO_LONG, Answer, Ask, Generator
+from apr.eval.settings import EvalSettings
+from apr.eval.task import Benchmark, PromptStyle, traits_of
 
 
 def session_generator(
@@ -43,9 +44,9 @@ class SessionGenerator:
         self._style, self._settings = style, settings
         self.description = session.describe()
 
-    def __call__(self, wanted: Iterable[tuple[Task, list[int]]]) -> Iterator[Answer]:
+    def __call__(self, asks: Iterable[Ask]) -> Iterator[Answer]:
         refused: list[Answer] = []
-        for done in self._session.generate(self._fitting(wanted, refused)):
+        for done in self._session.generate(self._fitting(asks, refused)):
             yield Answer(
                 task_id=done.request_id,
                 sample=done.sample_index,
@@ -57,11 +58,9 @@ class SessionGenerator:
             )
         yield from refused
 
-    def _fitting(
-        self, wanted: Iterable[tuple[Task, list[int]]], refused: list[Answer]
-    ) -> Iterator[TextRequest]:
+    def _fitting(self, asks: Iterable[Ask], refused: list[Answer]) -> Iterator[TextRequest]:
         """The requests whose prompts fit the context; the others as empty answers in `refused`."""
-        for request in self._requests(wanted):
+        for request in self._requests(asks):
             task, first = request.request_id, request.sample_offset
             try:
                 self._session.check(request)
@@ -75,28 +74,27 @@ class SessionGenerator:
             else:
                 yield request
 
-    def _requests(self, wanted: Iterable[tuple[Task, list[int]]]) -> Iterator[TextRequest]:
+    def _requests(self, asks: Iterable[Ask]) -> Iterator[TextRequest]:
         settings = self._settings
-        for task, samples in wanted:
-            prompt = self._benchmark.prompt(task, self._style)
-            for first, count in _runs(samples):
+        for ask in asks:
+            for first, count in _runs(ask.samples):
                 yield TextRequest(
-                    request_id=task.task_id,
-                    prompt=prompt.text,
-                    suffix=prompt.suffix,
+                    request_id=ask.task_id,
+                    prompt=ask.prompt.text,
+                    suffix=ask.prompt.suffix,
                     order="spm" if self._style.mode == "spm" else "psm",
-                    messages=prompt.messages,
-                    prefill=prompt.prefill,
+                    messages=ask.prompt.messages,
+                    prefill=ask.prompt.prefill,
                     n=count,
                     sample_offset=first,
                     max_tokens=settings.max_tokens or traits_of(self._benchmark).max_tokens,
                     sampling=settings.sampling,
-                    stop=prompt.stop,
-                    seed=sample_seed(settings.seed, task.task_id),
+                    stop=ask.prompt.stop,
+                    seed=ask.seed,
                 )
 
 
-def _runs(samples: list[int]) -> Iterator[tuple[int, int]]:
+def _runs(samples: Iterable[int]) -> Iterator[tuple[int, int]]:
     """Neighbouring numbers as (first, count)."""
     for _, group in groupby(enumerate(sorted(samples)), key=lambda pair: pair[1] - pair[0]):
         numbers = [number for _, number in group]

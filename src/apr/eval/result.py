@@ -35,6 +35,7 @@ class Result:
     groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # scores of each
     notes: Sequence[str] = ()
     references: Mapping[str, Any] = field(default_factory=dict)  # what References.to_json gives
+    parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # scores with some tests
 
     @property
     def per_task(self) -> dict[str, list[StoredVerdict]]:
@@ -52,6 +53,7 @@ class Result:
         return {
             **value,
             "groups": {name: dict(scores) for name, scores in self.groups.items()},
+            **({"parts": {name: dict(s) for name, s in self.parts.items()}} if self.parts else {}),
             "notes": list(self.notes),
             **({"reference_solutions": dict(self.references)} if self.references else {}),
             "tasks": len(tasks),
@@ -87,9 +89,11 @@ def make_result(
     groups: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
     references: Mapping[str, Any] | None = None,
+    parts: Sequence[str] = (),
 ) -> Result:
     """Score verdicts. ks: which pass@k; default 1, and 10 and 100 where every task has as many.
-    groups: task id -> group of tasks that gets scores of its own.
+    groups: task id -> group of tasks that gets scores of its own. parts: of the tests, that get
+    scores of their own.
 
     Raises AprError if the sandbox itself failed on a sample: that is never counted as a fail.
     """
@@ -101,10 +105,7 @@ def make_result(
             f" {broken[0].detail}",
             "run the command again; apr doctor shows what this machine offers",
         )
-    counts: dict[str, tuple[int, int]] = {}
-    for v in found:
-        n, c = counts.get(v.task_id, (0, 0))
-        counts[v.task_id] = n + 1, c + (v.verdict == "passed")
+    counts = _counts(found)
     fewest = min(n for n, _ in counts.values())
     wanted = ks if ks is not None else [k for k in DEFAULT_KS if k <= fewest]
     passes = {k: (benchmark_pass_at_k(counts, k), *confidence_interval(counts, k)) for k in wanted}
@@ -120,7 +121,20 @@ def make_result(
         _group_scores(counts, groups or {}, wanted),
         notes,
         references or {},
+        {
+            part: {f"pass@{k}": benchmark_pass_at_k(_counts(found, part), k) for k in wanted}
+            for part in parts
+        },
     )
+
+
+def _counts(verdicts: Iterable[StoredVerdict], part: str = "") -> dict[str, tuple[int, int]]:
+    """Task -> (samples, passed), with all tests or those of a part."""
+    counts: dict[str, tuple[int, int]] = {}
+    for v in verdicts:
+        n, c = counts.get(v.task_id, (0, 0))
+        counts[v.task_id] = n + 1, c + v.passed(part)
+    return counts
 
 
 def _group_scores(
@@ -151,6 +165,9 @@ def summary_table(result: Result) -> Table:
     for k, (score, low, high) in result.passes.items():
         text = f"{100 * score:.1f} %   (95 % interval {100 * low:.1f} to {100 * high:.1f})"
         table.add_row(f"pass@{k}", text)
+    for part, scores in result.parts.items():
+        shown = [f"{k} {100 * value:.1f} %" for k, value in scores.items()]
+        table.add_row(f"{part} tests only", ", ".join(shown))
     for group, scores in result.groups.items():
         shown = [f"{k} {100 * value:.1f} %" for k, value in scores.items() if k != "tasks"]
         table.add_row(group, f"{', '.join(shown)} of {scores['tasks']:.0f} tasks")

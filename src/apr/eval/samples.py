@@ -18,7 +18,7 @@ from apr.eval.result import Result, make_result
 from apr.eval.rows import read_rows
 from apr.eval.sandbox import Level, Outcome, Sandbox
 from apr.eval.store import StoredVerdict
-from apr.eval.task import Benchmark, Task, Window, measured, traits_of
+from apr.eval.task import Benchmark, Task, Window, measured, prepare, traits_of
 
 
 def score_samples(
@@ -65,13 +65,10 @@ def score_samples(
             python=interpreter.path,
             preload=traits_of(benchmark).preload,
         ) as sandbox:
+            tasks = [benchmark.tasks[name] for name in sorted({r["task_id"] for r in rows})]
+            prepare(benchmark, sandbox, interpreter, tasks, progress)
             references = check_references(
-                benchmark,
-                sandbox,
-                interpreter,
-                [benchmark.tasks[name] for name in sorted({r["task_id"] for r in rows})],
-                exclude_broken,
-                progress=progress,
+                benchmark, sandbox, interpreter, tasks, exclude_broken, progress=progress
             )
             numbered = {
                 job_id: sample
@@ -106,6 +103,7 @@ def score_samples(
         groups=traits_of(benchmark).groups,
         notes=(*traits_of(benchmark).notes, *references.notes()),
         references=references.to_json(),
+        parts=traits_of(benchmark).parts,
     )
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apr.eval.evaluate import EvalSettings, evaluate
+from apr.eval.evaluate import evaluate
 from apr.eval.perplexity import perplexity, python_sample
+from apr.eval.settings import EvalSettings
 from apr.hub import resolve
 from apr.model.load import load_transformer
 from apr.text import load_tokenizer

@@ -27,9 +27,11 @@ CREATE TABLE IF NOT EXISTS generation (
 CREATE TABLE IF NOT EXISTS verdict (
   task_id TEXT, sample INTEGER, verdict TEXT NOT NULL, detail TEXT NOT NULL,
   cpu_seconds REAL, wall_seconds REAL, level TEXT, judge TEXT, retried INTEGER,
+  part TEXT NOT NULL DEFAULT '',
   PRIMARY KEY (task_id, sample)
 );
 """
+_COLUMNS = "PRAGMA table_info(verdict)"  # runs of version 0.1 have no `part`
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class StoredVerdict:
     level: str
     judge: str
     retried: bool
+    part: str = ""  # of the tests, in which it failed (Job.parts)
+
+    def passed(self, part: str = "") -> bool:
+        """With all tests, or with those up to the end of a part that is not the last."""
+        return self.verdict == "passed" or (part != "" and self.part not in ("", part))
 
     @classmethod
     def of(cls, task_id: str, sample: int, outcome: Outcome) -> StoredVerdict:
@@ -70,6 +77,7 @@ class StoredVerdict:
             level=outcome.level,
             judge=outcome.judge,
             retried=outcome.retried,
+            part=outcome.part,
         )
 
 
@@ -107,6 +115,8 @@ class Store:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.executescript(SCHEMA)
+            if "part" not in [column[1] for column in self._db.execute(_COLUMNS)]:
+                self._db.execute("ALTER TABLE verdict ADD part TEXT NOT NULL DEFAULT ''")
         except sqlite3.DatabaseError as error:
             raise AprError(
                 f"{path} cannot be used: {error}", "--fresh starts it anew, --out names another"
@@ -138,9 +148,9 @@ class Store:
     def add_verdict(self, verdict: StoredVerdict) -> None:
         v = verdict
         self._db.execute(
-            "INSERT OR REPLACE INTO verdict VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO verdict VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (v.task_id, v.sample, v.verdict, v.detail, v.cpu_seconds, v.wall_seconds, v.level,
-             v.judge, int(v.retried)),
+             v.judge, int(v.retried), v.part),
         )  # fmt: skip
 
     def generated(self) -> set[tuple[str, int]]:
@@ -174,7 +184,7 @@ class Store:
 
     def verdicts(self) -> list[StoredVerdict]:
         rows = self._db.execute("SELECT * FROM verdict ORDER BY task_id, sample")
-        return [replace(StoredVerdict(*row), retried=bool(row[-1])) for row in rows]
+        return [replace(v, retried=bool(v.retried)) for v in (StoredVerdict(*row) for row in rows)]
 
     def close(self) -> None:
         self._db.close()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from apr.eval.sandbox import DEFAULT_PRELOAD, Job
+from apr.eval.interpreter import Interpreter
+from apr.eval.sandbox import DEFAULT_PRELOAD, Job, Sandbox
 
 Mode = Literal["base", "chat", "psm", "spm", "prefix"]
 Newline = Literal["strip", "keep", "add"]
@@ -96,6 +97,7 @@ class Traits:
     `completion` or `solution`) of a row of a samples file; told where it is, for its UsageError.
     references: whether the reference solutions are run before anything counts, because what is
     installed decides which tests can pass (references.py).
+    parts: of the tests, whose score alone is told as well (Job.parts).
     export: further files of a run, name -> text, from (task id, completion, text) of each sample.
     """
 
@@ -106,6 +108,7 @@ class Traits:
     prefill: bool = True
     references: bool = False
     read_row: Callable[[Mapping[str, Any], str], list[Mapping[str, Any]]] = _one_sample
+    parts: tuple[str, ...] = ()
     export: Callable[[Iterable[tuple[str, str, str]]], dict[str, str]] = lambda rows: {}
 
 
@@ -116,6 +119,8 @@ class Benchmark(Protocol):
     modes: the modes its tasks can be put in, the usual one first. Default: base and chat, chat
         being the usual one of a model with a chat template.
     newline: the usual end of its base prompts. Default: "strip".
+    prepare(sandbox, interpreter, tasks, progress): what has to be found out before any of these
+        tasks is judged.
     measure(samples): scores of (task id, completion) pairs that need no execution.
     traits: see there.
     """
@@ -150,6 +155,19 @@ def measured(benchmark: Benchmark, samples: Iterable[tuple[str, str]]) -> dict[s
     """What a benchmark says of (task id, completion) pairs without running them, if anything."""
     measure = getattr(benchmark, "measure", None)
     return {} if measure is None else measure(samples)
+
+
+def prepare(
+    benchmark: Benchmark,
+    sandbox: Sandbox,
+    interpreter: Interpreter,
+    tasks: Sequence[Task],
+    progress: bool,
+) -> None:
+    """Have a benchmark find out what it needs to judge these tasks, if anything."""
+    own = getattr(benchmark, "prepare", None)
+    if own is not None:
+        own(sandbox, interpreter, tasks, progress)
 
 
 def traits_of(benchmark: Benchmark) -> Traits:

@@ -9,7 +9,9 @@ from apr.eval.task import Benchmark, Window
 
 NAMES = (
     "humaneval",
+    "humaneval+",
     "mbpp",
+    "mbpp+",
     "mbpp-sanitized",
     "infilling-single-line",
     "infilling-multi-line",
@@ -47,6 +49,10 @@ def load_benchmark(
         from apr.eval.benchmarks.humaneval import HumanEval
 
         return HumanEval(data)
+    if name.partition("@")[0] in ("humaneval+", "mbpp+"):  # @v0.1.9 is a part of the data
+        from apr.eval.benchmarks.evalplus import EvalPlus
+
+        return EvalPlus(data, name)
     if name in ("mbpp", "mbpp-sanitized"):
         from apr.eval.benchmarks.mbpp import Mbpp
 

@@ -17,7 +17,8 @@ Layout: one tag byte, then
     a                number u32 of a container met before
     x                extension: name (length u32, UTF-8), then one value
 A sequence is a count u32 and a kind byte: `*` tagged values, `q` int64s, `d` doubles,
-`s` strings (u32 byte lengths, then one blob).
+`m` doubles, of which a byte each tells whether they stand for ints, `s` strings (u32 byte lengths,
+then one blob).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _U32 = struct.Struct("<I")
 _DOUBLE = struct.Struct("<d")
 _MUTABLE = (list, dict, set, bytearray)
 _INT64_MAX = (1 << 63) - 1
+_EXACT_INT = 1 << 53
 
 
 class NotPlain(Exception):
@@ -130,6 +132,8 @@ class Encoder:
             out += b"q" + array("q", values).tobytes()
         elif kinds == {float}:
             out += b"d" + array("d", values).tobytes()
+        elif kinds == {int, float} and _exact_as_doubles(values):
+            out += b"m" + array("d", values).tobytes() + bytes([type(v) is int for v in values])
         elif kinds == {str}:
             blobs = [value.encode("utf-8", "surrogatepass") for value in values]
             out += b"s" + array("I", map(len, blobs)).tobytes() + b"".join(blobs)
@@ -259,6 +263,14 @@ class Decoder:
             numbers = array(kind.decode())
             numbers.frombytes(self._take(8 * count))
             return numbers.tolist()
+        if kind == b"m":
+            doubles = array("d")
+            doubles.frombytes(self._take(8 * count))
+            try:
+                whole = self._take(count)
+                return [int(v) if w else v for v, w in zip(doubles, whole, strict=True)]
+            except (ValueError, OverflowError) as error:  # int(nan), int(inf)
+                raise BadData(str(error)) from None
         if kind == b"s":
             lengths = array("I")
             lengths.frombytes(self._take(4 * count))
@@ -269,6 +281,12 @@ class Decoder:
         values = [self.value() for _ in range(count)]
         self._depth -= 1
         return values
+
+
+def _exact_as_doubles(values: Collection[Any]) -> bool:
+    """Whether the ints among ints and floats are small enough to be doubles without rounding."""
+    ints = [value for value in values if type(value) is int]
+    return min(ints) >= -_EXACT_INT and max(ints) <= _EXACT_INT
 
 
 _CONSTANTS: dict[bytes, Any] = {b"N": None, b"T": True, b"F": False}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from apr.errors import UsageError
 
@@ -21,8 +21,9 @@ VERDICTS: tuple[Verdict, ...] = (
     "error",  # its process ended without an answer (exit, signal, crash)
     "sandbox-error",  # our failure, never the program's: not to be counted as a fail
 )
-Judge = Literal["proxy", "in-process", "unittest", "stdin", "functional"]
-JUDGES: tuple[Judge, ...] = ("proxy", "in-process", "unittest", "stdin", "functional")
+Judge = Literal["proxy", "in-process", "unittest", "stdin", "functional", "calls"]
+JUDGES: tuple[Judge, ...] = ("proxy", "in-process", "unittest", "stdin", "functional", "calls")
+BY_CASES: tuple[Judge, ...] = ("stdin", "functional", "calls")
 MIB = 1 << 20
 
 
@@ -47,13 +48,20 @@ class Job:
                   (unittest_run.py).
                   "stdin": a case is a run as a script, from standard input to standard output.
                   "functional": a case is a call of `entry_point`, JSON values line by line in
-                  and one JSON value out (cases.py). Both decide as far away as "proxy".
+                  and one JSON value out (cases.py). "calls": the same with Python values, by the
+                  thousand (calls.py). All three decide as far away as "proxy".
     prelude       trusted code run in the program's namespace before it.
-    cases         for the judges "stdin" and "functional", in place of `test`: gives pairs of
-                  input and expected output, in order; the first that fails ends the job. Called
-                  when the job starts, so that jobs that wait hold no test data.
+    cases         for the judges "stdin", "functional" and "calls", in place of `test`: gives pairs
+                  of input and expected output, in order; the first that fails ends the job. For
+                  "calls": (calls.encode(arguments), calls.encode(expected), CPU seconds), where
+                  expected None in all cases asks for what the calls give (Outcome.answers).
+                  Called when the job starts, so that jobs that wait hold no test data.
+    parts         for "calls": (name, number of cases) of the parts that the cases fall into, each
+                  run in a process of its own. None: one part without a name.
+    rule          for "calls": when an answer is the expected one, see equality.rule.
     time_limit    CPU seconds, of each case where there are cases. Time spent waiting for a
                   processor does not count.
+    total_limit   CPU seconds of all cases of a part together. None: the sum of theirs.
     memory_bytes  address space of each process, and resident memory of all of them together.
     output_bytes  largest file, all files together, and largest answer.
     processes     processes and threads at one time.
@@ -65,8 +73,11 @@ class Job:
     entry_point: str = ""
     trusted_prefix: str = ""
     prelude: str = ""
-    cases: Callable[[], Sequence[tuple[str, str]]] | None = None
+    cases: Callable[[], Sequence[tuple[Any, ...]]] | None = None
+    parts: Sequence[tuple[str, int]] = ()
+    rule: Sequence[str | float] = ("equal",)
     time_limit: float = 3.0
+    total_limit: float | None = None
     memory_bytes: int = 4096 * MIB
     output_bytes: int = 64 * MIB
     judge: Judge = "proxy"
@@ -85,11 +96,11 @@ class Job:
             raise UsageError(f"job {self.job_id}: output_bytes and processes must be positive")
         if self.judge not in JUDGES:
             raise UsageError(f"job {self.job_id}: judge is {self.judge!r}", ", ".join(JUDGES))
-        if (self.cases is None) == (self.judge in ("stdin", "functional")):
+        if (self.cases is None) == (self.judge in BY_CASES):
             raise UsageError(
                 f"job {self.job_id}: judge is {self.judge} {'with' if self.cases else 'without'}"
                 " cases",
-                "cases go with the judges stdin and functional, and those need them",
+                f"cases go with the judges {', '.join(BY_CASES)}, and those need them",
             )
         if self.judge != "stdin" and not self.entry_point.isidentifier():
             raise UsageError(
@@ -112,6 +123,9 @@ class Outcome:
     level         isolation the program ran under; level_reason: why not a stronger one.
     judge         one of JUDGES: how the verdict was decided.
     retried       a first run timed out, this is the second, alone.
+    part          name of the part of the cases in which it failed (Job.parts).
+    answers       of a job that asks for them: (CPU seconds, reply) of each call, for
+                  calls.read_answer.
     """
 
     job_id: str
@@ -124,6 +138,8 @@ class Outcome:
     level_reason: str = ""
     judge: Judge = "proxy"
     retried: bool = False
+    part: str = ""
+    answers: tuple[tuple[float, bytes], ...] = field(default=(), repr=False)
 
     @property
     def passed(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
-from . import cases, channel, codec, unittest_judge
+from . import calls, cases, channel, codec, unittest_judge
 from .remote import (
     MAX_MESSAGE,
     Candidate,
@@ -22,7 +22,6 @@ from .remote import (
 from .stdio import Full, silence
 
 MAX_JOB = 512 << 20
-_LAP = {"lap": True}
 
 
 @functools.lru_cache(maxsize=512)
@@ -47,24 +46,28 @@ class _FailedInside(Exception):
 def serve(control: socket.socket) -> None:
     """Decide job after job until the worker closes `control`.
 
-    Messages: in a byte that carries the candidate's socket, then the job; out {"lap": True} when
-    the time of another test begins, and last the decision.
+    Messages: in a byte that carries the candidate's socket, then the job; out {"lap": limit} when
+    the time of another test begins (None: its limit is the job's), and last the decision.
     """
     import random  # not before the fork: the zygote and its children would carry it
 
     silence()
+
+    def lap(limit: float | None = None) -> None:
+        channel.send_trusted(control.fileno(), {"lap": limit})
+
     while True:
         random.seed(0)  # tests that draw their cases draw the same ones every time
         _, fds, _, _ = socket.recv_fds(control, 1, 1)
         if not fds:
             return
         job = channel.receive_trusted(control.fileno(), MAX_JOB)
-        decision = decide(fds[0], job, lambda: channel.send_trusted(control.fileno(), _LAP))
+        decision = decide(fds[0], job, lap)
         os.close(fds[0])
         channel.send_trusted(control.fileno(), decision)
 
 
-def decide(fd: int, job: dict[str, Any], lap: Callable[[], None]) -> dict[str, Any]:
+def decide(fd: int, job: dict[str, Any], lap: Callable[..., None]) -> dict[str, Any]:
     """The verdict on the program of `job`, whose process is at the other end of socket `fd`.
 
     Returns {"verdict", "detail"}; "gone" in place of a verdict when that process ended (its
@@ -72,6 +75,7 @@ def decide(fd: int, job: dict[str, Any], lap: Callable[[], None]) -> dict[str, A
     """
     candidate = Candidate(fd, job["output"])
     error: BaseException | None = None
+    answers: list[tuple[float, bytes]] = []
     try:
         if job["judge"] == "proxy":
             error = _by_proxy(fd, candidate, job)
@@ -81,6 +85,8 @@ def decide(fd: int, job: dict[str, Any], lap: Callable[[], None]) -> dict[str, A
             error = unittest_judge.judge(fd, candidate, job)
         elif job["judge"] == "stdin":
             cases.judge_script(fd, job)
+        elif job["judge"] == "calls":
+            answers = calls.judge(fd, candidate, job, lap)
         else:
             cases.judge_calls(fd, candidate, job, lap)
     except BaseException as raised:
@@ -89,7 +95,7 @@ def decide(fd: int, job: dict[str, Any], lap: Callable[[], None]) -> dict[str, A
     if candidate.broken is not None:
         error = candidate.broken
     if error is None:
-        return {"verdict": "passed", "detail": "passed"}
+        return {"verdict": "passed", "detail": "passed", "answers": answers}
     return _explain(error)
 
 

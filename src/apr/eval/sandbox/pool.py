@@ -65,7 +65,7 @@ DEFAULT_PRELOAD = (
     "string",
     "typing",
 )
-_MAX_OUTCOME = 128 << 20
+_MAX_OUTCOME = 512 << 20
 _MAX_WAITING_RETRIES = 32
 
 
@@ -123,6 +123,9 @@ class _Worker:
                 "trusted": job.trusted_prefix,
                 "prelude": job.prelude,
                 "cases": cases,
+                "parts": list(job.parts) or [("", len(cases))],
+                "rule": list(job.rule),
+                "total_limit": job.total_limit,
                 "entry_point": job.entry_point,
                 "judge": job.judge,
                 "time_limit": float(job.time_limit),
@@ -316,6 +319,8 @@ class Sandbox:
             level_reason=self.level_reason,
             judge=report.get("judge", job.judge),
             retried=retried,
+            part=report.get("part", ""),
+            answers=tuple((seconds, reply) for seconds, reply in report.get("answers", ())),
         )
 
     def _replace(self, lost: _Worker, job: Job) -> bool:

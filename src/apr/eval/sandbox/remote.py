@@ -75,6 +75,33 @@ class Candidate:
             raise answer.error
         return answer
 
+    def many(self, calls: list[bytes], go_on: bool) -> Iterator[tuple[float, bytes]]:
+        """Answers to calls of the entry point, (seconds, reply) each, as they come. calls: encoded
+        arguments. go_on: also after a call that raised; else that is the last answer.
+        """
+        encoder = codec.Encoder()
+        encoder.value(("many", (calls, go_on), ()))
+        left = len(calls)
+        try:
+            channel.send_frame(self._fd, encoder.out)
+            while left:
+                answers = channel.receive(self._fd, self._limit + MAX_MESSAGE)
+                for seconds, reply in answers:
+                    left -= 1
+                    if type(seconds) is not float or type(reply) is not bytes or left < 0:
+                        raise codec.BadData("not an answer")
+                    if reply == b"o":
+                        raise TooMuchOutput("it prints or returns more than allowed")
+                    yield seconds, reply
+                    if not go_on and reply[:1] == b"e":
+                        return
+        except TooMuchOutput as error:
+            self.broken = error
+            raise
+        except (channel.Closed, channel.TooLarge, codec.BadData, TypeError, ValueError) as error:
+            self.broken = CandidateGone(str(error) or "its process ended")
+            raise self.broken from None
+
     def first_reply(self) -> Any:
         """The reply to the program itself: what it sent as ready, or its exception raised."""
         try:

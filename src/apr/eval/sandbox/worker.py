@@ -139,19 +139,40 @@ class Worker:
             "judge": "proxy",
             "prelude": "",
             "cases": [],
+            "total_limit": None,
         }
         outcome = self._run(job)
         if outcome["verdict"] != "passed":
             raise OSError(f"a trial program did not pass: {outcome['detail']}")
 
     def _run(self, job: dict[str, Any]) -> dict[str, Any]:
-        if job["judge"] not in ("stdin", "functional"):
+        if job["judge"] not in ("stdin", "functional", "calls"):
             return self._run_once(job)
         if not job["cases"]:
             return {"verdict": "sandbox-error", "detail": "the job has no test"}
+        if job["judge"] == "calls":
+            return self._run_parts(job)
         if job["judge"] == "functional":
             return self._run_once(job)
         return self._run_scripts(job)
+
+    def _run_parts(self, job: dict[str, Any]) -> dict[str, Any]:
+        """A process for each part of the cases, up to the first that fails."""
+        total = {"cpu": 0.0, "wall": 0.0, "peak_rss": 0}
+        report: dict[str, Any] = {}
+        answers: list[tuple[float, bytes]] = []
+        first = 0
+        for name, count in job["parts"]:
+            report = self._run_once({**job, "cases": job["cases"][first : first + count]})
+            total["cpu"] += report["cpu"]
+            total["wall"] += report["wall"]
+            total["peak_rss"] = max(total["peak_rss"], report["peak_rss"])
+            answers += report.pop("answers", [])
+            if report["verdict"] != "passed":
+                report["part"] = name
+                break
+            first += count
+        return {**report, **total, "answers": answers}
 
     def _run_scripts(self, job: dict[str, Any]) -> dict[str, Any]:
         """A process for each case, up to the first that fails."""
@@ -176,7 +197,7 @@ class Worker:
         ours, theirs = socket.socketpair()
         backstop = job["time_limit"] * WALL_FACTOR + WALL_EXTRA
         order = {
-            "cpu": job["time_limit"] * max(1, len(job["cases"])),
+            "cpu": job["total_limit"] or job["time_limit"] * max(1, len(job["cases"])),
             "memory": job["memory"],
             "output": job["output"] + own_bytes,
             "processes": job["processes"],
@@ -205,7 +226,7 @@ class Worker:
         channel.send_trusted(self._control.fileno(), 0.2 if decision["verdict"] == "gone" else 0.0)
         used = channel.receive_trusted(self._control.fileno(), MAX_JOB)
         decision = _settle(decision, used, order["cpu"])
-        if watch.laps and decision["verdict"] != "passed":
+        if watch.laps and decision["verdict"] != "passed" and job["judge"] != "calls":
             decision["detail"] += f" (test {watch.laps} of {len(job['cases'])})"
         return {
             **decision,
@@ -241,12 +262,12 @@ class Worker:
                 if fd == self._pool:
                     raise channel.Closed  # nobody waits for this outcome any more
                 try:
-                    message = channel.receive_trusted(result, judge.MAX_MESSAGE)
+                    message = channel.receive_trusted(result, MAX_JOB)
                 except channel.Closed:
                     return {"verdict": "error", "detail": "its answers broke the judge"}
                 if "lap" not in message:
                     return message
-                watch.lap()
+                watch.lap(message["lap"])
             decision, wait = watch.look()
             if decision is not None:
                 return decision
@@ -317,9 +338,10 @@ class _Watch:
         self._used = 0.0  # before this lap: processor time, and time in line
         self._waited = observer.waited_seconds(judge_pid) or 0.0
 
-    def lap(self) -> None:
-        """Count time from here on."""
+    def lap(self, limit: float | None) -> None:
+        """Count time from here on. limit: from now on; None leaves it as it is."""
         self.laps += 1
+        self.limit = self.limit if limit is None else limit
         self._start = time.monotonic()
         self._used = self._observer.cpu_seconds(self._candidate)
         self._waited = sum(

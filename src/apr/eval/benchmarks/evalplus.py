@@ -1,0 +1,184 @@
+"""HumanEval+ and MBPP+ (EvalPlus, Liu et al. 2023, arXiv:2305.01210): the problems of HumanEval and
+MBPP with some eighty times as many tests.
+
+Data: evalplus/humanevalplus_release and evalplus/mbppplus_release (Apache-2.0; MBPP CC BY 4.0).
+Prompts, stop strings and verdicts follow evalplus/evalplus at commit 26d6d00: an answer is compared
+with that of the canonical solution, which is run here, once, and remembered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from apr.errors import AprError, UsageError
+from apr.eval.benchmarks.evalplus_inputs import restore_inputs
+from apr.eval.benchmarks.humaneval import PREFILL, PREFILL_STOP, QUESTION, raw_prompt
+from apr.eval.data_files import find_data
+from apr.eval.expected import Expected, expected_answers
+from apr.eval.extraction import chat_code, cut_at, definitions, is_body, longest_prefix
+from apr.eval.interpreter import Interpreter
+from apr.eval.rows import read_rows
+from apr.eval.sandbox import DEFAULT_PRELOAD, Job, Sandbox
+from apr.eval.sandbox.calls import decode, encode
+from apr.eval.task import Newline, Prompt, PromptStyle, Task, Traits
+
+_END = ("<|endoftext|>", "<|endofmask|>", "</s>", "\nif __name__", "\ndef main(", "\nprint(")
+BASE_STOP = {
+    "humaneval": (*_END, "\ndef ", "\nclass ", "\nimport ", "\nfrom ", "\nassert "),
+    "mbpp": (*_END, '\n"""', "\nassert"),
+}
+MAX_TOKENS = 768
+# Seconds of a test, whose reference takes no longer than a quarter of that; of all tests together.
+LEAST_LIMIT, REFERENCE_FACTOR, WHOLE_LIMIT = 4.0, 4.0, 60.0
+MEMORY = 4 << 30
+# MBPP's functions with results that no file holds: what counts is whether there is one.
+NOT_NONE = ("check_str", "text_match_three", "text_starta_endb")
+FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution")
+
+
+class EvalPlus:
+    """See `apr.eval.task.Benchmark`. name: humaneval+ or mbpp+, a version of the data behind an @.
+
+    A sample passes with the base and the plus tests (the "+" score); `base` is its score with the
+    base tests alone. Rows hold `completion` (put after the prompt) or `solution`, as EvalPlus
+    writes both.
+    """
+
+    newline: Newline = "add"
+
+    def __init__(self, data: Path | None = None, name: str = "humaneval+") -> None:
+        self.name = name
+        self._dataset = name.partition("@")[0].removesuffix("+")
+        self.version = f"{name}-1"
+        path = find_data(name, data)
+        self._rows = _read_rows(path, self._dataset)
+        self.data_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.tasks: Mapping[str, Task] = {
+            task_id: Task(
+                task_id=task_id,
+                prompt=row["prompt"],
+                entry_point=row["entry_point"],
+                test="",
+                canonical_solution=row["canonical_solution"],
+            )
+            for task_id, row in self._rows.items()
+        }
+        self._expected: Mapping[str, Expected] = {}
+        self.traits = Traits(
+            preload=(*DEFAULT_PRELOAD, "numpy") if self._dataset == "mbpp" else DEFAULT_PRELOAD,
+            max_tokens=MAX_TOKENS,
+            parts=("base",),
+        )
+
+    def prepare(
+        self, sandbox: Sandbox, interpreter: Interpreter, tasks: Sequence[Task], progress: bool
+    ) -> None:
+        """Find the expected answers of these tasks. Raises AprError if a reference fails."""
+        jobs = [self._reference(task) for task in tasks]
+        source = f"{self._dataset}-{self.data_sha256}"
+        found = expected_answers(source, sandbox, interpreter, jobs, progress)
+        for task in tasks:
+            if task.entry_point in NOT_NONE:
+                values = [encode(decode(value) is not None) for value in found[task.task_id].values]
+                found[task.task_id] = found[task.task_id]._replace(values=tuple(values))
+        self._expected = found
+
+    def prompt(self, task: Task, style: PromptStyle) -> Prompt:
+        if style.mode == "chat":
+            question = QUESTION.format(prompt=task.prompt.strip())
+            return Prompt(
+                text=None,
+                messages=[{"role": "user", "content": question}],
+                prefill=PREFILL if style.prefill else "",
+                stop=PREFILL_STOP if style.prefill else (),
+            )
+        stop = BASE_STOP[self._dataset]
+        return Prompt(text=raw_prompt(task, style), messages=None, prefill="", stop=stop)
+
+    def completion(self, task: Task, text: str, style: PromptStyle) -> str:
+        """What follows the prompt: as much of the text as parses, without examples of its use."""
+        if style.mode == "base":
+            missing_end = task.prompt[len(raw_prompt(task, style)) :]
+            body = cut_at(text, BASE_STOP[self._dataset]).removeprefix(missing_end)
+            whole = longest_prefix(task.prompt + body)
+            return whole[len(task.prompt) :] if whole.startswith(task.prompt) else body
+        code = chat_code(text, task.entry_point, fenced=style.prefill)
+        gap = "" if task.prompt.endswith("\n") else "\n"
+        if self._dataset == "mbpp":
+            return gap + definitions(code, task.entry_point)
+        return gap + code if is_body(code, task.entry_point) else f"{gap}    pass\n\n{code}"
+
+    def program(self, task: Task, row: Mapping[str, Any]) -> str:
+        completion = row.get("completion")
+        return task.prompt + completion if isinstance(completion, str) else row["solution"]
+
+    def job(self, task: Task, program: str, job_id: str, reference_seconds: float = 0.0) -> Job:
+        """The limits come from the times of the reference, whatever reference_seconds is."""
+        expected = self._expected.get(task.task_id)
+        if expected is None:
+            raise AprError(f"{task.task_id} was not prepared: its expected answers are unknown")
+        limits = [max(LEAST_LIMIT, REFERENCE_FACTOR * seconds) for seconds in expected.seconds]
+        row = self._rows[task.task_id]
+        return Job(
+            job_id=job_id,
+            program=program,
+            entry_point=task.entry_point,
+            judge="calls",
+            cases=partial(_cases, row, expected.values, limits),
+            parts=[("base", len(row["base"])), ("plus", len(row["plus"]))],
+            rule=("evalplus", self._dataset, row["atol"]),
+            time_limit=max(limits),
+            total_limit=min(WHOLE_LIMIT, sum(limits)) + 1,
+            memory_bytes=MEMORY,
+        )
+
+    def _reference(self, task: Task) -> Job:
+        row = self._rows[task.task_id]
+        calls = [*row["base"], *row["plus"]]
+        return Job(
+            job_id=task.task_id,
+            program=task.prompt + task.canonical_solution,
+            entry_point=task.entry_point,
+            judge="calls",
+            cases=lambda: [(call, None, WHOLE_LIMIT) for call in calls],
+            time_limit=WHOLE_LIMIT,
+            memory_bytes=MEMORY,
+            output_bytes=256 << 20,
+        )
+
+
+def _cases(
+    row: Mapping[str, Any], expected: Sequence[bytes], limits: Sequence[float]
+) -> list[tuple[bytes, bytes, float]]:
+    return list(zip([*row["base"], *row["plus"]], expected, limits, strict=True))
+
+
+def _read_rows(path: Path, dataset: str) -> dict[str, dict[str, Any]]:
+    """Rows by task id, with the arguments of `base` and `plus` calls encoded. Raises UsageError."""
+    rows: dict[str, dict[str, Any]] = {}
+    for line, row in read_rows(path):
+        where = f"{path} line {line}"
+        for field in FIELDS:
+            if not isinstance(row.get(field), str):
+                raise UsageError(f"{where} has no text in field {field!r}")
+        if not row["entry_point"].isidentifier():
+            raise UsageError(f"{where}: entry_point {row['entry_point']!r} is no function's name")
+        if row["task_id"] in rows:
+            raise UsageError(f"{where}: task_id {row['task_id']!r} occurs twice")
+        if type(row.get("atol")) not in (int, float):
+            raise UsageError(f"{where} has no number in field 'atol'")
+        for field in ("base_input", "plus_input"):
+            # Some plus inputs of v0.1.0 are missing: an empty object stands in their place.
+            inputs = row.get(field) or []
+            if not (isinstance(inputs, list) and all(isinstance(i, list) for i in inputs)):
+                raise UsageError(f"{where} has no list of argument lists in field {field!r}")
+            restored = restore_inputs(row["task_id"], inputs) if dataset == "mbpp" else inputs
+            row[field.partition("_")[0]] = [encode(tuple(arguments)) for arguments in restored]
+        rows[row["task_id"]] = {name: row[name] for name in (*FIELDS, "atol", "base", "plus")}
+    if not rows:
+        raise UsageError(f"{path} has no tasks")
+    return rows

@@ -1,0 +1,84 @@
+"""What an evaluation needs of a model: to be asked, and to be told from others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from apr.eval.settings import EvalSettings
+from apr.eval.task import Benchmark, Prompt, PromptStyle
+
+PROMPT_TOO_LONG = "prompt_too_long"  # finish_reason of a task that the model could not be asked
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One prompt and the numbers of the samples wanted of it. seed: of the task's samples."""
+
+    task_id: str
+    prompt: Prompt
+    samples: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One generated sample, whatever made it."""
+
+    task_id: str
+    sample: int
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    tokens: int
+    seconds: float
+
+
+class Generator(Protocol):
+    """Makes samples: asks in, answers out in any order."""
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """How the model runs (dtype, device, kernels), for the records."""
+        ...
+
+    def __call__(self, asks: Iterable[Ask]) -> Iterator[Answer]: ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """What identifies a model in a run, and how to get its generator (which loads it).
+
+    fim_orders: the fill-in-the-middle prompts it was trained on ("psm", "spm").
+    """
+
+    name: str
+    fingerprint: str
+    chat_template: str | None
+    load: Callable[[Benchmark, PromptStyle, EvalSettings], Generator]
+    fim_orders: tuple[str, ...] = ()
+
+
+def local_model(settings: EvalSettings) -> Model:
+    """The model `settings.model` names; its weights are loaded when samples are missing."""
+    from apr.hub import pull
+    from apr.hub.fingerprint import fingerprint
+    from apr.text import fim_format_for, load_tokenizer
+
+    pulled = pull(settings.model, offline=settings.offline)
+    tokenizer = load_tokenizer(pulled.path)
+    fim = fim_format_for(tokenizer)
+
+    def load(benchmark: Benchmark, style: PromptStyle, settings: EvalSettings) -> Generator:
+        from apr.eval.generation import session_generator
+
+        return session_generator(benchmark, style, settings)
+
+    return Model(
+        name=settings.model,
+        fingerprint=fingerprint(pulled),
+        chat_template=tokenizer.chat_template,
+        load=load,
+        fim_orders=() if fim is None else fim.orders,
+    )

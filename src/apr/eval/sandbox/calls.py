@@ -1,0 +1,118 @@
+"""Judging by calls: Python values in, Python values out.
+
+A case is a call of the entry point. Its answer is compared with the expected one by a rule, or
+handed out for whoever asked what the program does. Arguments and answers travel as codec bytes,
+many in one message: a test of a thousand calls costs few turns between the processes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from . import codec, equality, extensions
+from .cases import ProgramRaised, WrongAnswer
+from .remote import Candidate, start
+
+LAP_EVERY = 0.05  # seconds; a case's time is told from its neighbours' no finer than this
+_SHOWN = 60
+_NANS = (b"\xf8\x7f", b"\xf8\xff")  # upper bytes of a NaN; now and then of something else
+
+
+class Answer(NamedTuple):
+    """What a call gave. seconds: of processor time, as the program's process says.
+
+    value: what it returned (extensions.Opaque for what is no plain data). error: name of the
+    exception's class, if it raised.
+    """
+
+    seconds: float
+    value: Any = None
+    error: str | None = None
+
+
+def encode(value: Any) -> bytes:
+    """Arguments (a tuple) or an expected value. Raises codec.NotPlain."""
+    encoder = codec.Encoder(extend=_write)
+    encoder.value(value)
+    return bytes(encoder.out)
+
+
+def decode(data: bytes) -> Any:
+    """What `encode` took. Raises codec.BadData."""
+    return codec.Decoder(data, extend=_build).value()
+
+
+def read_answer(seconds: float, reply: bytes) -> Answer:
+    """One of the answers of an outcome (Outcome.answers). Raises codec.BadData."""
+    decoder = codec.Decoder(reply, extend=_build)
+    kind = decoder.byte()
+    value = decoder.value()
+    if kind == ord("v"):
+        return Answer(seconds, value)
+    if kind == ord("e") and isinstance(value, tuple) and len(value) == 4:
+        return Answer(seconds, error=str(value[1]))
+    raise codec.BadData(f"reply of kind {kind}")
+
+
+def judge(
+    fd: int, candidate: Candidate, job: dict[str, Any], lap: Callable[[float], None]
+) -> list[tuple[float, bytes]]:
+    """Call the candidate for each case of `job`; raises what is wrong with the first that fails.
+
+    cases: (arguments, expected, limit in seconds); expected None asks for the answer only, and
+    these answers are returned. lap: called with its limit when the time of a case begins.
+    """
+    entry_point, cases = job["entry_point"], job["cases"]
+    same = equality.rule(entry_point, *job["rule"])
+    only_asked = all(expected is None for _, expected, _ in cases)
+    if entry_point not in start(fd, candidate, job, [entry_point]):
+        raise NameError(f"name {entry_point!r} is not defined")
+    answers: list[tuple[float, bytes]] = []
+    lap(cases[0][2])
+    begun = time.monotonic()
+    for seconds, reply in candidate.many([arguments for arguments, _, _ in cases], only_asked):
+        given, expected, _ = cases[len(answers)]
+        if expected is not None:
+            _check(reply, given, expected, same)
+        answers.append((seconds, reply))
+        now = time.monotonic()
+        if len(answers) < len(cases) and now - begun > LAP_EVERY:
+            lap(cases[len(answers)][2])
+            begun = now
+    return answers if only_asked else []
+
+
+def _check(reply: bytes, given: bytes, expected: bytes, same: equality.Rule) -> None:
+    # Bytes that are the same mean values that are equal, unless NaN is among them.
+    alike = same.by_bytes and reply[:1] == b"v" and reply[1:] == expected
+    if alike and not any(nan in expected for nan in _NANS):
+        return
+    answer = read_answer(0.0, reply)
+    if answer.error is not None:
+        raise ProgramRaised(answer.error)
+    wanted = decode(expected)
+    try:
+        right = same.holds(answer.value, wanted, lambda: decode(given))
+    except Exception as error:  # an array has no truth value, a list no hash
+        raise WrongAnswer(f"{short(answer.value)}: {type(error).__name__}: {error}") from None
+    if not right:
+        raise WrongAnswer(f"{short(answer.value)}, expected is {short(wanted)}")
+
+
+def short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 :]}"
+
+
+def _write(encoder: codec.Encoder, value: Any) -> None:
+    if not extensions.write(encoder, value):
+        raise codec.NotPlain(type(value).__name__)
+
+
+def _build(name: str, contents: Any) -> Any:
+    try:
+        return extensions.build(name, contents)
+    except Exception as error:
+        raise codec.BadData(f"extension {name!r}: {error}") from None

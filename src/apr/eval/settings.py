@@ -1,0 +1,45 @@
+"""What an evaluation is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from apr.engine.request import Sampling  # plain data: the engine itself is not imported
+from apr.eval.sandbox import Level
+from apr.eval.task import Mode, Newline, Window
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """What an evaluation is asked to do. limit: only the first tasks. mode, newline None: what
+    is usual for the benchmark and the model. out None: a folder under runs/ named after the run.
+    """
+
+    model: str
+    benchmark: str = "humaneval"
+    n_samples: int = 1
+    sampling: Sampling = field(default_factory=Sampling)
+    ks: tuple[int, ...] | None = None
+    limit: int | None = None
+    mode: Mode | None = None
+    newline: Newline | None = None
+    prefill: bool = True
+    max_tokens: int | None = None  # of a sample; None: as many as the benchmark says
+    seed: int = 0
+    data: Path | None = None
+    out: Path | None = None
+    workers: int | None = None
+    level: Literal["auto"] | Level = "auto"
+    allow_weak: bool = False
+    dtype: str = "auto"
+    device: str = "auto"
+    max_concurrency: int = 32
+    fresh: bool = False
+    offline: bool = False
+    progress: bool = True
+    window: Window | None = None
+    split: str | None = None
+    python: str | None = None  # runs the programs; None: our own interpreter
+    exclude_broken: bool = False
