@@ -36,6 +36,7 @@ lint: $(BIN)/.dev
 bench: $(BIN)/.apr
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/sandbox.py
+	$(BIN)/python benchmarks/merge.py
 
 clean:
 	rm -rf $(VENV) runs

@@ -1,4 +1,4 @@
-"""Running a merge: tensors stream from memory maps through the methods into the output's shards.
+"""Running a merge: tensors stream from the files through the methods into the output's shards.
 
 Each thread takes one tensor at a time, the largest first, and merges it block by block; a block is
 read, computed and written before the next, so some threads read while others compute or write.
@@ -157,8 +157,8 @@ def load_kernels(plan: Plan) -> None:
 def peak_memory(plan: Plan, threads: int) -> int:
     """Bytes a merge takes above an idle process, at most, roughly.
 
-    A thread holds the mapped pages of every input, one block of output and, for methods that work
-    in fp32 blocks, a few such blocks; quantized inputs are expanded tensor by tensor.
+    A thread holds a block of every input (of small ones all), one block of output and, for methods
+    that work in fp32 blocks, a few such blocks; quantized inputs are expanded tensor by tensor.
     """
     largest = 0
     for output in plan.outputs:

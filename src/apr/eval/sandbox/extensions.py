@@ -80,13 +80,16 @@ class Digest:
         return f"<more than {LONG} elements>"
 
 
-LONG = 2_000_000  # elements
+LONG = 2_000_000  # elements, those of its members included
 _CHUNK = 100_000
+_SIZED = (str, list, tuple)
 
 
 def digest(value: Any) -> Digest | None:
     """Of a list or tuple of more than LONG elements, all of them plain; else None."""
-    if type(value) not in (list, tuple) or len(value) <= LONG:
+    if type(value) not in (list, tuple):
+        return None
+    if len(value) + sum(len(member) for member in value if type(member) in _SIZED) <= LONG:
         return None
     found = hashlib.sha256(f"{type(value).__name__} {len(value)}".encode())
     try:
