@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import gzip
 import json
 import os
@@ -26,6 +25,7 @@ from apr.eval.sandbox import Job, Sandbox
 from apr.eval.settings import EvalSettings
 from apr.eval.task import PromptStyle, Task
 
+from .mutants import changed_programs
 from .runs import Canned
 from .shared import completions, published, samples, shared_data
 
@@ -339,51 +339,10 @@ def test_a_base_model_is_refused_before_work_begins(tmp_path: Path) -> None:
 # Against the official scorer. --------------------------------------------------------------------
 
 
-class _Mutator(ast.NodeTransformer):
-    """Changes the node of a given number among those that can be changed."""
-
-    def __init__(self, number: int) -> None:
-        self.left = number
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        changed = _changed(node)
-        if changed is not None:
-            self.left -= 1
-            if self.left < 0:
-                self.left = sys.maxsize
-                return changed
-        return self.generic_visit(node)
-
-
-def _changed(node: ast.AST) -> ast.AST | None:
-    match node:
-        case ast.Return(value=ast.expr()):
-            return ast.Return(value=ast.Constant(None))
-        case ast.Constant(value=int(value)) if not isinstance(value, bool):
-            return ast.Constant(value + 1)
-        case ast.Constant(value=str(value)):
-            return ast.Constant(value + "x")
-        case ast.Compare(left, [ast.Eq()], right):
-            return ast.Compare(left, [ast.NotEq()], right)
-        case ast.If(test, body, orelse):
-            return ast.If(ast.UnaryOp(ast.Not(), test), body, orelse)
-        case ast.BinOp(left, ast.Add(), right):
-            return ast.BinOp(left, ast.Sub(), right)
-        case ast.Raise():
-            return ast.Pass()
-    return None
-
-
 def mutants(body: str, count: int) -> list[str]:
-    """Programs that differ from a function's body in one place each, spread over it."""
-    tree = ast.parse("def task_func():\n" + body)
-    places = sum(_changed(node) is not None for node in ast.walk(tree))
-    found = []
-    for number in range(0, places, max(1, places // count)):
-        mutant = _Mutator(number).visit(ast.parse("def task_func():\n" + body))
-        text = ast.unparse(ast.fix_missing_locations(mutant))
-        found.append(text.partition("\n")[2] + "\n")
-    return found[:count]
+    """Bodies of the function, changed in one place each."""
+    changed = changed_programs("def task_func():\n" + body, count)
+    return [program.partition("\n")[2] for program in changed]
 
 
 @pytest.mark.slow
