@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import random
 import re
 import signal
 import sqlite3
@@ -221,6 +222,22 @@ def test_kill_9_and_the_same_again(settings: EvalSettings, tmp_path: Path) -> No
     kept = rows(settings, "SELECT rowid, task_id, wall_seconds FROM verdict ORDER BY rowid")
     assert kept[: len(judged)] == judged
     assert json.loads((settings.out / "results.json").read_text())["pass@1"] == 0.5
+
+
+@pytest.mark.slow
+def test_twenty_kills_and_one_verdict_a_sample(settings: EvalSettings, tmp_path: Path) -> None:
+    draw, log = random.Random(3), tmp_path / "log"
+    for _ in range(20):
+        process = start(settings, log, 0.15)
+        time.sleep(draw.uniform(0.2, 2.5))
+        process.kill()
+        process.communicate()
+    process = start(settings, log, 0.0)
+    assert process.communicate()[1] == "" and process.returncode == 0
+    judged = rows(settings, "SELECT task_id, sample, verdict FROM verdict")
+    assert sorted(f"{t}#{s}" for t, s, _ in judged) == sorted(f"HumanEval/{i}#0" for i in range(20))
+    assert sum(verdict == "passed" for _, _, verdict in judged) == 10
+    assert len(rows(settings, "SELECT * FROM generation")) == 20
 
 
 def test_ctrl_c_says_how_to_go_on(settings: EvalSettings, tmp_path: Path) -> None:

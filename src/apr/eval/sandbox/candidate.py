@@ -137,14 +137,13 @@ class _Many:
             begin = time.process_time()
             try:
                 result = function(*args)
-                seconds = time.process_time() - begin
                 encoder = codec.Encoder(extend=_opaque)
                 encoder.out += b"v"
                 encoder.value(extensions.digest(result) or result)
                 reply, raised = encoder.out, False
             except BaseException as error:
-                seconds = time.process_time() - begin
                 reply, raised = _error_reply(codec.Encoder(extend=_opaque), error), True
+            seconds = time.process_time() - begin  # with the writing, which is timed as well
             too_much = self._sink.full or len(reply) > self._limit
             self._answers.append((seconds, bytes(_TOO_MUCH if too_much else reply)))
             self._held += len(reply)
