@@ -30,9 +30,7 @@ def jobs(count: int, seed: int) -> list[Job]:
     """Jobs of every judging style: hostile, nearly right, and garbage."""
     draw = random.Random(seed)
     problems = list(read_problems().values())
-    programs = [
-        (item.name, item.program) for item in hostile.PROGRAMS if item.levels >= hostile.ANY
-    ]
+    programs = [item.program for item in hostile.PROGRAMS if item.levels >= hostile.ANY]
     unit = [*hostile_unittest.FOOLING.values(), *hostile_unittest.FUTILE.values()]
     found = []
     for number in range(count):
