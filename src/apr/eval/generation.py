@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from statistics import fmean
 
 from apr.engine.request import PromptTooLong
 from apr.engine.session import Session, TextRequest
@@ -55,6 +56,7 @@ class SessionGenerator:
                 prompt_tokens=done.prompt_tokens,
                 tokens=done.tokens_generated,
                 seconds=done.seconds,
+                mean_logprob=fmean(done.logprobs) if done.logprobs else None,
             )
         yield from refused
 
@@ -91,6 +93,7 @@ class SessionGenerator:
                     sampling=settings.sampling,
                     stop=ask.prompt.stop,
                     seed=ask.seed,
+                    logprobs=settings.n_samples > 1,
                 )
 
 

@@ -24,7 +24,9 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answer:
-    """One generated sample, whatever made it."""
+    """One generated sample, whatever made it. mean_logprob: natural, of its tokens under the
+    model's own distribution; None where unknown.
+    """
 
     task_id: str
     sample: int
@@ -33,6 +35,7 @@ class Answer:
     prompt_tokens: int
     tokens: int
     seconds: float
+    mean_logprob: float | None = None
 
 
 class Generator(Protocol):

@@ -22,6 +22,7 @@ CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS generation (
   task_id TEXT, sample INTEGER, completion TEXT NOT NULL, text TEXT NOT NULL,
   finish_reason TEXT NOT NULL, prompt_tokens INTEGER, tokens INTEGER, seconds REAL,
+  mean_logprob REAL,
   PRIMARY KEY (task_id, sample)
 );
 CREATE TABLE IF NOT EXISTS verdict (
@@ -31,7 +32,11 @@ CREATE TABLE IF NOT EXISTS verdict (
   PRIMARY KEY (task_id, sample)
 );
 """
-_COLUMNS = "PRAGMA table_info(verdict)"  # runs of version 0.1 have no `part`
+# What runs of the first version lack.
+_LATER = (
+    ("verdict", "part", "TEXT NOT NULL DEFAULT ''"),
+    ("generation", "mean_logprob", "REAL"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Generation:
     prompt_tokens: int
     tokens: int
     seconds: float
+    mean_logprob: float | None = None  # see Answer
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,10 @@ class Store:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.executescript(SCHEMA)
-            if "part" not in [column[1] for column in self._db.execute(_COLUMNS)]:
-                self._db.execute("ALTER TABLE verdict ADD part TEXT NOT NULL DEFAULT ''")
+            for table, column, kind in _LATER:
+                known = [found[1] for found in self._db.execute(f"PRAGMA table_info({table})")]
+                if column not in known:
+                    self._db.execute(f"ALTER TABLE {table} ADD {column} {kind}")
         except sqlite3.DatabaseError as error:
             raise AprError(
                 f"{path} cannot be used: {error}", "--fresh starts it anew, --out names another"
@@ -140,9 +148,9 @@ class Store:
     def add_generation(self, generation: Generation) -> None:
         g = generation
         self._db.execute(
-            "INSERT OR REPLACE INTO generation VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO generation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (g.task_id, g.sample, g.completion, g.text, g.finish_reason, g.prompt_tokens,
-             g.tokens, g.seconds),
+             g.tokens, g.seconds, g.mean_logprob),
         )  # fmt: skip
 
     def add_verdict(self, verdict: StoredVerdict) -> None:
