@@ -12,9 +12,11 @@ from apr.cli.options import (
     CUTOFF_HELP,
     FROM_HELP,
     PYTHON_HELP,
+    RERANK_HELP,
     SPLIT_HELP,
     TO_HELP,
     parse_ks,
+    parse_rerank,
     parse_window,
 )
 from apr.errors import UsageError
@@ -34,6 +36,7 @@ def evaluate(
     min_p: float = typer.Option(0.0, help="0 is off."),
     repetition_penalty: float = typer.Option(1.0, help="1 is off."),
     k: str = typer.Option("", help="Which pass@k, e.g. 1,10. Default: 1, 10, 100 where possible."),
+    rerank: str = typer.Option("none", help=RERANK_HELP),
     limit: int = typer.Option(None, help="Only the first tasks."),
     mode: str = typer.Option(
         "auto",
@@ -88,6 +91,7 @@ def evaluate(
         n_samples=n_samples,
         sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
         ks=parse_ks(k),
+        rerank=parse_rerank(rerank),
         limit=limit,
         mode=one_of("mode", mode, {"auto": None, **{mode: mode for mode in get_args(Mode)}}),
         newline=one_of("newline", newline, {"auto": None, **{n: n for n in get_args(Newline)}}),

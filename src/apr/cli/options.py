@@ -23,6 +23,10 @@ FROM_HELP = "Only problems of contests from this day on (YYYY-MM-DD)."
 TO_HELP = "Only problems of contests up to this day (YYYY-MM-DD)."
 CUTOFF_HELP = "Last day of the model's training data: says how many problems are not newer."
 SPLIT_HELP = "BigCodeBench: complete (continue a docstring) or instruct (asked in words)."
+RERANK_HELP = (
+    "Choose one of several samples a task, without the tests: majority (behaviour), tests (those "
+    "the prompt shows), logprob; also several, e.g. majority,logprob."
+)
 PYTHON_HELP = "Interpreter that runs the programs, with the libraries they need. Default: ours."
 BROKEN_HELP = "Leave tasks whose reference solution fails here out of the score."
 MODEL_HELP = "Short name, hf://org/name, pypi://package, folder or .gguf."
@@ -33,6 +37,11 @@ def one_of(flag: str, value: str, choices: Mapping[str, T]) -> T:
     if value not in choices:
         raise UsageError(f"--{flag} {value} is unknown", f"one of {', '.join(choices)}")
     return choices[value]
+
+
+def parse_rerank(text: str) -> tuple[str, ...]:
+    """--rerank majority,logprob or none."""
+    return () if text == "none" else tuple(part.strip() for part in text.split(","))
 
 
 def parse_ks(text: str) -> tuple[int, ...] | None:

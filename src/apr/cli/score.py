@@ -12,8 +12,10 @@ from apr.cli.options import (
     CUTOFF_HELP,
     FROM_HELP,
     PYTHON_HELP,
+    RERANK_HELP,
     TO_HELP,
     parse_ks,
+    parse_rerank,
     parse_window,
 )
 
@@ -37,6 +39,7 @@ def score(
         False, "--check-gt", help="Only run the reference solutions; exit status 1 if one fails."
     ),
     k: str = typer.Option("", help="Which pass@k, e.g. 1,10. Default: 1, 10, 100 where possible."),
+    rerank: str = typer.Option("none", help=RERANK_HELP),
     allow_partial: bool = typer.Option(
         False, "--allow-partial", help="Score the tasks that have samples."
     ),
@@ -73,6 +76,7 @@ def score(
         benchmark,
         data=data,
         ks=parse_ks(k),
+        rerank=parse_rerank(rerank),
         allow_partial=allow_partial,
         workers=workers,
         level=sandbox_choice(sandbox_level),

@@ -7,7 +7,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +22,8 @@ from apr.eval.manifest import make_manifest
 from apr.eval.model import PROMPT_TOO_LONG, Answer, Ask, Model, local_model
 from apr.eval.progress import EvalProgress
 from apr.eval.references import References, check_references
+from apr.eval.rerank.behaviour import Candidate
+from apr.eval.rerank.choose import check_methods, choose_by
 from apr.eval.result import Result, make_result, natural, write_atomically
 from apr.eval.sandbox import Outcome, Sandbox
 from apr.eval.settings import EvalSettings
@@ -83,7 +85,10 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
         store = Store(out / "run.sqlite", identity, settings.fresh)
         try:
             _fill(settings, benchmark, model, style, sandbox, store, references)
-            result = _result(settings, benchmark, model, identity, store, sandbox, references)
+            chosen = _rerank(settings, benchmark, store, sandbox, references)
+            result = _result(
+                settings, benchmark, model, identity, store, sandbox, references, chosen
+            )
             _write(out, result, store, settings, benchmark)
         except KeyboardInterrupt:
             done, total = len(store.generated()), len(_chosen(settings, benchmark))
@@ -118,6 +123,7 @@ def _check(settings: EvalSettings) -> None:
                 f"--k {k} with --n-samples {settings.n_samples}",
                 "pass@k needs k of 1 or more and at least k samples a task",
             )
+    check_methods(settings.rerank, settings.n_samples)
     if settings.n_samples > 1 and settings.sampling.greedy:
         raise UsageError(
             f"--n-samples {settings.n_samples} at temperature {settings.sampling.temperature:g}"
@@ -278,6 +284,23 @@ def _chosen(settings: EvalSettings, benchmark: Benchmark) -> set[tuple[str, int]
     }
 
 
+def _rerank(
+    settings: EvalSettings,
+    benchmark: Benchmark,
+    store: Store,
+    sandbox: Sandbox,
+    references: References,
+) -> dict[str, dict[str, int]]:
+    """Way of reranking -> task -> the sample taken."""
+    wanted = {c for c in _chosen(settings, benchmark) if references.counts(c[0])}
+    candidates = [
+        Candidate(g.task_id, g.sample, _to_judge(benchmark, g)[1], g.mean_logprob)
+        for g in store.generations()
+        if settings.rerank and (g.task_id, g.sample) in wanted
+    ]
+    return choose_by(settings.rerank, benchmark.tasks, candidates, sandbox, settings.seed)
+
+
 def _result(
     settings: EvalSettings,
     benchmark: Benchmark,
@@ -286,6 +309,7 @@ def _result(
     store: Store,
     sandbox: Sandbox,
     references: References,
+    taken: Mapping[str, Mapping[str, int]],
 ) -> Result:
     chosen = {c for c in _chosen(settings, benchmark) if references.counts(c[0])}
     generations = [g for g in store.generations() if (g.task_id, g.sample) in chosen]
@@ -311,6 +335,7 @@ def _result(
         notes=(*traits_of(benchmark).notes, *references.notes()),
         references=references.to_json(),
         parts=traits_of(benchmark).parts,
+        chosen=taken,
     )
 
 

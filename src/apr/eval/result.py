@@ -36,6 +36,7 @@ class Result:
     notes: Sequence[str] = ()
     references: Mapping[str, Any] = field(default_factory=dict)  # what References.to_json gives
     parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # scores with some tests
+    reranked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method
 
     @property
     def per_task(self) -> dict[str, list[StoredVerdict]]:
@@ -54,6 +55,7 @@ class Result:
             **value,
             "groups": {name: dict(scores) for name, scores in self.groups.items()},
             **({"parts": {name: dict(s) for name, s in self.parts.items()}} if self.parts else {}),
+            **({"reranked": dict(self.reranked)} if self.reranked else {}),
             "notes": list(self.notes),
             **({"reference_solutions": dict(self.references)} if self.references else {}),
             "tasks": len(tasks),
@@ -90,10 +92,11 @@ def make_result(
     notes: Sequence[str] = (),
     references: Mapping[str, Any] | None = None,
     parts: Sequence[str] = (),
+    chosen: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Result:
     """Score verdicts. ks: which pass@k; default 1, and 10 and 100 where every task has as many.
     groups: task id -> group of tasks that gets scores of its own. parts: of the tests, that get
-    scores of their own.
+    scores of their own. chosen: way of reranking -> task -> number of the sample taken.
 
     Raises AprError if the sandbox itself failed on a sample: that is never counted as a fail.
     """
@@ -125,7 +128,23 @@ def make_result(
             part: {f"pass@{k}": benchmark_pass_at_k(_counts(found, part), k) for k in wanted}
             for part in parts
         },
+        {method: _reranked(found, taken) for method, taken in (chosen or {}).items()},
     )
+
+
+def _reranked(verdicts: Sequence[StoredVerdict], taken: Mapping[str, int]) -> dict[str, Any]:
+    """Scores of the samples taken, between those of any sample and of the best one."""
+    counts = {v.task_id: (1, int(v.passed())) for v in verdicts if taken.get(v.task_id) == v.sample}
+    low, high = confidence_interval(counts, 1)
+    best: dict[str, bool] = {}
+    for v in verdicts:
+        best[v.task_id] = best.get(v.task_id, False) or v.passed()
+    return {
+        "pass@1": benchmark_pass_at_k(counts, 1),
+        "pass@1_ci95": [low, high],
+        "best_of_all": sum(best.values()) / len(best),
+        "chosen": dict(sorted(taken.items(), key=lambda item: natural(item[0]))),
+    }
 
 
 def _counts(verdicts: Iterable[StoredVerdict], part: str = "") -> dict[str, tuple[int, int]]:
@@ -165,6 +184,13 @@ def summary_table(result: Result) -> Table:
     for k, (score, low, high) in result.passes.items():
         text = f"{100 * score:.1f} %   (95 % interval {100 * low:.1f} to {100 * high:.1f})"
         table.add_row(f"pass@{k}", text)
+    for method, found in result.reranked.items():
+        low, high = found["pass@1_ci95"]
+        table.add_row(
+            f"by {method}",
+            f"{100 * found['pass@1']:.1f} %   (95 % interval {100 * low:.1f} to {100 * high:.1f};"
+            f" the best of all samples {100 * found['best_of_all']:.1f} %)",
+        )
     for part, scores in result.parts.items():
         shown = [f"{k} {100 * value:.1f} %" for k, value in scores.items()]
         table.add_row(f"{part} tests only", ", ".join(shown))

@@ -14,6 +14,8 @@ from apr.eval.interpreter import find_interpreter
 from apr.eval.judging import judged_by_reference
 from apr.eval.progress import EvalProgress
 from apr.eval.references import References, check_references
+from apr.eval.rerank.behaviour import Candidate
+from apr.eval.rerank.choose import check_methods, choose_by
 from apr.eval.result import Result, make_result
 from apr.eval.rows import read_rows
 from apr.eval.sandbox import Level, Outcome, Sandbox
@@ -34,6 +36,7 @@ def score_samples(
     window: Window | None = None,
     python: str | None = None,
     exclude_broken: bool = False,
+    rerank: Sequence[str] = (),
 ) -> Result:
     """Judge a samples file (.jsonl, or .json with one array; each also with .gz).
 
@@ -46,6 +49,7 @@ def score_samples(
     benchmark = load_benchmark(benchmark_name, data, window)
     interpreter = find_interpreter(python)
     rows = _read(path, benchmark)
+    check_methods(rerank, max(Counter(row["task_id"] for row in rows).values(), default=0))
     _check_complete(path, rows, benchmark, allow_partial)
     numbered = _numbered(rows, benchmark)
     shown = EvalProgress(len(rows), enabled=progress)
@@ -83,6 +87,11 @@ def score_samples(
             )
             late = [numbered[name] for name, v in verdicts.items() if v.verdict == "timeout"]
             keep(judged_by_reference(benchmark, sandbox, late))
+            candidates = [
+                Candidate(task.task_id, int(name.rpartition("#")[2]), program)
+                for name, (task, program, _) in numbered.items()
+            ]
+            chosen = choose_by(rerank, benchmark.tasks, candidates, sandbox)
             note = sandbox.level_reason
     finally:
         shown.close()
@@ -104,6 +113,7 @@ def score_samples(
         notes=(*traits_of(benchmark).notes, *references.notes()),
         references=references.to_json(),
         parts=traits_of(benchmark).parts,
+        chosen=chosen,
     )
 
 

@@ -43,3 +43,4 @@ class EvalSettings:
     split: str | None = None
     python: str | None = None  # runs the programs; None: our own interpreter
     exclude_broken: bool = False
+    rerank: tuple[str, ...] = ()  # ways of choosing one of several samples (rerank.choose)
