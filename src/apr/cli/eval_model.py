@@ -14,6 +14,7 @@ from apr.cli.options import (
     PYTHON_HELP,
     RERANK_HELP,
     SPLIT_HELP,
+    STRATEGY_HELP,
     TO_HELP,
     parse_ks,
     parse_rerank,
@@ -36,6 +37,18 @@ def evaluate(
     min_p: float = typer.Option(0.0, help="0 is off."),
     repetition_penalty: float = typer.Option(1.0, help="1 is off."),
     k: str = typer.Option("", help="Which pass@k, e.g. 1,10. Default: 1, 10, 100 where possible."),
+    prompt_strategy: str = typer.Option("standard", help=STRATEGY_HELP),
+    system: str = typer.Option("", help="A system message."),
+    exemplars: Path = typer.Option(
+        None, help="few-shot: JSON lines with prompt and solution, in place of the built-in ones."
+    ),
+    prompt_template: Path = typer.Option(
+        None, help="A Jinja file in place of the strategy's (first) template."
+    ),
+    rounds: int = typer.Option(None, help="reflexion: of repair. [default: 2]"),
+    show_prompt: bool = typer.Option(
+        False, "--show-prompt", help="Print what the model is asked of the first task, and stop."
+    ),
     rerank: str = typer.Option("none", help=RERANK_HELP),
     limit: int = typer.Option(None, help="Only the first tasks."),
     mode: str = typer.Option(
@@ -79,10 +92,12 @@ def evaluate(
 
     if show_samples < 0:
         raise UsageError(f"--show-samples is {show_samples}", "it must be 0 or more")
-    from apr.cli.options import one_of, print_result, sandbox_choice
+    from apr.cli.options import one_of, print_prompt, print_result, sandbox_choice
     from apr.engine.request import Sampling
     from apr.eval.evaluate import evaluate as run
+    from apr.eval.evaluate import shown_prompt
     from apr.eval.settings import EvalSettings
+    from apr.eval.strategies.strategy import load_strategy
     from apr.eval.task import Mode, Newline
 
     settings = EvalSettings(
@@ -91,6 +106,7 @@ def evaluate(
         n_samples=n_samples,
         sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
         ks=parse_ks(k),
+        strategy=load_strategy(prompt_strategy, system, exemplars, prompt_template, rounds),
         rerank=parse_rerank(rerank),
         limit=limit,
         mode=one_of("mode", mode, {"auto": None, **{mode: mode for mode in get_args(Mode)}}),
@@ -113,6 +129,9 @@ def evaluate(
         python=python,
         exclude_broken=exclude_broken,
     )
+    if show_prompt:
+        print_prompt(shown_prompt(settings), as_json)
+        return
     result, folder = run(settings)
     if as_json:
         print(json.dumps({**result.to_json(), "folder": str(folder)}))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from apr.errors import UsageError
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from apr.engine.session import Session, TextRequest
     from apr.eval.result import Result
     from apr.eval.sandbox import Level
-    from apr.eval.task import Window
+    from apr.eval.task import Prompt, Window
     from apr.merge.diagnostics import MergeDiagnosis
 
 T = TypeVar("T")
@@ -23,6 +25,10 @@ FROM_HELP = "Only problems of contests from this day on (YYYY-MM-DD)."
 TO_HELP = "Only problems of contests up to this day (YYYY-MM-DD)."
 CUTOFF_HELP = "Last day of the model's training data: says how many problems are not newer."
 SPLIT_HELP = "BigCodeBench: complete (continue a docstring) or instruct (asked in words)."
+STRATEGY_HELP = (
+    "standard, few-shot, scot (structured chain of thought), scot-two-step, cgo (chain of grounded "
+    "objectives), reflexion (repair by the examples the prompt shows)."
+)
 RERANK_HELP = (
     "Choose one of several samples a task, without the tests: majority (behaviour), tests (those "
     "the prompt shows), logprob; also several, e.g. majority,logprob."
@@ -214,3 +220,16 @@ def _span(values: tuple[float, ...], percent: bool = False) -> str:
         return ""
     ends = [f"{100 * v:.0f}" if percent else f"{v + 0.0:.2f}" for v in (min(values), max(values))]
     return (ends[0] if ends[0] == ends[1] else "–".join(ends)) + (" %" if percent else "")
+
+
+def print_prompt(prompt: Prompt, as_json: bool) -> None:
+    """A prompt as it is sent: raw text, or messages in order."""
+    if as_json:
+        print(json.dumps(asdict(prompt)))
+        return
+    if prompt.messages is None:
+        print(prompt.text)
+    for message in prompt.messages or ():
+        print(f"--- {message['role']}\n{message['content']}")
+    if prompt.prefill:
+        print(f"--- assistant begins with\n{prompt.prefill}")

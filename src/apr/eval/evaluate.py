@@ -8,6 +8,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -28,16 +29,26 @@ from apr.eval.result import Result, make_result, natural, write_atomically
 from apr.eval.sandbox import Outcome, Sandbox
 from apr.eval.settings import EvalSettings
 from apr.eval.store import Generation, Store, StoredVerdict
+from apr.eval.strategies.turns import with_turns
 from apr.eval.task import (
     Benchmark,
     Mode,
     Newline,
+    Prompt,
     PromptStyle,
     Task,
     measured,
     prepare,
     traits_of,
 )
+
+
+def shown_prompt(settings: EvalSettings, model: Model | None = None) -> Prompt:
+    """What the model would be asked of the first task."""
+    benchmark = load_benchmark(settings.benchmark, settings.data, settings.window, settings.split)
+    style = _style(settings, benchmark, model or local_model(settings))
+    task = next(iter(benchmark.tasks.values()))
+    return settings.strategy.prompt(benchmark, task, settings.strategy.style(style))
 
 
 class Interrupted(AprError):
@@ -56,7 +67,8 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
     benchmark = load_benchmark(settings.benchmark, settings.data, settings.window, settings.split)
     traits = traits_of(benchmark)
     if settings.max_tokens is None:
-        settings = replace(settings, max_tokens=traits.max_tokens)
+        extra = settings.strategy.extra_tokens
+        settings = replace(settings, max_tokens=traits.max_tokens + extra)
     interpreter = find_interpreter(settings.python)
     with Sandbox(
         workers=settings.workers,
@@ -67,8 +79,9 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
     ) as sandbox:
         if model is None:
             model = local_model(settings)
-        style = _style(settings, benchmark, model)
-        benchmark.prompt(next(iter(benchmark.tasks.values())), style)  # refused before work begins
+        style = settings.strategy.style(_style(settings, benchmark, model))
+        # Refused before work begins.
+        settings.strategy.prompt(benchmark, next(iter(benchmark.tasks.values())), style)
         identity = _identity(settings, benchmark, model, style)
         if traits.references or settings.python:
             identity["interpreter"] = interpreter.fingerprint
@@ -166,6 +179,8 @@ def _identity(
         "dtype": settings.dtype,
         "device": settings.device,
     }
+    if settings.strategy.describe():
+        identity["strategy"] = settings.strategy.describe()
     if style.mode == "chat":
         template = (model.chat_template or "").encode()
         identity["chat_template"] = hashlib.sha256(template).hexdigest()[:16]
@@ -215,17 +230,19 @@ def _fill(
             progress.verdict(outcome.passed)
 
     try:
-        with Judging(sandbox) as judging:
+        with Judging(sandbox) as judging, ExitStack() as stack:
             for generation in store.unjudged(sandbox.level):
                 if (generation.task_id, generation.sample) in wanted_ids:
                     submit(generation)
             if wanted:
-                generator = model.load(benchmark, style, settings)
+                generator = stack.enter_context(
+                    with_turns(model.load(benchmark, style, settings), settings, benchmark, style)
+                )
                 store.set_fact("model", dict(generator.description))
                 asks = (
                     Ask(
                         task.task_id,
-                        benchmark.prompt(task, style),
+                        settings.strategy.prompt(benchmark, task, style),
                         tuple(samples),
                         sample_seed(settings.seed, task.task_id),
                     )

@@ -8,6 +8,7 @@ from typing import Literal
 
 from apr.engine.request import Sampling  # plain data: the engine itself is not imported
 from apr.eval.sandbox import Level
+from apr.eval.strategies.strategy import Strategy
 from apr.eval.task import Mode, Newline, Window
 
 
@@ -43,4 +44,5 @@ class EvalSettings:
     split: str | None = None
     python: str | None = None  # runs the programs; None: our own interpreter
     exclude_broken: bool = False
+    strategy: Strategy = field(default_factory=Strategy)
     rerank: tuple[str, ...] = ()  # ways of choosing one of several samples (rerank.choose)
