@@ -37,6 +37,10 @@ class Vocabulary:
         get = self._numbers.get
         return np.array([get(word, UNKNOWN) for word in words(text)], dtype=np.int64)
 
+    def are_numbers(self) -> np.ndarray:
+        """For each number given out (and `UNKNOWN`), whether its word is digits alone."""
+        return np.array([False, *(word.isdigit() for word in self._numbers)])
+
 
 def ngram_hashes(ids: np.ndarray, n: int) -> np.ndarray:
     """Hashes of all runs of n words: (T,) int64 -> (T - n + 1,) uint64, none if T < n.

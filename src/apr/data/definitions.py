@@ -1,0 +1,213 @@
+"""Functions and classes of a Python module that can teach: documented, complete, understandable
+by themselves. Pure functions; nothing is imported or executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import inspect
+import re
+import symtable
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+FEWEST_WORDS = 5  # of a docstring's prose
+FEWEST_NODES = 10  # of a body's syntax tree: `return sorted(set(x))` has 7, a sum over a range 13
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+BUILT_IN = frozenset({*dir(builtins), "__name__"})
+# Notes on a project's history, and what Sphinx makes of them, say nothing of what code does.
+DIRECTIVE = re.compile(
+    r"^([ \t]*)\.\. (?:versionadded|versionchanged|deprecated|deprecated-removed|seealso|index"
+    r"|module|moduleauthor|sectionauthor|plot|figure|image)::.*\n(?:(?:\1[ \t]+.*)?\n)*",
+    re.MULTILINE,
+)
+HISTORY = re.compile(r"\b(deprecated|obsolete|for internal use|internal use only)\b", re.I)
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A function or class at the top level of a module.
+
+    header: its first line in normal form, with annotations and defaults, without decorators.
+    docstring: cleaned. imports: the lines it needs from its module. code: its own lines,
+    decorators first. docstring_lines: first and last line of the docstring within `code`, from 0.
+    key: the same for the same code whatever its layout, comments and docstrings.
+    """
+
+    name: str
+    is_class: bool
+    line: int
+    header: str
+    docstring: str
+    imports: str
+    code: str
+    docstring_lines: tuple[int, int]
+    key: str
+
+    @property
+    def program(self) -> str:
+        return f"{self.imports}\n\n\n{self.code}" if self.imports else self.code
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A definition that is left out, and why in a few words."""
+
+    name: str
+    line: int
+    reason: str
+
+
+def definitions(text: str, *, self_contained: bool = True) -> Iterator[Definition | Rejected]:
+    """The functions and classes at a module's top level, in order.
+
+    text: with \\n line ends. self_contained: leave out what uses other names of its module than
+    plain imports. Raises SyntaxError if it does not parse.
+    """
+    tree = _parse(text)
+    lines = text.split("\n")
+    imports = _imports(tree)
+    for node in tree.body:
+        if isinstance(node, DEFINITIONS):
+            yield _definition(node, lines, imports, self_contained)
+
+
+def _parse(text: str) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes and the like, of other people's code
+        try:
+            return ast.parse(text)
+        except (ValueError, RecursionError, MemoryError) as error:
+            raise SyntaxError(str(error)) from None
+
+
+def _definition(
+    node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef,
+    lines: list[str],
+    imports: dict[str, list[str]],
+    self_contained: bool,
+) -> Definition | Rejected:
+    reason = _flaw(node)
+    if reason:
+        return Rejected(node.name, node.lineno, reason)
+    first = min([node.lineno, *(one.lineno for one in node.decorator_list)]) - 1
+    code = "\n".join(lines[first : node.end_lineno])
+    free = free_names(code)
+    if free is None or (self_contained and not free <= imports.keys()):
+        return Rejected(node.name, node.lineno, "uses other names of its module")
+    docstring = node.body[0]
+    assert docstring.end_lineno is not None
+    needed = dict.fromkeys(line for name in sorted(free & imports.keys()) for line in imports[name])
+    return Definition(
+        name=node.name,
+        is_class=isinstance(node, ast.ClassDef),
+        line=node.lineno,
+        header=_header(node),
+        docstring=clean_docstring(ast.get_docstring(node, clean=False) or ""),
+        imports="\n".join(needed),
+        code=code,
+        docstring_lines=(docstring.lineno - 1 - first, docstring.end_lineno - 1 - first),
+        key=_key(node),
+    )
+
+
+def _flaw(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> str:
+    """Why a definition teaches nothing; "" if it may."""
+    if node.name.startswith("_"):
+        return "private"
+    if node.name.lower().startswith("test"):
+        return "test"
+    docstring = clean_docstring(ast.get_docstring(node, clean=False) or "")
+    if not docstring:
+        return "no docstring"
+    if len(docstring.partition(">>>")[0].split()) < FEWEST_WORDS:
+        return f"docstring under {FEWEST_WORDS} words"
+    if HISTORY.search(docstring):
+        return "deprecated or internal"
+    if not docstring.isascii() and sum(map(str.isascii, docstring)) < 0.9 * len(docstring):
+        return "docstring not in English"
+    if node.body[0].lineno == node.lineno or len(node.body) == 1:
+        return "stub"
+    if _is_stub(node):
+        return "stub"
+    nodes = [one for part in node.body[1:] for one in ast.walk(part)]
+    if sum(not isinstance(one, ast.expr_context) for one in nodes) < FEWEST_NODES:
+        return "trivial"
+    return ""
+
+
+def _is_stub(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
+    """Whether nothing is implemented: no statement that does something, in no method."""
+    if isinstance(node, ast.ClassDef):
+        methods = [one for one in node.body if isinstance(one, DEFINITIONS)]
+        return all(_is_stub(method) for method in methods)
+    return all(_does_nothing(statement) for statement in node.body)
+
+
+def _does_nothing(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.Raise):
+        raised = statement.exc.func if isinstance(statement.exc, ast.Call) else statement.exc
+        return isinstance(raised, ast.Name) and raised.id == "NotImplementedError"
+    if isinstance(statement, ast.Return):
+        return statement.value is None or isinstance(statement.value, ast.Constant)
+    is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    return is_text or isinstance(statement, ast.Pass)
+
+
+def clean_docstring(docstring: str) -> str:
+    """Without indentation, Sphinx' notes on versions, and runs of blank lines."""
+    text = DIRECTIVE.sub("", inspect.cleandoc(docstring) + "\n")
+    text = "\n".join(line.rstrip() for line in text.split("\n"))
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def free_names(code: str) -> set[str] | None:
+    """The names a program uses and neither binds nor finds among the builtins; None if it does
+    not compile by itself. By Python's own scope analysis.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            top = symtable.symtable(code, "<definition>", "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    bound = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
+    used = {s.get_name() for s in top.get_symbols() if s.is_referenced()}
+    scopes = list(top.get_children())
+    while scopes:
+        scope = scopes.pop()
+        scopes += scope.get_children()
+        used |= {s.get_name() for s in scope.get_symbols() if s.is_global()}
+    return used - bound - BUILT_IN
+
+
+def _imports(tree: ast.Module) -> dict[str, list[str]]:
+    """Name -> the lines that import it, for absolute imports at the top level."""
+    found: dict[str, list[str]] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                name = alias.asname or alias.name.partition(".")[0]
+                found.setdefault(name, []).append(ast.unparse(ast.Import([alias])))
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                line = ast.unparse(ast.ImportFrom(node.module, [alias], 0))
+                found.setdefault(alias.asname or alias.name, []).append(line)
+    return found
+
+
+def _header(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> str:
+    fields = {name: getattr(node, name) for name in node._fields}
+    bare = type(node)(**{**fields, "body": [], "decorator_list": []})
+    return ast.unparse(ast.fix_missing_locations(bare)).strip()
+
+
+def _key(node: ast.AST) -> str:
+    """The syntax tree as text, without docstrings."""
+    copy = ast.parse(ast.unparse(node))
+    for one in ast.walk(copy):
+        if isinstance(one, DEFINITIONS) and ast.get_docstring(one, clean=False) is not None:
+            one.body = one.body[1:] or [ast.Pass()]
+    return ast.dump(copy)
