@@ -5,18 +5,16 @@ by themselves. Pure functions; nothing is imported or executed.
 from __future__ import annotations
 
 import ast
-import builtins
 import inspect
 import re
-import symtable
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from apr.data.context import DEFINITIONS, Module, first_line
+
 FEWEST_WORDS = 5  # of a docstring's prose
 FEWEST_NODES = 10  # of a body's syntax tree: `return sorted(set(x))` has 7, a sum over a range 13
-DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-BUILT_IN = frozenset({*dir(builtins), "__name__"})
 # Notes on a project's history, and what Sphinx makes of them, say nothing of what code does.
 DIRECTIVE = re.compile(
     r"^([ \t]*)\.\. (?:versionadded|versionchanged|deprecated|deprecated-removed|seealso|index"
@@ -31,9 +29,9 @@ class Definition:
     """A function or class at the top level of a module.
 
     header: its first line in normal form, with annotations and defaults, without decorators.
-    docstring: cleaned. imports: the lines it needs from its module. code: its own lines,
-    decorators first. docstring_lines: first and last line of the docstring within `code`, from 0.
-    key: the same for the same code whatever its layout, comments and docstrings.
+    docstring: cleaned. context: the statements of its module that it needs, imports first. code:
+    its own lines, decorators first. docstring_lines: first and last line of the docstring within
+    `code`, from 0. key: the same for the same code whatever its layout, comments and docstrings.
     """
 
     name: str
@@ -41,14 +39,14 @@ class Definition:
     line: int
     header: str
     docstring: str
-    imports: str
+    context: str
     code: str
     docstring_lines: tuple[int, int]
     key: str
 
     @property
     def program(self) -> str:
-        return f"{self.imports}\n\n\n{self.code}" if self.imports else self.code
+        return f"{self.context}\n\n\n{self.code}" if self.context else self.code
 
 
 @dataclass(frozen=True)
@@ -60,18 +58,16 @@ class Rejected:
     reason: str
 
 
-def definitions(text: str, *, self_contained: bool = True) -> Iterator[Definition | Rejected]:
+def definitions(text: str) -> Iterator[Definition | Rejected]:
     """The functions and classes at a module's top level, in order.
 
-    text: with \\n line ends. self_contained: leave out what uses other names of its module than
-    plain imports. Raises SyntaxError if it does not parse.
+    text: with \\n line ends. Raises SyntaxError if it does not parse.
     """
     tree = _parse(text)
-    lines = text.split("\n")
-    imports = _imports(tree)
+    module = Module(tree, text.split("\n"))
     for node in tree.body:
         if isinstance(node, DEFINITIONS):
-            yield _definition(node, lines, imports, self_contained)
+            yield _definition(node, module)
 
 
 def _parse(text: str) -> ast.Module:
@@ -84,31 +80,25 @@ def _parse(text: str) -> ast.Module:
 
 
 def _definition(
-    node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef,
-    lines: list[str],
-    imports: dict[str, list[str]],
-    self_contained: bool,
+    node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, module: Module
 ) -> Definition | Rejected:
     reason = _flaw(node)
     if reason:
         return Rejected(node.name, node.lineno, reason)
-    first = min([node.lineno, *(one.lineno for one in node.decorator_list)]) - 1
-    code = "\n".join(lines[first : node.end_lineno])
-    free = free_names(code)
-    if free is None or (self_contained and not free <= imports.keys()):
-        return Rejected(node.name, node.lineno, "uses other names of its module")
-    docstring = node.body[0]
+    context = module.context(node)
+    if context is None:
+        return Rejected(node.name, node.lineno, "needs more of its module than can go with it")
+    docstring, first = node.body[0], first_line(node)
     assert docstring.end_lineno is not None
-    needed = dict.fromkeys(line for name in sorted(free & imports.keys()) for line in imports[name])
     return Definition(
         name=node.name,
         is_class=isinstance(node, ast.ClassDef),
         line=node.lineno,
         header=_header(node),
         docstring=clean_docstring(ast.get_docstring(node, clean=False) or ""),
-        imports="\n".join(needed),
-        code=code,
-        docstring_lines=(docstring.lineno - 1 - first, docstring.end_lineno - 1 - first),
+        context=context,
+        code=module.code(node),
+        docstring_lines=(docstring.lineno - first, docstring.end_lineno - first),
         key=_key(node),
     )
 
@@ -161,41 +151,6 @@ def clean_docstring(docstring: str) -> str:
     text = DIRECTIVE.sub("", inspect.cleandoc(docstring) + "\n")
     text = "\n".join(line.rstrip() for line in text.split("\n"))
     return re.sub(r"\n{3,}", "\n\n", text).strip()
-
-
-def free_names(code: str) -> set[str] | None:
-    """The names a program uses and neither binds nor finds among the builtins; None if it does
-    not compile by itself. By Python's own scope analysis.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            top = symtable.symtable(code, "<definition>", "exec")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-    bound = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
-    used = {s.get_name() for s in top.get_symbols() if s.is_referenced()}
-    scopes = list(top.get_children())
-    while scopes:
-        scope = scopes.pop()
-        scopes += scope.get_children()
-        used |= {s.get_name() for s in scope.get_symbols() if s.is_global()}
-    return used - bound - BUILT_IN
-
-
-def _imports(tree: ast.Module) -> dict[str, list[str]]:
-    """Name -> the lines that import it, for absolute imports at the top level."""
-    found: dict[str, list[str]] = {}
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                name = alias.asname or alias.name.partition(".")[0]
-                found.setdefault(name, []).append(ast.unparse(ast.Import([alias])))
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            for alias in node.names:
-                line = ast.unparse(ast.ImportFrom(node.module, [alias], 0))
-                found.setdefault(alias.asname or alias.name, []).append(line)
-    return found
 
 
 def _header(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,32 @@ class Duplicates:
     group: np.ndarray
 
 
+class Groups:
+    """Disjoint sets; a set is named by its smallest member."""
+
+    def __init__(self) -> None:
+        self._parent: list[int] = []
+
+    def add(self) -> None:
+        """A new member, numbered in order, alone."""
+        self._parent.append(len(self._parent))
+
+    def find(self, member: int) -> int:
+        parent = self._parent
+        while parent[member] != member:
+            parent[member] = parent[parent[member]]
+            member = parent[member]
+        return member
+
+    def join(self, a: int, b: int) -> None:
+        low, high = sorted((self.find(a), self.find(b)))
+        self._parent[high] = low
+
+    def names(self) -> np.ndarray:
+        """The set of each member: (N,) int64."""
+        return np.array([self.find(i) for i in range(len(self._parent))], dtype=np.int64)
+
+
 def find_duplicates(texts: Iterable[str], threshold: float = THRESHOLD) -> Duplicates:
     """threshold: least Jaccard similarity of near-duplicates, over 0, up to 1.
 
@@ -48,7 +75,7 @@ def find_duplicates(texts: Iterable[str], threshold: float = THRESHOLD) -> Dupli
     shingles: dict[int, np.ndarray] = {}
     exact: list[int] = []
     near: list[int] = []
-    groups = _Groups()
+    groups = Groups()
     for number, text in enumerate(texts):
         groups.add()
         exact.append(first_seen.setdefault(text.strip(), number))
@@ -66,8 +93,8 @@ def find_duplicates(texts: Iterable[str], threshold: float = THRESHOLD) -> Dupli
                 near[-1] = other if near[-1] == number else near[-1]
                 groups.join(number, other)
         index.insert(number, sketch)
-    group = [groups.find(number) for number in range(len(exact))]
-    return Duplicates(*(np.array(values, dtype=np.int64) for values in (exact, near, group)))
+    firsts = (np.array(values, dtype=np.int64) for values in (exact, near))
+    return Duplicates(*firsts, groups.names())
 
 
 def shingle_set(ids: np.ndarray) -> np.ndarray:
@@ -92,28 +119,7 @@ def banding(threshold: float, permutations: int) -> tuple[int, int]:
     return next(sure, (permutations, 1))
 
 
-class _Groups:
-    """Disjoint sets; a set is named by its smallest member."""
-
-    def __init__(self) -> None:
-        self._parent: list[int] = []
-
-    def add(self) -> None:
-        self._parent.append(len(self._parent))
-
-    def find(self, member: int) -> int:
-        parent = self._parent
-        while parent[member] != member:
-            parent[member] = parent[parent[member]]
-            member = parent[member]
-        return member
-
-    def join(self, a: int, b: int) -> None:
-        low, high = sorted((self.find(a), self.find(b)))
-        self._parent[high] = low
-
-
-def _rensa():  # type: ignore[no-untyped-def]
+def _rensa() -> Any:
     try:
         import rensa
     except ImportError:

@@ -7,9 +7,12 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from apr.data.definitions import Definition, Rejected, definitions
+from apr.data.progress import counted
+from apr.data.rows import row_writer
 from apr.data.sources import SourceFile
 from apr.errors import UsageError
 
@@ -25,7 +28,7 @@ WORDINGS = (
 class PrepSettings:
     """kinds: what is asked for; with several, each definition is asked for in one way, drawn by
     the seed. min_length, max_length: of the response, in characters. limit: most pairs, drawn by
-    the seed. self_contained: nothing that needs other names of its module.
+    the seed.
     """
 
     kinds: tuple[str, ...] = ("docstring-to-code",)
@@ -33,7 +36,6 @@ class PrepSettings:
     max_length: int = 3000
     limit: int | None = None
     seed: int = 0
-    self_contained: bool = True
 
     def __post_init__(self) -> None:
         unknown = next((kind for kind in self.kinds if kind not in KINDS), None)
@@ -67,12 +69,24 @@ class PrepCounts:
         }
 
 
+def write_pairs(files: Iterable[SourceFile], path: Path, settings: PrepSettings) -> PrepCounts:
+    """The pairs as JSON lines. Raises UsageError, AprError."""
+    with row_writer(path) as write:
+        pairs, counts = make_pairs(counted(files, "files read"), settings)
+        if not counts.files:
+            raise UsageError("no Python source", "name files or folders, --stdlib or --installed")
+        for pair in pairs:
+            write(pair)
+    return counts
+
+
 def make_pairs(
     files: Iterable[SourceFile], settings: PrepSettings
 ) -> tuple[list[dict[str, str]], PrepCounts]:
     """Rows {instruction, response, source[, licence]}, in the order of the files.
 
-    A response is a whole function or class as it stands in its source, below the imports it needs.
+    A response is a whole function or class as it stands in its source, below what it needs
+    of its module.
     """
     counts = PrepCounts()
     pairs: list[dict[str, str]] = []
@@ -109,7 +123,7 @@ def _candidates(
             counts.dropped[reason] += 1
             continue
         try:
-            found = list(definitions(file.text, self_contained=settings.self_contained))
+            found = list(definitions(file.text))
         except SyntaxError:
             counts.dropped["file does not parse"] += 1
             continue
@@ -144,7 +158,7 @@ def instruction(found: Definition, kind: str, wording: str = WORDINGS[0]) -> str
     what = "class" if found.is_class else "function"
     first, last = found.docstring_lines
     lines = found.code.split("\n")
-    above = f"{found.imports}\n\n\n" if found.imports else ""
+    above = f"{found.context}\n\n\n" if found.context else ""
     if kind == "complete":
         code = "\n".join(lines[: last + 1])
         return f"Complete this Python {what}.\n\n```python\n{above}{code}\n```"

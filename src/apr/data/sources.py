@@ -94,7 +94,8 @@ def _of_packages() -> Iterator[SourceFile]:
 
 def _licence(package: importlib.metadata.Distribution) -> str | None:
     """As its metadata name it: an SPDX expression, a short text, or a classifier."""
-    stated = package.metadata.get("License-Expression") or package.metadata.get("License") or ""
+    fields = (package.metadata.get_all(name) for name in ("License-Expression", "License"))
+    stated = next((values[0] for values in fields if values and values[0]), "")
     if stated and len(stated) < 60 and "\n" not in stated and stated.upper() != "UNKNOWN":
         return stated
     classifiers = package.metadata.get_all("Classifier") or ()

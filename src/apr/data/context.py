@@ -1,0 +1,111 @@
+"""What a piece of a module needs of the rest: the imports, constants and helpers that make it a
+program of its own. Read from the syntax tree and Python's own scope analysis; nothing is executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import symtable
+import warnings
+
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+BUILT_IN = frozenset({*dir(builtins), "__name__"})
+MOST_STATEMENTS = 8  # that go along with a definition
+
+
+class Module:
+    """A parsed module. lines: its text, split at \\n."""
+
+    def __init__(self, tree: ast.Module, lines: list[str]) -> None:
+        self._lines = lines
+        self._imports: dict[str, list[str]] = {}
+        self._statements: dict[str, list[ast.stmt]] = {}
+        self._free: dict[int, set[str] | None] = {}
+        for node in tree.body:
+            self._add(node)
+
+    def code(self, node: ast.stmt) -> str:
+        """The lines of a top-level statement, decorators included."""
+        return "\n".join(self._lines[first_line(node) - 1 : node.end_lineno])
+
+    def context(self, node: ast.stmt) -> str | None:
+        """The statements a top-level statement needs, imports first, then in their order.
+
+        None if that is more than a few, or not plain: names bound in an `if` or `try`, twice, by
+        relative or star imports, or not at all.
+        """
+        imports: set[str] = set()
+        needed: dict[int, ast.stmt] = {}
+        open_ends = [node]
+        while open_ends:
+            statement = open_ends.pop()
+            free = self._free_names(statement)
+            if free is None:
+                return None
+            for name in free:
+                bound_by = self._statements.get(name, [])
+                if name in self._imports and not bound_by:
+                    imports.update(self._imports[name])
+                elif len(bound_by) != 1 or name in self._imports:
+                    return None
+                elif bound_by[0] is not node and bound_by[0].lineno not in needed:
+                    needed[bound_by[0].lineno] = bound_by[0]
+                    open_ends.append(bound_by[0])
+            if len(needed) > MOST_STATEMENTS:
+                return None
+        helpers = [self.code(needed[line]) for line in sorted(needed)]
+        above = ["\n".join(sorted(imports))] if imports else []
+        return "\n\n\n".join(above + helpers)
+
+    def _free_names(self, node: ast.stmt) -> set[str] | None:
+        if id(node) not in self._free:
+            self._free[id(node)] = free_names(self.code(node))
+        return self._free[id(node)]
+
+    def _add(self, node: ast.stmt) -> None:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                name = alias.asname or alias.name.partition(".")[0]
+                self._imports.setdefault(name, []).append(ast.unparse(ast.Import([alias])))
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                line = ast.unparse(ast.ImportFrom(node.module, [alias], 0))
+                self._imports.setdefault(alias.asname or alias.name, []).append(line)
+        elif isinstance(node, DEFINITIONS):
+            self._statements.setdefault(node.name, []).append(node)
+        else:
+            plain = isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+            for one in ast.walk(node):
+                if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store | ast.Del):
+                    # Bound in a way that one statement does not tell: counted twice.
+                    bound = self._statements.setdefault(one.id, [])
+                    bound += [node] if plain else [node, node]
+                elif isinstance(one, DEFINITIONS):
+                    self._statements.setdefault(one.name, []).extend([node, node])
+
+
+def first_line(node: ast.stmt) -> int:
+    """Of a statement, its decorators included, from 1."""
+    decorators = node.decorator_list if isinstance(node, DEFINITIONS) else []
+    return min([node.lineno, *(one.lineno for one in decorators)])
+
+
+def free_names(code: str) -> set[str] | None:
+    """The names a program uses and neither binds nor finds among the builtins; None if it does
+    not compile by itself. By Python's own scope analysis.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            top = symtable.symtable(code, "<definition>", "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    bound = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
+    used = {s.get_name() for s in top.get_symbols() if s.is_referenced()}
+    scopes = list(top.get_children())
+    while scopes:
+        scope = scopes.pop()
+        scopes += scope.get_children()
+        used |= {s.get_name() for s in scope.get_symbols() if s.is_global()}
+    return used - bound - BUILT_IN
