@@ -113,7 +113,7 @@ def quality(
     ),
     as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
 ) -> None:
-    """Score data from 0 to 100: does its code parse, what would a linter say, what is there twice."""
+    """Score data from 0 to 100: code that does not parse, lint, duplicates, empty answers."""
     from apr.data.quality import measure_quality
 
     result = measure_quality(data, threshold=near, scores=scores)
@@ -156,8 +156,8 @@ def _show_findings(result: Decontamination) -> None:
             f" ({counts['texts']} texts, {counts['too_short']} too short to be found)"
         )
     print(
-        f"{len(result.found)} of {result.rows} rows repeat at least {result.threshold:.0%} of a text;"
-        f" {result.overlapping} share {result.ngram} words in a row"
+        f"{len(result.found)} of {result.rows} rows repeat at least {result.threshold:.0%} of a"
+        f" text; {result.overlapping} share {result.ngram} words in a row"
     )
 
 

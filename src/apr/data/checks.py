@@ -15,7 +15,7 @@ from typing import Any
 
 from apr.data.rows import Example
 from apr.errors import AprError
-from apr.eval.extraction import CODE_LINE, FENCE, fenced_blocks
+from apr.eval.extraction import FENCE, fenced_blocks
 
 # problem -> points of 100
 COSTS = {
@@ -38,6 +38,12 @@ COSTS = {
 }
 LONGEST = 8000  # characters of a response: 2000 tokens or more
 PYTHON = frozenset({"", "python", "python3", "py"})
+# Lines of Python and hardly any other language, for code that does not parse.
+PYTHON_LINE = re.compile(
+    r"^[ \t]*(?:(?:async )?def \w+\(.*\).*:|class \w+[^{};]*:|from [\w.]+ import [^;{}'\"]+"
+    r"|import [\w., ]+)[ \t]*$",
+    re.M,
+)
 REFUSAL = re.compile(
     r"\bas an? (?:ai|artificial intelligence|language model)\b|^i(?:'m| am) sorry,? but\b"
     r"|^i can(?:no|')t (?:help|assist|do)\b",
@@ -77,7 +83,7 @@ def problems_of(example: Example) -> list[Problem]:
     if _is_unclosed(response):
         found.append(Problem("unclosed code block"))
     code = python_code(example.response)
-    return found + (list(_code_problems(code)) if code is not None else [])
+    return found + (list(_code_problems(code, example.prompt)) if code is not None else [])
 
 
 def python_code(response: str) -> str | None:
@@ -92,8 +98,8 @@ def python_code(response: str) -> str | None:
         blocks = [block for block in fenced_blocks(response) if not block.lstrip().startswith(">")]
         named = any(languages)
         code = "\n\n".join(blocks)
-        return code if named or CODE_LINE.search(code) else None
-    return response if CODE_LINE.match(response.lstrip("\n")) or _parses(response) else None
+        return code if named or PYTHON_LINE.search(code) else None
+    return response if PYTHON_LINE.match(response.lstrip("\n")) or _parses(response) else None
 
 
 def _parses(text: str) -> bool:
@@ -124,7 +130,7 @@ def _compiled(code: str) -> tuple[ast.Module, list[str]]:
     return tree, [str(one.message) for one in caught]
 
 
-def _code_problems(code: str) -> Iterator[Problem]:
+def _code_problems(code: str, prompt: str) -> Iterator[Problem]:
     try:
         tree, warned = _compiled(code)
     except SyntaxError as error:
@@ -134,7 +140,7 @@ def _code_problems(code: str) -> Iterator[Problem]:
         yield Problem("compiler warning", message)
     if PLACEHOLDER.search(code) or _only_stubs(tree):
         yield Problem("placeholder")
-    yield from _pyflakes_problems(tree)
+    yield from _pyflakes_problems(tree, prompt)
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler) and node.type is None:
             yield Problem("bare except", f"line {node.lineno}")
@@ -155,8 +161,10 @@ def _only_stubs(tree: ast.Module) -> bool:
     )
 
 
-def _pyflakes_problems(tree: ast.Module) -> Iterator[Problem]:
+def _pyflakes_problems(tree: ast.Module, prompt: str) -> Iterator[Problem]:
+    """Names the prompt speaks of count as defined: it may have given their code."""
     checker, messages = _pyflakes()
+    given = frozenset(re.findall(r"\w+", prompt))
     kinds: dict[type, str] = {
         messages.UndefinedName: "undefined name",
         messages.UndefinedLocal: "undefined name",
@@ -165,6 +173,8 @@ def _pyflakes_problems(tree: ast.Module) -> Iterator[Problem]:
         messages.RedefinedWhileUnused: "redefined or unused",
     }
     for message in sorted(checker.Checker(tree).messages, key=lambda one: (one.lineno, one.col)):
+        if isinstance(message, messages.UndefinedName) and message.message_args[0] in given:
+            continue
         detail = f"line {message.lineno}: {message.message % message.message_args}"
         yield Problem(kinds.get(type(message), "other pyflakes message"), detail)
 

@@ -11,6 +11,7 @@ import warnings
 
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 BUILT_IN = frozenset({*dir(builtins), "__name__"})
+LAZY_ANNOTATIONS = "from __future__ import annotations"
 MOST_STATEMENTS = 8  # that go along with a definition
 
 
@@ -22,6 +23,10 @@ class Module:
         self._imports: dict[str, list[str]] = {}
         self._statements: dict[str, list[ast.stmt]] = {}
         self._free: dict[int, set[str] | None] = {}
+        self._lazy_annotations = any(
+            isinstance(node, ast.ImportFrom) and ast.unparse(node) == LAZY_ANNOTATIONS
+            for node in tree.body
+        )
         for node in tree.body:
             self._add(node)
 
@@ -54,8 +59,10 @@ class Module:
                     open_ends.append(bound_by[0])
             if len(needed) > MOST_STATEMENTS:
                 return None
+        if self._lazy_annotations and _annotates_with_own([node, *needed.values()]):
+            imports.add(LAZY_ANNOTATIONS)
         helpers = [self.code(needed[line]) for line in sorted(needed)]
-        above = ["\n".join(sorted(imports))] if imports else []
+        above = ["\n".join(sorted(imports, key=_import_order))] if imports else []
         return "\n\n\n".join(above + helpers)
 
     def _free_names(self, node: ast.stmt) -> set[str] | None:
@@ -64,6 +71,8 @@ class Module:
         return self._free[id(node)]
 
     def _add(self, node: ast.stmt) -> None:
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            return
         if isinstance(node, ast.Import):
             for alias in node.names:
                 name = alias.asname or alias.name.partition(".")[0]
@@ -89,6 +98,23 @@ def first_line(node: ast.stmt) -> int:
     """Of a statement, its decorators included, from 1."""
     decorators = node.decorator_list if isinstance(node, DEFINITIONS) else []
     return min([node.lineno, *(one.lineno for one in decorators)])
+
+
+def _annotates_with_own(statements: list[ast.stmt]) -> bool:
+    """Whether an annotation names something these statements define, perhaps further down."""
+    own = {node.name for node in statements if isinstance(node, DEFINITIONS)}
+    annotations = (
+        getattr(node, field, None)
+        for statement in statements
+        for node in ast.walk(statement)
+        for field in ("annotation", "returns")
+    )
+    named = (node for one in annotations if one is not None for node in ast.walk(one))
+    return any(isinstance(node, ast.Name) and node.id in own for node in named)
+
+
+def _import_order(line: str) -> tuple[bool, str]:
+    return line != LAZY_ANNOTATIONS, line
 
 
 def free_names(code: str) -> set[str] | None:

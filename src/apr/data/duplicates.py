@@ -93,8 +93,7 @@ def find_duplicates(texts: Iterable[str], threshold: float = THRESHOLD) -> Dupli
                 near[-1] = other if near[-1] == number else near[-1]
                 groups.join(number, other)
         index.insert(number, sketch)
-    firsts = (np.array(values, dtype=np.int64) for values in (exact, near))
-    return Duplicates(*firsts, groups.names())
+    return Duplicates(np.array(exact, np.int64), np.array(near, np.int64), groups.names())
 
 
 def shingle_set(ids: np.ndarray) -> np.ndarray:
