@@ -37,6 +37,7 @@ def prep(
             " docstring); several: one of them for each. [default: docstring-to-code]"
         ),
     ] = None,
+    methods: bool = typer.Option(False, "--methods", help="Also the methods of classes."),
     min_length: int = typer.Option(80, "--min-length", help="Of a response, in characters."),
     max_length: int = typer.Option(3000, "--max-length", help="Of a response, in characters."),
     limit: int | None = typer.Option(None, "--limit", help="Most pairs, drawn by the seed."),
@@ -53,6 +54,7 @@ def prep(
         max_length=max_length,
         limit=limit,
         seed=seed,
+        methods=methods,
     )
     files = source_files(paths or (), stdlib=stdlib, installed=installed)
     counts = write_pairs(files, output, settings).to_json()

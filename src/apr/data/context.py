@@ -7,10 +7,12 @@ from __future__ import annotations
 import ast
 import builtins
 import symtable
+import textwrap
 import warnings
+from collections.abc import Iterator
 
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-BUILT_IN = frozenset({*dir(builtins), "__name__"})
+BUILT_IN = frozenset({*dir(builtins), "__name__", "__class__"})
 LAZY_ANNOTATIONS = "from __future__ import annotations"
 MOST_STATEMENTS = 8  # that go along with a definition
 
@@ -31,11 +33,13 @@ class Module:
             self._add(node)
 
     def code(self, node: ast.stmt) -> str:
-        """The lines of a top-level statement, decorators included."""
-        return "\n".join(self._lines[first_line(node) - 1 : node.end_lineno])
+        """The lines of a statement, decorators included, without its indentation."""
+        lines = "\n".join(self._lines[first_line(node) - 1 : node.end_lineno])
+        return textwrap.dedent(lines) if node.col_offset else lines
 
-    def context(self, node: ast.stmt) -> str | None:
-        """The statements a top-level statement needs, imports first, then in their order.
+    def context(self, node: ast.stmt, owner: str = "") -> str | None:
+        """The statements of the module that one of its statements needs, imports first, then in
+        their order. owner: the class of a method, which does not go along.
 
         None if that is more than a few, or not plain: names bound in an `if` or `try`, twice, by
         relative or star imports, or not at all.
@@ -48,13 +52,16 @@ class Module:
             free = self._free_names(statement)
             if free is None:
                 return None
-            for name in free:
+            for name in free - {owner}:
                 bound_by = self._statements.get(name, [])
                 if name in self._imports and not bound_by:
                     imports.update(self._imports[name])
                 elif len(bound_by) != 1 or name in self._imports:
                     return None
-                elif bound_by[0] is not node and bound_by[0].lineno not in needed:
+                elif bound_by[0] is node:
+                    if not isinstance(statement, DEFINITIONS):
+                        return None  # a constant made with what it would have to precede
+                elif bound_by[0].lineno not in needed:
                     needed[bound_by[0].lineno] = bound_by[0]
                     open_ends.append(bound_by[0])
             if len(needed) > MOST_STATEMENTS:
@@ -67,7 +74,8 @@ class Module:
 
     def _free_names(self, node: ast.stmt) -> set[str] | None:
         if id(node) not in self._free:
-            self._free[id(node)] = free_names(self.code(node))
+            free = free_names(self.code(node))
+            self._free[id(node)] = None if free is None else free | _quoted_names(node) - BUILT_IN
         return self._free[id(node)]
 
     def _add(self, node: ast.stmt) -> None:
@@ -103,14 +111,35 @@ def first_line(node: ast.stmt) -> int:
 def _annotates_with_own(statements: list[ast.stmt]) -> bool:
     """Whether an annotation names something these statements define, perhaps further down."""
     own = {node.name for node in statements if isinstance(node, DEFINITIONS)}
-    annotations = (
-        getattr(node, field, None)
+    named = (
+        node
         for statement in statements
-        for node in ast.walk(statement)
-        for field in ("annotation", "returns")
+        for annotation in _annotations(statement)
+        for node in ast.walk(annotation)
     )
-    named = (node for one in annotations if one is not None for node in ast.walk(one))
     return any(isinstance(node, ast.Name) and node.id in own for node in named)
+
+
+def _annotations(statement: ast.stmt) -> Iterator[ast.expr]:
+    for node in ast.walk(statement):
+        for field in ("annotation", "returns"):
+            if isinstance(annotation := getattr(node, field, None), ast.expr):
+                yield annotation
+
+
+def _quoted_names(statement: ast.stmt) -> set[str]:
+    """Names in annotations that are quoted, or have quoted parts; not what a Literal lists."""
+    names: set[str] = set()
+    open_ends: list[ast.AST] = list(_annotations(statement))
+    while open_ends:
+        node = open_ends.pop()
+        if isinstance(node, ast.Subscript) and "Literal" in ast.unparse(node.value):
+            continue
+        open_ends += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names |= free_names(node.value.strip()) or set()
+    own = {node.name for node in ast.walk(statement) if isinstance(node, DEFINITIONS)}
+    return names - own
 
 
 def _import_order(line: str) -> tuple[bool, str]:

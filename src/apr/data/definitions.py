@@ -7,12 +7,16 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from apr.data.context import DEFINITIONS, Module, first_line
 
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+LONGEST_INIT = 1500  # characters
 FEWEST_WORDS = 5  # of a docstring's prose
 FEWEST_NODES = 10  # of a body's syntax tree: `return sorted(set(x))` has 7, a sum over a range 13
 # Notes on a project's history, and what Sphinx makes of them, say nothing of what code does.
@@ -26,16 +30,19 @@ HISTORY = re.compile(r"\b(deprecated|obsolete|for internal use|internal use only
 
 @dataclass(frozen=True)
 class Definition:
-    """A function or class at the top level of a module.
+    """A function or class at the top level of a module, or a method of such a class.
 
-    header: its first line in normal form, with annotations and defaults, without decorators.
-    docstring: cleaned. context: the statements of its module that it needs, imports first. code:
-    its own lines, decorators first. docstring_lines: first and last line of the docstring within
-    `code`, from 0. key: the same for the same code whatever its layout, comments and docstrings.
+    name: of a method, after its class and a dot. owner: the beginning of a method's class, up to
+    the end of its `__init__`; "" for others. header: its first line in normal form, with
+    annotations and defaults, without decorators. docstring: cleaned. context: the statements of
+    its module that it needs, imports first. code: its own lines, decorators first, not indented.
+    docstring_lines: first and last line of the docstring within `code`, from 0. key: the same for
+    the same code whatever its layout, comments and docstrings.
     """
 
     name: str
-    is_class: bool
+    what: Literal["function", "class", "method"]
+    owner: str
     line: int
     header: str
     docstring: str
@@ -58,8 +65,8 @@ class Rejected:
     reason: str
 
 
-def definitions(text: str) -> Iterator[Definition | Rejected]:
-    """The functions and classes at a module's top level, in order.
+def definitions(text: str, methods: bool = False) -> Iterator[Definition | Rejected]:
+    """The functions and classes at a module's top level, in order; a class' methods after it.
 
     text: with \\n line ends. Raises SyntaxError if it does not parse.
     """
@@ -68,6 +75,10 @@ def definitions(text: str) -> Iterator[Definition | Rejected]:
     for node in tree.body:
         if isinstance(node, DEFINITIONS):
             yield _definition(node, module)
+        if methods and isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            for method in node.body:
+                if isinstance(method, FUNCTIONS):
+                    yield _definition(method, module, node)
 
 
 def _parse(text: str) -> ast.Module:
@@ -80,19 +91,24 @@ def _parse(text: str) -> ast.Module:
 
 
 def _definition(
-    node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, module: Module
+    node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef,
+    module: Module,
+    owner: ast.ClassDef | None = None,
 ) -> Definition | Rejected:
+    name = f"{owner.name}.{node.name}" if owner else node.name
     reason = _flaw(node)
     if reason:
-        return Rejected(node.name, node.lineno, reason)
-    context = module.context(node)
+        return Rejected(name, node.lineno, reason)
+    context = module.context(node, owner.name if owner else "")
     if context is None:
-        return Rejected(node.name, node.lineno, "needs more of its module than can go with it")
+        return Rejected(name, node.lineno, "needs more of its module than can go with it")
     docstring, first = node.body[0], first_line(node)
     assert docstring.end_lineno is not None
+    what: Literal["class", "function"] = "class" if isinstance(node, ast.ClassDef) else "function"
     return Definition(
-        name=node.name,
-        is_class=isinstance(node, ast.ClassDef),
+        name=name,
+        what="method" if owner else what,
+        owner=_beginning(owner, module) if owner else "",
         line=node.lineno,
         header=_header(node),
         docstring=clean_docstring(ast.get_docstring(node, clean=False) or ""),
@@ -101,6 +117,19 @@ def _definition(
         docstring_lines=(docstring.lineno - first, docstring.end_lineno - first),
         key=_key(node),
     )
+
+
+def _beginning(node: ast.ClassDef, module: Module) -> str:
+    """A class' first line, the first one of its docstring, and its `__init__` if it is short."""
+    lines = [_header(node)]
+    docstring = (ast.get_docstring(node) or "").strip().partition("\n")[0]
+    if docstring:
+        lines.append(f'    """{docstring}"""')
+    inits = [one for one in node.body if isinstance(one, FUNCTIONS) and one.name == "__init__"]
+    code = module.code(inits[0]) if inits else ""
+    if 0 < len(code) <= LONGEST_INIT:
+        lines += ["", textwrap.indent(code, "    ")]
+    return "\n".join(lines)
 
 
 def _flaw(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> str:

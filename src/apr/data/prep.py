@@ -28,7 +28,7 @@ WORDINGS = (
 class PrepSettings:
     """kinds: what is asked for; with several, each definition is asked for in one way, drawn by
     the seed. min_length, max_length: of the response, in characters. limit: most pairs, drawn by
-    the seed.
+    the seed. methods: also those of classes, each alone.
     """
 
     kinds: tuple[str, ...] = ("docstring-to-code",)
@@ -36,6 +36,7 @@ class PrepSettings:
     max_length: int = 3000
     limit: int | None = None
     seed: int = 0
+    methods: bool = False
 
     def __post_init__(self) -> None:
         unknown = next((kind for kind in self.kinds if kind not in KINDS), None)
@@ -92,6 +93,7 @@ def make_pairs(
     pairs: list[dict[str, str]] = []
     codes: set[bytes] = set()
     questions: set[bytes] = set()
+    whole_class = ""
     for file, found in _candidates(files, settings, counts):
         reason = _misfit(found, settings)
         code, question = _digest(found.key), _digest(found.header + found.docstring)
@@ -99,9 +101,13 @@ def make_pairs(
             reason = "same code"
         if not reason and question in questions:
             reason = "same question"
+        if found.what == "method" and found.name.rpartition(".")[0] == whole_class:
+            reason = "method of a class that is there"
         if reason:
             counts.dropped[reason] += 1
             continue
+        if found.what == "class":
+            whole_class = found.name
         codes.add(code)
         questions.add(question)
         pairs.append(_pair(file, found, settings))
@@ -123,7 +129,7 @@ def _candidates(
             counts.dropped[reason] += 1
             continue
         try:
-            found = list(definitions(file.text))
+            found = list(definitions(file.text, settings.methods))
         except SyntaxError:
             counts.dropped["file does not parse"] += 1
             continue
@@ -155,17 +161,20 @@ def _pair(file: SourceFile, found: Definition, settings: PrepSettings) -> dict[s
 
 def instruction(found: Definition, kind: str, wording: str = WORDINGS[0]) -> str:
     """What is asked. kind: one of `KINDS`. wording: for docstring-to-code, one of `WORDINGS`."""
-    what = "class" if found.is_class else "function"
+    what = found.what
     first, last = found.docstring_lines
     lines = found.code.split("\n")
     above = f"{found.context}\n\n\n" if found.context else ""
+    before = (
+        f"A class begins like this.\n\n```python\n{found.owner}\n```\n\n" if found.owner else ""
+    )
     if kind == "complete":
         code = "\n".join(lines[: last + 1])
-        return f"Complete this Python {what}.\n\n```python\n{above}{code}\n```"
+        return f"{before}Complete this Python {what}.\n\n```python\n{above}{code}\n```"
     if kind == "document":
         code = "\n".join(lines[:first] + lines[last + 1 :])
-        return f"Write a docstring for this Python {what}.\n\n```python\n{above}{code}\n```"
-    return wording.format(
+        return f"{before}Write a docstring for this Python {what}.\n\n```python\n{above}{code}\n```"
+    return before + wording.format(
         what=what, name=found.name, header=found.header, docstring=found.docstring
     )
 
