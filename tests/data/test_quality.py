@@ -44,7 +44,7 @@ def answer(response: str, prompt: str = "Write a function.") -> Example:
         (FINE.replace("* r *", "* r *)"), ["syntax error"]),
         (FINE + "\x00", ["syntax error"]),
         ("def f():\n    return " + "(" * 300 + ")" * 300 + "\n", ["syntax error"]),
-        ("print('\\d')\n", ["compiler warning"]),
+        ("x = '\\d'\nprint(x)\n", ["compiler warning"]),
         (FINE.replace("3", "PI"), ["undefined name"]),
         ("import os\n" + FINE, ["redefined or unused"]),
         (FINE.replace("r)", "r, seen=[])"), ["mutable default"]),
