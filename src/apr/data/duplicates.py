@@ -1,8 +1,8 @@
 """Rows that are the same, or nearly: MinHash finds candidates, exact Jaccard decides.
 
 Texts are sets of runs of 5 words (`apr.data.ngrams`). Two texts are near-duplicates from a Jaccard
-similarity of 0.7 on: the settings of BigCode's deduplication (Kocetkov et al. 2022,
-arXiv:2211.15533; Li et al. 2023, arXiv:2305.06161, section 3). Candidates are texts that agree in
+similarity of 0.7 on: the settings of SantaCoder and StarCoder (Ben Allal et al. 2023,
+arXiv:2301.03988; Li et al. 2023, arXiv:2305.06161). Candidates are texts that agree in
 a band of MinHash values (Broder 1997; banding: Leskovec et al., Mining of Massive Datasets, ch. 3)
 as the `rensa` library computes them; bands are chosen so that a pair at the threshold is missed
 with a chance of at most 1 in 1000, more similar ones more rarely.

@@ -1,8 +1,8 @@
 """Texts as words, words as numbers, runs of n words as 64-bit hashes.
 
 A word is a run of letters, digits and underscores, in lower case; punctuation and white space
-only separate (Brown et al. 2020, arXiv:2005.14165, appendix C; also what BigCode's deduplication
-splits at). So layout, quotes and operators make no difference, names and numbers do.
+only separate (Brown et al. 2020, arXiv:2005.14165, appendix C; BigCode's deduplication splits
+there, too). So layout, quotes and operators make no difference, names and numbers do.
 """
 
 from __future__ import annotations

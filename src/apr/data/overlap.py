@@ -1,10 +1,10 @@
 """How much of each reference text a row repeats, by shared runs of n words.
 
 The coverage of a reference text by a row is the part of the text's words that lie in a run of n
-words which the row has, too: Tülu 3's measure (Lambert et al. 2024, arXiv:2411.15124, section 3.2:
-8-grams, more than half of the test's tokens) and Llama 3's (arXiv:2407.21783, section 5.1.4). Any
+words which the row has, too: Tülu 3's measure (Lambert et al. 2024, arXiv:2411.15124:
+8-grams, more than half of the test's tokens) and Llama 3's (arXiv:2407.21783). Any
 shared run at all is GPT-3's rule (Brown et al. 2020, appendix C: 13-grams) and, for n = 10, that
-of DeepSeek-Coder (arXiv:2401.14196, section 2.3). Runs of numbers alone do not count: 1 2 3 4 5 6
+of DeepSeek-Coder (arXiv:2401.14196). Runs of numbers alone do not count: 1 2 3 4 5 6
 7 8 9 10 stands in many tests and says nothing.
 """
 
