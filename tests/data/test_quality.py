@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from apr.cli.main import app
-from apr.data.checks import COSTS, problems_of, python_code
+from apr.data.checks import COSTS, Problem, problems_of, python_code
 from apr.data.quality import measure_quality
 from apr.data.rows import Example, read_examples, recognise
 from apr.errors import AprError, UsageError
@@ -22,6 +22,10 @@ pytest.importorskip("rensa", reason="near-duplicates need rensa: pip install apr
 pytest.importorskip("pyflakes", reason="code checks need pyflakes: pip install apr[data]")
 
 FINE = "def area(r):\n    return 3 * r * r\n"
+
+
+def check(example: Example) -> list[Problem]:
+    return problems_of(example, python_code(example.response))
 
 
 def answer(response: str, prompt: str = "Write a function.") -> Example:
@@ -58,17 +62,17 @@ def answer(response: str, prompt: str = "Write a function.") -> Example:
     ],
 )
 def test_problems(response: str, kinds: list[str]) -> None:
-    found = problems_of(answer(response))
+    found = check(answer(response))
     assert [one.kind for one in found] == kinds
     assert set(kinds) <= COSTS.keys()
 
 
 def test_problems_of_questions() -> None:
-    assert [p.kind for p in problems_of(answer(FINE, " "))] == ["empty question"]
-    assert [p.kind for p in problems_of(answer(FINE, FINE))] == ["repeats the question"]
-    assert problems_of(recognise({"text": FINE}, "here")) == []
+    assert [p.kind for p in check(answer(FINE, " "))] == ["empty question"]
+    assert [p.kind for p in check(answer(FINE, FINE))] == ["repeats the question"]
+    assert check(recognise({"text": FINE}, "here")) == []
     # A name the question gives is defined there.
-    assert problems_of(answer("print(numbers[0])\n", "Given numbers = [1], print the first.")) == []
+    assert check(answer("print(numbers[0])\n", "Given numbers = [1], print the first.")) == []
 
 
 def test_lint_is_what_the_pyflakes_command_says(tmp_path: Path) -> None:
@@ -79,7 +83,7 @@ def test_lint_is_what_the_pyflakes_command_says(tmp_path: Path) -> None:
     for number, code in enumerate(codes):
         path = tmp_path / f"{number:04}.py"
         path.write_text(code, newline="")
-        found = [p for p in problems_of(answer(code, "?")) if p.kind in lint]
+        found = [p for p in problems_of(answer(code, "?"), code) if p.kind in lint]
         ours += [f"{path.name} {p.detail}" for p in found if p.kind != "syntax error"]
         ours += [f"{path.name} syntax" for p in found if p.kind == "syntax error"]
     files = sorted(map(str, tmp_path.iterdir()))

@@ -64,8 +64,11 @@ class Problem:
     detail: str = ""
 
 
-def problems_of(example: Example) -> list[Problem]:
-    """What is wrong with a row by itself. Raises AprError if pyflakes is not installed."""
+def problems_of(example: Example, code: str | None) -> list[Problem]:
+    """What is wrong with a row by itself. code: the Python of its response, if it has any.
+
+    Raises AprError if pyflakes is not installed.
+    """
     response = example.response.strip()
     if not response:
         return [Problem("empty response")]
@@ -82,7 +85,6 @@ def problems_of(example: Example) -> list[Problem]:
         found.append(Problem("very long response", f"{len(response)} characters"))
     if _is_unclosed(response):
         found.append(Problem("unclosed code block"))
-    code = python_code(example.response)
     return found + (list(_code_problems(code, example.prompt)) if code is not None else [])
 
 
@@ -105,8 +107,10 @@ def python_code(response: str) -> str | None:
 def _parses(text: str) -> bool:
     """Whether it is code for sure: a word or a list of words parses, too."""
     try:
-        tree = _compiled(text)[0]
-    except SyntaxError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return any(not isinstance(node, ast.Expr) for node in tree.body)
 

@@ -54,10 +54,11 @@ def measure_quality(
     with_code = 0
     for example in counted(read_examples(data), "rows checked"):
         places.append(example.where)
-        found.append(problems_of(example))
+        code = python_code(example.response)
+        with_code += code is not None
+        found.append(problems_of(example, code))
         texts.append(example.text)
         lengths.append(len(example.response))
-        with_code += python_code(example.response) is not None
     if not places:
         raise UsageError(f"{data} has no rows")
     duplicates = find_duplicates(counted(texts, "rows compared"), threshold)
