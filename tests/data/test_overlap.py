@@ -95,6 +95,7 @@ def test_runs_of_numbers_alone_say_nothing() -> None:
 def test_docstring_prose() -> None:
     prompt = 'import os\n\ndef f(x):\n    """ Add one\n    to x.\n    >>> f(1)\n    2\n    """\n'
     assert docstring_prose(prompt) == "Add one\nto x."
+    assert docstring_prose('"""\nAdd one to x.\nassert f(1) == 2\n"""\n') == "Add one to x."
     assert docstring_prose("Write a function.") == ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,14 +108,17 @@ def _parts(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def docstring_prose(prompt: str) -> str:
-    """What the last function of a prompt is to do, without examples; "" if it is not code.
+    """What the docstring of a prompt says (of its last function, or of the module: MBPP+), without
+    examples; "" if the prompt is not code.
 
-    Training data often asks in these words alone, without signature and doctests.
+    Training data often asks in these words alone, without signature and examples.
     """
-    try:
-        tree = ast.parse(prompt + "\n    pass\n")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return ""
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    docstring = ast.get_docstring(functions[-1]) if functions else None
-    return (docstring or "").partition(">>>")[0].strip()
+    for code in (f"{prompt}\n    pass\n", prompt):
+        try:
+            tree = ast.parse(code)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+        docstring = ast.get_docstring(functions[-1] if functions else tree) or ""
+        return re.split(r">>>|^assert ", docstring, maxsplit=1, flags=re.MULTILINE)[0].strip()
+    return ""
