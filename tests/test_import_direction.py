@@ -15,6 +15,7 @@ SOURCE = Path(apr.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cli"}),
     frozenset({"merge"}),
+    frozenset({"data"}),
     frozenset({"eval", "convert"}),
     frozenset({"engine"}),
     frozenset({"model"}),

@@ -1,4 +1,4 @@
-"""`apr data`: the public benchmark files."""
+"""`apr data`: the public benchmark files; the verbs on training data are in `training_data`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from pathlib import Path
 
 import typer
 
+from apr.cli import training_data
+
 
 def register(app: typer.Typer) -> None:
-    verbs = typer.Typer(no_args_is_help=True, help="Benchmark files: what there is, and fetch it.")
+    verbs = typer.Typer(
+        no_args_is_help=True,
+        help="Benchmark files: what there is, and fetch it. Training data: make, check, split.",
+    )
     verbs.command("list", help="The benchmark files apr knows, and which are here.")(list_data)
     verbs.command("pull", help="Fetch a benchmark's files, checked against their checksum.")(pull)
+    training_data.register(verbs)
     app.add_typer(verbs, name="data")
 
 

@@ -1,0 +1,1 @@
+"""Training data: made from sources, checked against benchmarks, scored, split."""

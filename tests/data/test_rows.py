@@ -1,0 +1,145 @@
+"""Rows of training data: shapes, file formats, errors by file and line, atomic writing."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apr.data.rows import Example, read_examples, recognise, row_writer
+from apr.errors import AprError, UsageError
+
+ROWS: list[dict[str, Any]] = [
+    {"instruction": "Add.", "response": "a + b", "system": "Be brief.", "input": "a, b"},
+    {"instruction": "Add.", "input": "", "output": "a + b", "id": 3},
+    {
+        "messages": [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello"},
+            {"role": "user", "content": "Bye ✓"},
+            {"role": "assistant", "content": "See you"},
+        ]
+    },
+    {"prompt": "def f(", "completion": "x):"},
+    {
+        "prompt": [{"role": "user", "content": "Q"}],
+        "completion": [{"role": "assistant", "content": "A"}],
+    },
+    {"text": "x = 1\n"},
+    {"content": "y", "path": "a.py"},
+]
+
+
+def seen(example: Example) -> tuple[str, str, str, int]:
+    return example.shape, example.prompt, example.response, len(example.messages)
+
+
+SEEN = [
+    ("instruction", "Be brief.\n\nAdd.\n\na, b", "a + b", 3),
+    ("instruction", "Add.", "a + b", 2),
+    ("messages", "Hi\n\nBye ✓", "Hello\n\nSee you", 4),
+    ("prompt-completion", "def f(", "x):", 0),
+    ("prompt-completion", "Q", "A", 2),
+    ("text", "", "x = 1\n", 0),
+    ("text", "", "y", 0),
+]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json", "rows.json.gz"])
+def test_formats_hold_the_same_rows(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    lines = "\n\n".join(map(json.dumps, ROWS))
+    data = (json.dumps(ROWS) if ".json." in f"{name}." else lines).encode()
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    examples = list(read_examples(path))
+    assert [seen(one) for one in examples] == SEEN
+    assert [one.fields for one in examples] == ROWS
+    unit = "row 3" if ".json." in f"{name}." else "line 5"
+    assert examples[2].where == f"{path} {unit}"
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "rows.parquet"
+    rows = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(3000)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    assert [one.fields for one in read_examples(path)] == rows
+    assert [one.where for one in read_examples(path)][2999] == f"{path} row 3000"
+    path.write_bytes(b"PAR1 not really")
+    with pytest.raises(UsageError, match=r"rows\.parquet is not a parquet file"):
+        list(read_examples(path))
+
+
+def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(AprError, match="pip install pyarrow"):
+        list(read_examples(tmp_path / "rows.parquet"))
+
+
+def test_messages_are_the_turns_of_an_instruction() -> None:
+    turns = recognise(ROWS[0], "here").messages
+    assert [turn["role"] for turn in turns] == ["system", "user", "assistant"]
+    assert turns[1]["content"] == "Add.\n\na, b"
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"text": "x"', r"line 2 is not JSON"),
+        ("[1]", "line 2 is not a JSON object"),
+        ('{"instruction": "x", "answer": "y"}', r"line 2 has no known shape.*instruction, answer"),
+        ("{}", "line 2 has no known shape, its fields: none"),
+        ('{"instruction": "x", "response": null}', "line 2: field 'response' is not text"),
+        ('{"prompt": "x", "completion": ["y"]}', "line 2: field 'completion' is not text"),
+        ('{"messages": []}', "line 2: field 'messages' is not a list of messages"),
+        ('{"messages": ["x"]}', "line 2: message 1 of 'messages' has no text in 'role'"),
+        (
+            '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant"}]}',
+            "line 2: message 2 of 'messages' has no text in 'content'",
+        ),
+    ],
+)
+def test_errors_name_file_and_line(tmp_path: Path, line: str, complaint: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "fine"}\n' + line + "\n")
+    with pytest.raises(UsageError, match=complaint) as raised:
+        list(read_examples(path))
+    assert str(path) in str(raised.value)
+
+
+def test_a_folder_or_nothing_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder"):
+        list(read_examples(tmp_path))
+    with pytest.raises(UsageError, match="no such file"):
+        list(read_examples(tmp_path / "absent.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz"])
+def test_written_rows_come_back(tmp_path: Path, name: str) -> None:
+    path, rows = tmp_path / "new" / name, [*ROWS, {"text": "half a pair: \ud83d"}]
+    written = []
+    for _ in range(2):
+        with row_writer(path) as write:
+            for row in rows:
+                write(row)
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
+    assert [one.fields for one in read_examples(path)] == rows
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text("old")
+    with pytest.raises(UsageError, match="stop"), row_writer(path) as write:
+        write({"text": "x"})
+        raise UsageError("stop")
+    assert path.read_text() == "old"
+    assert [one.name for one in tmp_path.iterdir()] == ["out.jsonl"]
+    with pytest.raises(UsageError, match=r"end it \.jsonl"), row_writer(tmp_path / "out.csv"):
+        pass
+    with pytest.raises(AprError, match="cannot be written"), row_writer(path / "below.jsonl"):
+        pass
