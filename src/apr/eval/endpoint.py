@@ -155,11 +155,15 @@ class EndpointGenerator:
                 while failure is None:
                     ask = None if waiting else next(source, None)
                     if ask is not None:
-                        waiting.extend(self._split(_Request(ask, ask.samples)))
-                    room = self._settings.max_concurrency - flying
-                    if not waiting or (flying and len(waiting[0].samples) > room):
+                        waiting.append(_Request(ask, ask.samples))
+                    if not waiting:
                         break
-                    request = waiting.popleft()
+                    size = 1 if self._one_by_one else self._settings.max_concurrency
+                    request, rest = _parted(waiting[0], size)
+                    if flying and flying + len(request.samples) > self._settings.max_concurrency:
+                        break
+                    waiting.popleft()
+                    waiting.extendleft(rest)
                     flying += len(request.samples)
                     # Daemons, so that Ctrl-C does not wait for answers that may take minutes.
                     Thread(target=self._run, args=(request, done, stop), daemon=True).start()
@@ -186,14 +190,6 @@ class EndpointGenerator:
             if isinstance(error, AprError):
                 error.message = f"task {request.ask.task_id}: {error.message}"
             done.put((request, error))
-
-    def _split(self, request: _Request) -> list[_Request]:
-        """In as many as the server and `max_concurrency` make of it."""
-        size = 1 if self._one_by_one else self._settings.max_concurrency
-        numbers = request.samples
-        return [
-            replace(request, samples=numbers[i : i + size]) for i in range(0, len(numbers), size)
-        ]
 
     def _answers(self, request: _Request, stop: Event) -> tuple[list[Answer], list[_Request]]:
         """What the server gives, and what is still to be asked for."""
@@ -232,7 +228,7 @@ class EndpointGenerator:
         rest = request.samples[len(given) :]
         if rest:
             self._ask_one_by_one()
-        return answers, self._split(replace(request, samples=rest))
+        return answers, [replace(request, samples=rest)] if rest else []
 
     def _after(self, request: _Request, refused: Refused) -> tuple[list[Answer], list[_Request]]:
         """What there is to do about a no, if anything."""
@@ -248,7 +244,7 @@ class EndpointGenerator:
             ], []
         if len(request.samples) > 1 and refused.status in (400, 422):
             self._ask_one_by_one()  # if it was not about n, the next one fails the same way
-            return [], self._split(request)
+            return [], [request]
         raise refused
 
     def _ask_one_by_one(self) -> None:
@@ -323,6 +319,12 @@ class EndpointGenerator:
         raise UsageError(
             f"{self._client.url} has no model {wanted}", f"it has {', '.join(near)}{more}"
         )
+
+
+def _parted(request: _Request, size: int) -> tuple[_Request, list[_Request]]:
+    """The first samples of a request, and a request of the others if there are any."""
+    first, rest = request.samples[:size], request.samples[size:]
+    return replace(request, samples=first), [replace(request, samples=rest)] if rest else []
 
 
 def _dialect(url: str, entry: Mapping[str, Any]) -> Dialect:
