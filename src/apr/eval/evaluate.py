@@ -46,7 +46,7 @@ from apr.eval.task import (
 def shown_prompt(settings: EvalSettings, model: Model | None = None) -> Prompt:
     """What the model would be asked of the first task."""
     benchmark = load_benchmark(settings.benchmark, settings.data, settings.window, settings.split)
-    style = _style(settings, benchmark, model or local_model(settings))
+    style = _style(settings, benchmark, model or _model(settings))
     task = next(iter(benchmark.tasks.values()))
     return settings.strategy.prompt(benchmark, task, settings.strategy.style(style))
 
@@ -78,7 +78,7 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
         preload=traits.preload,
     ) as sandbox:
         if model is None:
-            model = local_model(settings)
+            model = _model(settings)
         style = settings.strategy.style(_style(settings, benchmark, model))
         # Refused before work begins.
         settings.strategy.prompt(benchmark, next(iter(benchmark.tasks.values())), style)
@@ -112,6 +112,14 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
         finally:
             store.close()
     return result, out
+
+
+def _model(settings: EvalSettings) -> Model:
+    if settings.endpoint is None:
+        return local_model(settings)
+    from apr.eval.endpoint import endpoint_model
+
+    return endpoint_model(settings)
 
 
 def sample_seed(seed: int, task_id: str) -> int:
@@ -148,10 +156,16 @@ def _check(settings: EvalSettings) -> None:
 def _style(settings: EvalSettings, benchmark: Benchmark, model: Model) -> PromptStyle:
     """How tasks are put to the model: as asked for, else as usual."""
     modes: tuple[Mode, ...] = getattr(benchmark, "modes", ("base", "chat"))
-    usual = "chat" if "chat" in modes and model.chat_template is not None else modes[0]
+    can_chat = model.remote or model.chat_template is not None
+    usual = "chat" if "chat" in modes and can_chat else modes[0]
     mode = settings.mode or usual
     if mode not in modes:
         raise UsageError(f"--mode {mode} is not for {benchmark.name}", f"one of {', '.join(modes)}")
+    if mode in ("psm", "spm") and model.remote:
+        raise UsageError(
+            f"--endpoint with {benchmark.name}: servers take no fill-in-the-middle prompts",
+            "--mode prefix gives the left-to-right baseline",
+        )
     if mode in ("psm", "spm") and mode not in model.fim_orders:
         known = ", ".join(model.fim_orders).upper()
         raise UsageError(
@@ -160,7 +174,8 @@ def _style(settings: EvalSettings, benchmark: Benchmark, model: Model) -> Prompt
             "use a model that has them; --mode prefix gives the left-to-right baseline",
         )
     newline: Newline = getattr(benchmark, "newline", "strip")
-    prefill = settings.prefill and traits_of(benchmark).prefill
+    wanted = not model.remote if settings.prefill is None else settings.prefill
+    prefill = wanted and traits_of(benchmark).prefill
     return PromptStyle(mode, settings.newline or newline, prefill)
 
 
@@ -176,12 +191,12 @@ def _identity(
         "sampling": asdict(settings.sampling),
         "max_tokens": settings.max_tokens,
         "seed": settings.seed,
-        "dtype": settings.dtype,
-        "device": settings.device,
     }
+    if not model.remote:
+        identity |= {"dtype": settings.dtype, "device": settings.device}
     if settings.strategy.describe():
         identity["strategy"] = settings.strategy.describe()
-    if style.mode == "chat":
+    if style.mode == "chat" and not model.remote:
         template = (model.chat_template or "").encode()
         identity["chat_template"] = hashlib.sha256(template).hexdigest()[:16]
     return identity
@@ -256,6 +271,7 @@ def _fill(
                     progress.sample(answer.tokens)
                     submit(generation)
                     keep(judging.ready())
+                store.set_fact("model", dict(generator.description))  # a server tells more later
             keep(judging.rest())
         keep(judged_by_reference(benchmark, sandbox, _late(benchmark, store, wanted_ids)))
     finally:
