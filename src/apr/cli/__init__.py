@@ -17,5 +17,7 @@ VERB_MODULES: tuple[str, ...] = (
     "bench",
     "eval_model",
     "score",
+    "results",
+    "compare",
     "doctor",
 )
