@@ -100,9 +100,7 @@ def compare(a: Run, b: Run) -> Comparison:
         scores=(score_a, score_b),
         difference=score_b - score_a,
         interval=paired_interval(rates_a, rates_b),
-        p_value=mcnemar(len(fixed), len(broken))
-        if single
-        else paired_permutation(rates_a, rates_b),
+        p_value=p_value,
         test="McNemar, exact" if single else "paired permutation of tasks",
         fixed=fixed,
         broken=broken,
