@@ -17,6 +17,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from apr.kernels import reference
 from apr.model.config import ModelConfig
@@ -209,11 +210,17 @@ class Transformer(nn.Module):
         return reference.attention(q, k, v, mask, self.attention_scale, cap)
 
     def run(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, attend: Attend, long: bool = False
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        attend: Attend,
+        long: bool = False,
+        recompute: bool = False,
     ) -> torch.Tensor:
         """All layers over tokens (..., T) at `positions` (..., T); returns (..., T, C) normed.
 
-        attend: what attention means for these rows. long: LongRoPE's long factors.
+        attend: what attention means for these rows. long: LongRoPE's long factors. recompute: keep
+        only layers' inputs for a backward pass, which runs each layer again.
         """
         config = self.config
         x = self.model.embed_tokens(input_ids)  # (..., T, C)
@@ -225,7 +232,10 @@ class Transformer(nn.Module):
             for local in set(self.slides)
         }
         for layer, local in zip(self.model.layers, self.slides, strict=True):
-            x = layer(x, tables[local], attend)
+            if recompute:
+                x = checkpoint(layer, x, tables[local], attend, use_reentrant=False)
+            else:
+                x = layer(x, tables[local], attend)
         return self.model.norm(x)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

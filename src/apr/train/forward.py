@@ -1,0 +1,49 @@
+"""A batch of packed documents through the model."""
+
+from __future__ import annotations
+
+import torch
+
+from apr.kernels import reference
+from apr.model.rope import needs_long_factors
+from apr.model.transformer import Attend, Transformer
+from apr.train.losses import chunked_cross_entropy, output_weight
+from apr.train.packing import Batch
+
+
+def hidden_states(model: Transformer, batch: Batch, recompute: bool = False) -> torch.Tensor:
+    """What the output layer reads: (T, C) in the weights' dtype.
+
+    recompute: keep only each layer's input and run layers again in the backward pass (Chen et al.
+    2016, arXiv:1604.06174).
+    """
+    attend = document_attention(model, batch.starts)
+    longest = int(batch.positions.max()) + 1
+    long = needs_long_factors(model.config, longest)
+    return model.run(batch.ids, batch.positions, attend, long, recompute)
+
+
+def document_attention(model: Transformer, starts: tuple[int, ...]) -> Attend:
+    """Causal attention inside each document (and window, where a layer has one)."""
+    spans = list(zip(starts, starts[1:], strict=False))
+
+    def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        window = model.config.sliding_window if model.slides[layer] else None
+        parts = []
+        for start, end in spans:
+            mask = None
+            if window is not None and end - start > window:
+                index = torch.arange(end - start, device=q.device)
+                mask = reference.causal_mask(index, index, window)[None]
+            one = (t[None, start:end] for t in (q, k, v))
+            parts.append(model.attend(*one, mask)[0])
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    return attend
+
+
+def token_loss(model: Transformer, batch: Batch, recompute: bool = False) -> torch.Tensor:
+    """Sum over the batch's targets of -log p(token | those before in its document), in nats."""
+    hidden = hidden_states(model, batch, recompute)[batch.rows]
+    softcap = model.config.logit_softcap
+    return chunked_cross_entropy(hidden, output_weight(model), batch.labels, softcap)
