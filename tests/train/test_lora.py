@@ -194,5 +194,5 @@ def test_settings_are_checked(changes: dict[str, object], flag: str) -> None:
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     shutil.copytree(DATA / "plain", tmp_path / "plain")
-    with pytest.raises(AprError, match="does not have|is \\("):
+    with pytest.raises(AprError, match=r"does not have|is \("):
         load_adapter(make_ours(make_hf(CASES_BY_NAME["llama-wide-heads"])), tmp_path / "plain")

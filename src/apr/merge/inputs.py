@@ -170,9 +170,7 @@ class Memory:
 class AdaptedReader:
     """Blocks of a tensor with a LoRA adapter applied, in fp32."""
 
-    def __init__(
-        self, base: Reader, adapter: Adapter, name: str, shape: tuple[int, ...]
-    ) -> None:
+    def __init__(self, base: Reader, adapter: Adapter, name: str, shape: tuple[int, ...]) -> None:
         self.label = base.label
         self._base, self._adapter, self._name = base, adapter, name
         self._width = shape[1] if len(shape) > 1 else 1

@@ -136,9 +136,7 @@ def _transformed(
 def _fitting(document: Document, room: int, anywhere: bool) -> list[Document]:
     """Pieces of at most `room` tokens that have something to learn. anywhere: keep all pieces."""
     starts = range(0, len(document), room) if anywhere else [0]
-    pieces = [
-        Document(document.ids[i : i + room], document.trained[i : i + room]) for i in starts
-    ]
+    pieces = [Document(document.ids[i : i + room], document.trained[i : i + room]) for i in starts]
     return [piece for piece in pieces if piece.targets]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 from apr.kernels import reference
@@ -25,7 +27,7 @@ def hidden_states(model: Transformer, batch: Batch, recompute: bool = False) -> 
 
 def document_attention(model: Transformer, starts: tuple[int, ...]) -> Attend:
     """Causal attention inside each document (and window, where a layer has one)."""
-    spans = list(zip(starts, starts[1:], strict=False))
+    spans = list(pairwise(starts))
 
     def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         window = model.config.sliding_window if model.slides[layer] else None
@@ -35,8 +37,8 @@ def document_attention(model: Transformer, starts: tuple[int, ...]) -> Attend:
             if window is not None and end - start > window:
                 index = torch.arange(end - start, device=q.device)
                 mask = reference.causal_mask(index, index, window)[None]
-            one = (t[None, start:end] for t in (q, k, v))
-            parts.append(model.attend(*one, mask)[0])
+            query, key, value = (t[None, start:end] for t in (q, k, v))
+            parts.append(model.attend(query, key, value, mask)[0])
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     return attend

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,20 @@ class Batch:
     @property
     def tokens(self) -> int:
         return len(self.ids)
+
+    @property
+    def weight(self) -> int:
+        """What its loss is a sum over."""
+        return len(self.labels)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, to look at or to run again."""
+        return {
+            "ids": self.ids.tolist(),
+            "starts": list(self.starts),
+            "rows": self.rows.tolist(),
+            "labels": self.labels.tolist(),
+        }
 
     def to(self, device: torch.device) -> Batch:
         moved = (t.to(device) for t in (self.ids, self.positions, self.rows, self.labels))
@@ -121,3 +136,23 @@ def epoch_batches(
         sequences = [[i] for i in order]
     groups = (sequences[i : i + batch_size] for i in range(0, len(sequences), batch_size))
     return [[index for sequence in group for index in sequence] for group in groups]
+
+
+@dataclass(frozen=True)
+class PackedData:
+    """Documents as the loop takes them (see `epoch_batches`)."""
+
+    documents: Sequence[Document]
+    room: int
+    batch_size: int
+    seed: int
+    packing: bool = True
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (a constant)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        return epoch_batches(
+            self.documents, self.room, self.batch_size, self.seed, epoch, self.packing
+        )
+
+    def load(self, batch: Sequence[int]) -> Batch:
+        return make_batch([self.documents[i] for i in batch]).to(self.device)
