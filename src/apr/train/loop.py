@@ -126,7 +126,10 @@ class _Run(Generic[B]):
             batches = self.task.data.batches(now.epoch)
             self._epoch(batches)
             if now.position >= len(batches):
-                self._end_epoch()
+                now.epoch, now.position = now.epoch + 1, 0
+                self._measure()
+        if now.position:  # the last step was inside an epoch
+            self._measure()
         self._checkpoint()
         self.task.save(self.folder / "last")
         evaluations = self.metrics.evaluations
@@ -198,9 +201,9 @@ class _Run(Generic[B]):
         if now.step > DIVERGED_AFTER and now.smoothed > limit:
             self._give_up(f"the loss rose from {now.lowest:.3f} to {now.smoothed:.3f}", *batches)
 
-    def _end_epoch(self) -> None:
+    def _measure(self) -> None:
+        """Evaluate; keep the best model; stop when it no longer gets better."""
         now = self.progress
-        now.epoch, now.position = now.epoch + 1, 0
         if self.task.evaluate is None:
             return
         loss = self._evaluate()
