@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import torch
 
-from apr.kernels import reference
+from apr.kernels import differentiable, reference
 from apr.model.rope import needs_long_factors
 from apr.model.transformer import Attend, Transformer
 from apr.train.losses import chunked_cross_entropy, output_weight
@@ -31,6 +31,9 @@ def document_attention(model: Transformer, starts: tuple[int, ...]) -> Attend:
 
     def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         window = model.config.sliding_window if model.slides[layer] else None
+        if model.config.attention_softcap is None and differentiable.fits_document_attention(q, k):
+            scale = model.attention_scale
+            return differentiable.document_attention(q, k, v, starts, window, scale)
         parts = []
         for start, end in spans:
             mask = None

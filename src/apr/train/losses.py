@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from apr.kernels.differentiable import entropy_in_place
 from apr.model.transformer import Transformer
 
 # Positions whose logits exist at one time: with a vocabulary of 150k in bf16, 77 MB.
@@ -47,14 +48,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             rows = hidden[start : start + chunk]
             logits = rows @ weight.T  # (n, V)
-            losses, dlogits = loss_and_gradient(
-                logits, labels[start : start + chunk], softcap, any(wanted)
-            )
-            total += losses.double().sum()
+            some = labels[start : start + chunk]
+            total += losses_in_place(logits, some, softcap, any(wanted)).double().sum()
             if dhidden is not None:
-                torch.mm(dlogits, weight, out=dhidden[start : start + chunk])
+                torch.mm(logits, weight, out=dhidden[start : start + chunk])
             if dweight is not None:
-                dweight += dlogits.T @ rows
+                dweight += logits.T @ rows
         ctx.save_for_backward(dhidden, dweight)
         ctx.weight_dtype = weight.dtype
         return total.float()
@@ -70,23 +69,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return dhidden, dweight, None, None, None
 
 
-def loss_and_gradient(
+def losses_in_place(
     logits: torch.Tensor, labels: torch.Tensor, softcap: float | None, gradient: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """fp32 (n,) losses, and their gradient to the logits (n, V) in the logits' dtype."""
-    wide = logits.float()
-    if softcap is not None:
-        wide = softcap * torch.tanh(wide / softcap)
-    picked = labels[:, None]
-    logsumexp = wide.logsumexp(1, keepdim=True)
-    losses = (logsumexp - wide.gather(1, picked))[:, 0]
-    if not gradient:
-        return losses, logits
-    slope = (wide - logsumexp).exp_()
-    slope.scatter_add_(1, picked, torch.full_like(picked, -1.0, dtype=torch.float32))
-    if softcap is not None:
-        slope *= 1 - (wide / softcap).square()
-    return losses, slope.to(logits.dtype)
+) -> torch.Tensor:
+    """fp32 (n,) losses; with gradient, logits (n, V) become the gradient to them."""
+    if softcap is None:
+        return entropy_in_place(logits, labels, gradient)
+    capped = torch.tanh(logits.float() / softcap)
+    slope = 1 - capped.square()
+    wide = softcap * capped
+    losses = entropy_in_place(wide, labels, gradient)
+    if gradient:
+        logits.copy_(wide * slope)
+    return losses
 
 
 def output_weight(model: Transformer) -> torch.Tensor:
