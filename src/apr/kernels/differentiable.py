@@ -1,7 +1,7 @@
-"""The operations of a transformer where gradients are wanted, each with its backward pass.
+"""The operations of a transformer for training, each with its backward pass.
 
 On a CPU in bf16 they run compiled (`cpu.training`, `cpu.training_attention`): every tensor is read
-once, sums are fp32, and only inputs are kept. Everywhere else, and without gradients, they are
+once, sums are fp32, and only inputs are kept. Everywhere else, and in inference mode, they are
 `reference`'s. Same names and shapes as there.
 """
 
@@ -21,7 +21,7 @@ def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0
 ) -> torch.Tensor:
     """As `reference.rms_norm`."""
-    if not _compiled(x) or weight.requires_grad:
+    if not _compiled(x):
         return reference.rms_norm(x, weight, eps, offset)
     return _RmsNorm.apply(x, weight.float() + offset, eps)
 
@@ -88,10 +88,9 @@ def entropy_in_place(logits: torch.Tensor, labels: torch.Tensor, gradient: bool)
 
 
 def _compiled(*tensors: torch.Tensor) -> bool:
-    """Whether gradients are wanted of what the compiled kernels can do."""
+    """Whether the compiled kernels can do it. Not for inference, which has kernels of its own."""
     return (
-        torch.is_grad_enabled()
-        and any(x.requires_grad for x in tensors)
+        not torch.is_inference_mode_enabled()
         and all(x.dtype == torch.bfloat16 and x.device.type == "cpu" for x in tensors)
         and _usable()
     )
@@ -133,7 +132,11 @@ class _RmsNorm(torch.autograd.Function):
         rows, width = len(scales), x.shape[-1]
         chunks = -(-rows // training.ROWS)
         run_chunks(training.rms_norm_gradient, chunks, x, weight, scales, dy, dx, rows, width)
-        return dx, None, None
+        dweight = None
+        if ctx.needs_input_grad[1]:
+            normed = x.view(rows, width).float() * scales[:, None]
+            dweight = (normed * dy.view(rows, width)).sum(0)
+        return dx, dweight, None
 
 
 class _Rotate(torch.autograd.Function):
