@@ -223,7 +223,7 @@ def test_the_best_model_is_kept_and_patience_ends(tmp_path: Path) -> None:
 
 def test_a_run_that_ends_inside_an_epoch_is_evaluated(tmp_path: Path) -> None:
     settings = replace(SETTINGS, max_steps=8)
-    report = run(tmp_path, settings, evaluate=lambda model: float(model.w.square().sum()) + 1)
+    report = run(tmp_path, settings, evaluate=lambda model: model.w.square().sum().item() + 1)
     evaluations = [
         json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()
         if "eval_loss" in line

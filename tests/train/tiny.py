@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
 import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -44,7 +43,7 @@ def write_model(folder: Path, **changes: Any) -> Path:
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
             "head_dim": 64,
-            "max_position_embeddings": 256,
+            "max_position_embeddings": 640,
             "eos_token_id": 258,
             **changes,
         }

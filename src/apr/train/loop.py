@@ -101,6 +101,7 @@ def train(task: Task[B], settings: TrainSettings, folder: Path) -> TrainReport:
 
     Raises AprError when the loss is not finite or diverges; bad_batch.json holds the batch.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     return _Run(task, settings, folder).run()
 
 
