@@ -8,6 +8,10 @@ CASES = {
     "plain": ("llama", {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]}),
     "rslora-all": ("qwen2", {"r": 3, "lora_alpha": 5, "use_rslora": True, "target_modules": ALL}),
     "dora": ("qwen2", {"r": 2, "lora_alpha": 4, "use_dora": True, "target_modules": ALL}),
+    "output-layer": (
+        "llama",
+        {"r": 3, "lora_alpha": 4, "target_modules": ["q_proj", "lm_head"]},
+    ),
     "one-layer": (
         "llama",
         {"r": 2, "lora_alpha": 4, "target_modules": ["model.layers.1.self_attn.q_proj"]},

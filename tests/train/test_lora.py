@@ -109,7 +109,8 @@ def test_what_is_saved_is_what_was_loaded(case: str, tmp_path: Path) -> None:
     save_adapter(model, tmp_path / "again", "base", {"note.txt": b"x"})
     theirs = load_file(DATA / case / "adapter_model.safetensors")
     ours = load_file(tmp_path / "again" / "adapter_model.safetensors")
-    assert {key.replace("_vector.weight", "_vector") for key in theirs} == ours.keys()
+    own = {key.replace("_vector.weight", "_vector") for key in theirs if "base_layer" not in key}
+    assert own == ours.keys()
     other = base_model(case)
     load_adapter(other, tmp_path / "again")
     again = adapter_tensors(other)

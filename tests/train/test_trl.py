@@ -51,7 +51,9 @@ class InOrder:
 
 def our_losses(folder: Path) -> tuple[list[float], dict[str, Any]]:
     """Losses of our run, and the case for trl: the same model, adapter, data and settings."""
-    model = load_transformer(write_model(folder / "model"), torch.float32)
+    model = load_transformer(
+        write_model(folder / "model", hidden_size=64, initializer_range=0.2), torch.float32
+    )
     add_lora(model, LoraSettings(rank=8, alpha=16.0, targets=("all-linear",)), seed=3)
     save_adapter(model, folder / "adapter", str(folder / "model"), {})
     data = InOrder(documents())
@@ -62,7 +64,7 @@ def our_losses(folder: Path) -> tuple[list[float], dict[str, Any]]:
         data=data,
         save=lambda folder: None,
     )
-    settings = TrainSettings(learning_rate=3e-2, schedule="linear", warmup=0, save_every=None)
+    settings = TrainSettings(learning_rate=1e-2, schedule="linear", warmup=0, save_every=None)
     case = {
         "model": str(folder / "model"),
         "adapter": str(folder / "adapter"),

@@ -84,10 +84,11 @@ def load_adapter(
     model.requires_grad_(False)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     saved.check(shapes)
-    if saved.saved:
-        raise UsageError(
-            f"{folder}: whole tensors in an adapter ({next(iter(saved.saved))}) cannot be trained"
-        )
+    for name, tensor in saved.saved.items():
+        own = model.get_parameter(name)
+        # PEFT saves the matrix under an adapter of the output layer along with it.
+        if not torch.equal(tensor.to(own), own):
+            raise UsageError(f"{folder}: whole tensors in an adapter ({name}) cannot be trained")
     drop = float(saved.config.get("lora_dropout") or 0.0) if dropout is None else dropout
     adapters = []
     for name, factors in saved.factors.items():

@@ -9,7 +9,8 @@ import torch
 from apr.kernels import differentiable, reference
 from apr.model.rope import needs_long_factors
 from apr.model.transformer import Attend, Transformer
-from apr.train.losses import chunked_cross_entropy, output_weight
+from apr.train.lora import LoraLinear
+from apr.train.losses import chunked_cross_entropy
 from apr.train.packing import Batch
 
 
@@ -50,5 +51,19 @@ def document_attention(model: Transformer, starts: tuple[int, ...]) -> Attend:
 def token_loss(model: Transformer, batch: Batch, recompute: bool = False) -> torch.Tensor:
     """Sum over the batch's targets of -log p(token | those before in its document), in nats."""
     hidden = hidden_states(model, batch, recompute)[batch.rows]
-    softcap = model.config.logit_softcap
-    return chunked_cross_entropy(hidden, output_weight(model), batch.labels, softcap)
+    hidden, weight = output_factors(model, hidden)
+    return chunked_cross_entropy(hidden, weight, batch.labels, model.config.logit_softcap)
+
+
+def output_factors(model: Transformer, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, C) and (V, C) whose product is the logits of hidden (N, C).
+
+    An adapter of rank r on the output layer becomes r more columns of both: W h + B (s A h).
+    """
+    head = model.model.embed_tokens if model.lm_head is None else model.lm_head
+    if not isinstance(head, LoraLinear):
+        return hidden, head.weight
+    dtype = hidden.dtype
+    inner = (head.drop(hidden) @ head.lora_a.to(dtype).T) * head.scaling
+    weight = torch.cat([head.base.weight, head.lora_b.to(dtype)], dim=1)
+    return torch.cat([hidden, inner], dim=1), weight

@@ -112,8 +112,17 @@ class LoraLinear(nn.Module):
         squares = self._squares + 2 * self.scaling * crossed + self.scaling**2 * grown
         return squares.clamp(min=0).sqrt()
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """fp32 (out, in): W + s B A, for the output layer, whose matrix is asked for."""
+        return self.base.weight.float() + self.scaling * (self.lora_b @ self.lora_a)
+
+    def drop(self, x: torch.Tensor) -> torch.Tensor:
+        """The adapter's input."""
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        dropped = F.dropout(x, self.dropout) if self.training and self.dropout else x
+        dropped = self.drop(x)
         if self.magnitude is None:
             update = (dropped, self.lora_a, self.lora_b, self.scaling)
             return _AddLowRank.apply(self.base(x), *update)
@@ -204,6 +213,8 @@ def add_lora(model: Transformer, settings: LoraSettings, seed: int = 0) -> list[
     generator = torch.Generator().manual_seed(seed)
     adapters = []
     for name in matching_modules(model, settings.targets):
+        if name == OUTPUT_LAYER and settings.dora:
+            raise UsageError("--dora does not go with the output layer", "leave out lm_head")
         adapter = attach(model, name, settings.rank, settings.scaling(), settings.dropout)
         adapter.reset(generator, settings.dora)
         adapters.append(adapter)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from apr.kernels.differentiable import entropy_in_place
-from apr.model.transformer import Transformer
 
 # Positions whose logits exist at one time: with a vocabulary of 150k in bf16, 77 MB.
 CHUNK = 256
@@ -82,9 +81,3 @@ def losses_in_place(
     if gradient:
         logits.copy_(wide * slope)
     return losses
-
-
-def output_weight(model: Transformer) -> torch.Tensor:
-    """(V, C): the output layer's matrix, the embedding where they are one."""
-    head = model.model.embed_tokens if model.lm_head is None else model.lm_head
-    return head.weight
