@@ -40,7 +40,7 @@ class Document:
 class Batch:
     """Documents of T tokens in all. ids, positions: int64 (T,). starts: where each document
     begins, and T. rows: int64 (n,), positions whose next token is learned; labels: int64 (n,),
-    that token.
+    that token. filler: tokens at the end that belong to no document of the data.
     """
 
     ids: torch.Tensor
@@ -48,10 +48,11 @@ class Batch:
     starts: tuple[int, ...]
     rows: torch.Tensor
     labels: torch.Tensor
+    filler: int = 0
 
     @property
     def tokens(self) -> int:
-        return len(self.ids)
+        return len(self.ids) - self.filler
 
     @property
     def weight(self) -> int:
@@ -70,7 +71,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         moved = (t.to(device) for t in (self.ids, self.positions, self.rows, self.labels))
         ids, positions, rows, labels = moved
-        return Batch(ids, positions, self.starts, rows, labels)
+        return Batch(ids, positions, self.starts, rows, labels, self.filler)
 
 
 def make_batch(documents: Sequence[Document], multiple: int = 1) -> Batch:
@@ -94,6 +95,7 @@ def make_batch(documents: Sequence[Document], multiple: int = 1) -> Batch:
         starts=tuple(int(start) for start in starts),
         rows=torch.from_numpy(targets - 1),
         labels=torch.from_numpy(ids[targets]),
+        filler=missing,
     )
 
 
