@@ -23,8 +23,8 @@ from apr.eval.manifest import make_manifest
 from apr.eval.model import PROMPT_TOO_LONG, Answer, Ask, Model, find_model
 from apr.eval.progress import EvalProgress
 from apr.eval.references import References, check_references
-from apr.eval.rerank.behaviour import Candidate
-from apr.eval.rerank.choose import check_methods, choose_by
+from apr.eval.rerank.behaviour import Behaviour, Candidate
+from apr.eval.rerank.choose import Choice, check_methods, choose_by
 from apr.eval.result import Result, make_result, natural, write_atomically
 from apr.eval.sandbox import Outcome, Sandbox
 from apr.eval.settings import EvalSettings
@@ -317,15 +317,31 @@ def _rerank(
     store: Store,
     sandbox: Sandbox,
     references: References,
-) -> dict[str, dict[str, int]]:
-    """Way of reranking -> task -> the sample taken."""
+) -> dict[str, dict[str, Choice]]:
+    """Way of reranking -> task -> the sample taken. What it is taken by is stored."""
     wanted = {c for c in _chosen(settings, benchmark) if references.counts(c[0])}
     candidates = [
         Candidate(g.task_id, g.sample, _to_judge(benchmark, g)[1], g.mean_logprob)
         for g in store.generations()
         if settings.rerank and (g.task_id, g.sample) in wanted
     ]
-    return choose_by(settings.rerank, benchmark.tasks, candidates, sandbox, settings.seed)
+    known = {
+        place: (calls, Behaviour(answers, shown))
+        for place, calls, answers, shown in store.behaviours()
+    }
+    found = choose_by(
+        settings.rerank,
+        benchmark.tasks,
+        candidates,
+        sandbox,
+        settings.seed,
+        known,
+        lambda place, calls, did: store.add_behaviour(place, calls, did.answers, did.shown),
+        settings.progress,
+    )
+    for method, taken in found.items():
+        store.set_fact(f"chosen by {method}", {t: choice.sample for t, choice in taken.items()})
+    return found
 
 
 def _result(
@@ -336,7 +352,7 @@ def _result(
     store: Store,
     sandbox: Sandbox,
     references: References,
-    taken: Mapping[str, Mapping[str, int]],
+    taken: Mapping[str, Mapping[str, Choice]],
 ) -> Result:
     chosen = {c for c in _chosen(settings, benchmark) if references.counts(c[0])}
     generations = [g for g in store.generations() if (g.task_id, g.sample) in chosen]
@@ -375,10 +391,15 @@ def _write(
         (g for g in store.generations() if (g.task_id, g.sample) in scored),
         key=lambda g: (natural(g.task_id), g.sample),
     )
-    lines = [json.dumps({"task_id": g.task_id, "completion": g.completion}) for g in rows]
     files = {
-        "samples.jsonl": "\n".join(lines) + "\n",
+        "samples.jsonl": _lines(rows),
         "results.json": json.dumps(result.to_json(), indent=1) + "\n",
+        **{
+            f"reranked-{method}.jsonl": _lines(
+                g for g in rows if found["chosen"][g.task_id] == g.sample
+            )
+            for method, found in result.reranked.items()
+        },
         **traits_of(benchmark).export((g.task_id, g.completion, g.text) for g in rows),
     }
     manifest = make_manifest(
@@ -395,6 +416,12 @@ def _write(
     files["manifest.json"] = json.dumps(manifest, indent=1) + "\n"
     for name, text in files.items():
         write_atomically(out / name, text)
+
+
+def _lines(generations: Iterable[Generation]) -> str:
+    """JSON lines that the official scorers read."""
+    rows = ({"task_id": g.task_id, "completion": g.completion} for g in generations)
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def _plain(value: Any) -> Any:

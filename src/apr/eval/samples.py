@@ -91,7 +91,7 @@ def score_samples(
                 Candidate(task.task_id, int(name.rpartition("#")[2]), program)
                 for name, (task, program, _) in numbered.items()
             ]
-            chosen = choose_by(rerank, benchmark.tasks, candidates, sandbox)
+            chosen = choose_by(rerank, benchmark.tasks, candidates, sandbox, progress=progress)
             note = sandbox.level_reason
     finally:
         shown.close()

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from apr.kernels import reference
+from apr.kernels import differentiable, reference
 from apr.model.config import ModelConfig
 from apr.model.rope import inverse_frequencies, needs_long_factors
 
@@ -36,7 +36,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.full((size,), 1.0 - offset))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return reference.rms_norm(x, self.weight, self.eps, self.offset)
+        return differentiable.rms_norm(x, self.weight, self.eps, self.offset)
 
 
 class Attention(nn.Module):
@@ -68,7 +68,7 @@ class Attention(nn.Module):
         q, k, v = (t.unflatten(-1, (-1, self.head_dim)) for t in (q, k, v))  # (..., T, H or K, D)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = reference.rotate(q, *tables), reference.rotate(k, *tables)
+        q, k = differentiable.rotate(q, *tables), differentiable.rotate(k, *tables)
         return self.o_proj(attend(self.layer, q, k, v).flatten(-2))  # (..., T, C)
 
 
@@ -91,8 +91,8 @@ class MLP(nn.Module):
             gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         else:
             gate, up = self.gate_proj(x), self.up_proj(x)
-        opened = F.silu(gate) if self.activation == "silu" else F.gelu(gate, approximate="tanh")
-        return self.down_proj(opened * up)  # (..., T, F) -> (..., T, C)
+        # (..., T, F) -> (..., T, C)
+        return self.down_proj(differentiable.gated(gate, up, self.activation))
 
 
 class Layer(nn.Module):
@@ -209,11 +209,17 @@ class Transformer(nn.Module):
         return reference.attention(q, k, v, mask, self.attention_scale, cap)
 
     def run(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, attend: Attend, long: bool = False
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        attend: Attend,
+        long: bool = False,
+        recompute: bool = False,
     ) -> torch.Tensor:
         """All layers over tokens (..., T) at `positions` (..., T); returns (..., T, C) normed.
 
-        attend: what attention means for these rows. long: LongRoPE's long factors.
+        attend: what attention means for these rows. long: LongRoPE's long factors. recompute: keep
+        only layers' inputs for a backward pass, which runs each layer again.
         """
         config = self.config
         x = self.model.embed_tokens(input_ids)  # (..., T, C)
@@ -225,7 +231,10 @@ class Transformer(nn.Module):
             for local in set(self.slides)
         }
         for layer, local in zip(self.model.layers, self.slides, strict=True):
-            x = layer(x, tables[local], attend)
+            if recompute:
+                x = checkpoint(layer, x, tables[local], attend, use_reentrant=False)
+            else:
+                x = layer(x, tables[local], attend)
         return self.model.norm(x)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,69 @@
+"""A batch of packed documents through the model."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+
+from apr.kernels import differentiable, reference
+from apr.model.rope import needs_long_factors
+from apr.model.transformer import Attend, Transformer
+from apr.train.lora import LoraLinear
+from apr.train.losses import chunked_cross_entropy
+from apr.train.packing import Batch
+
+
+def hidden_states(model: Transformer, batch: Batch, recompute: bool = False) -> torch.Tensor:
+    """What the output layer reads: (T, C) in the weights' dtype.
+
+    recompute: keep only each layer's input and run layers again in the backward pass (Chen et al.
+    2016, arXiv:1604.06174).
+    """
+    attend = document_attention(model, batch.starts)
+    longest = int(batch.positions.max()) + 1
+    long = needs_long_factors(model.config, longest)
+    return model.run(batch.ids, batch.positions, attend, long, recompute)
+
+
+def document_attention(model: Transformer, starts: tuple[int, ...]) -> Attend:
+    """Causal attention inside each document (and window, where a layer has one)."""
+    spans = list(pairwise(starts))
+
+    def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        window = model.config.sliding_window if model.slides[layer] else None
+        if model.config.attention_softcap is None and differentiable.fits_document_attention(q, k):
+            scale = model.attention_scale
+            return differentiable.document_attention(q, k, v, starts, window, scale)
+        parts = []
+        for start, end in spans:
+            mask = None
+            if window is not None and end - start > window:
+                index = torch.arange(end - start, device=q.device)
+                mask = reference.causal_mask(index, index, window)[None]
+            query, key, value = (t[None, start:end] for t in (q, k, v))
+            parts.append(model.attend(query, key, value, mask)[0])
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    return attend
+
+
+def token_loss(model: Transformer, batch: Batch, recompute: bool = False) -> torch.Tensor:
+    """Sum over the batch's targets of -log p(token | those before in its document), in nats."""
+    hidden = hidden_states(model, batch, recompute)[batch.rows]
+    hidden, weight = output_factors(model, hidden)
+    return chunked_cross_entropy(hidden, weight, batch.labels, model.config.logit_softcap)
+
+
+def output_factors(model: Transformer, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, C) and (V, C) whose product is the logits of hidden (N, C).
+
+    An adapter of rank r on the output layer becomes r more columns of both: W h + B (s A h).
+    """
+    head = model.model.embed_tokens if model.lm_head is None else model.lm_head
+    if not isinstance(head, LoraLinear):
+        return hidden, head.weight
+    dtype = hidden.dtype
+    inner = (head.drop(hidden) @ head.lora_a.to(dtype).T) * head.scaling
+    weight = torch.cat([head.base.weight, head.lora_b.to(dtype)], dim=1)
+    return torch.cat([hidden, inner], dim=1), weight
