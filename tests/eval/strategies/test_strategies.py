@@ -14,7 +14,7 @@ import pytest
 from apr.errors import UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.humaneval import HumanEval
-from apr.eval.evaluate import evaluate, shown_prompt
+from apr.eval.evaluate import evaluate, shown_prompts
 from apr.eval.model import Answer, Ask
 from apr.eval.strategies.strategy import TEMPLATES, Strategy, load_strategy, with_system
 from apr.eval.strategies.turns import TOGETHER
