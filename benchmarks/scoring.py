@@ -34,11 +34,6 @@ HERE = Path(__file__).parent
 ENVS = HERE / ".envs"
 CONSTRAINTS = HERE.parent / "constraints.txt"
 WORKERS = 2
-# Of EvalPlus' requirements those for other ways to get samples are left out.
-NEEDS = (
-    *("numpy", "tqdm", "termcolor", "appdirs", "tempdir", "wget", "psutil", "multipledispatch"),
-    *("fire", "rich", "tree_sitter", "tree-sitter-python", "transformers", "stop-sequencer"),
-)
 
 
 def evalplus() -> Path:
@@ -52,8 +47,7 @@ def evalplus() -> Path:
         subprocess.run([*pip, torch_pin], check=True)
         pins = folder / "pins.txt"
         pins.write_text(torch_pin + "\n")
-        subprocess.run([*pip, "-c", pins, *NEEDS], check=True)
-        subprocess.run([*pip, "--no-deps", "evalplus==0.3.1"], check=True)
+        subprocess.run([*pip, "-c", pins, "evalplus==0.3.1", "accelerate"], check=True)
         (folder / "installed").touch()
     return folder / "bin" / "python"
 
@@ -93,10 +87,10 @@ def ours(samples: Path, data: Path, cache: Path) -> tuple[float, dict[str, list[
 
 
 def theirs(samples: Path, data: Path, cache: Path) -> tuple[float, dict[str, list[bool]]]:
-    result = cache / "result.json"
+    result = samples.with_name(f"{samples.stem}_eval_results.json")
     result.unlink(missing_ok=True)
     arguments = ["--dataset", "humaneval", "--samples", str(samples), "--parallel", str(WORKERS)]
-    arguments += ["--min_time_limit", "4", "--output_file", str(result), "--i_just_wanna_run"]
+    arguments += ["--min_time_limit", "4"]
     environment = {"HUMANEVAL_OVERRIDE_PATH": str(data), "XDG_CACHE_HOME": str(cache)}
     seconds, _ = timed([str(evalplus()), "-m", "evalplus.evaluate", *arguments], environment)
     found = json.loads(result.read_text())["eval"]
