@@ -1,7 +1,10 @@
-"""Small pieces of LLVM that numba does not offer: bit casts, atomics, a spin barrier."""
+"""Small pieces of LLVM that numba does not offer: bit casts, atomics, a barrier."""
 
 from __future__ import annotations
 
+import platform
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -62,29 +65,65 @@ def atomic_store(typingctx, address, value):
     return types.void(types.int64, types.int64), codegen
 
 
+# Linux can put a thread to sleep until a word of memory changes (futex(2)). Elsewhere a thread that
+# waits gives way, and may do so again and again.
+_FUTEX = {"x86_64": 202, "AMD64": 202, "aarch64": 98}.get(platform.machine(), 0)
+_FUTEX = _FUTEX if sys.platform == "linux" else 0
+_WAIT, _WAKE = 128, 129  # of this process' threads
+_ALL = (1 << 31) - 1
+
+
+def _call(builder: Any, name: str, arguments: Sequence[Any], variadic: bool = False) -> None:
+    """A call of a C library function that takes and returns 64-bit integers."""
+    function = builder.module.globals.get(name)
+    if function is None:
+        kinds = [] if not arguments else [_I64]
+        kind = ir.FunctionType(_I64, kinds, var_arg=variadic)
+        function = ir.Function(builder.module, kind, name)
+    builder.call(function, arguments)
+
+
 @intrinsic
-def give_way(typingctx):
-    """Let another thread have the processor (POSIX `sched_yield`)."""
+def sleep_while(typingctx, address, value):
+    """Let another thread have the processor, on Linux until woken if the lower half of the int64
+    at `address` is that of `value`.
+    """
 
     def codegen(context, builder, signature, args):
-        module: Any = builder.module
-        function = module.globals.get("sched_yield")
-        if function is None:
-            function = ir.Function(module, ir.FunctionType(_I32, []), "sched_yield")
-        builder.call(function, [])
+        if _FUTEX:
+            numbers = [ir.Constant(_I64, n) for n in (_FUTEX, _WAIT, 0)]
+            word = builder.and_(args[1], ir.Constant(_I64, 0xFFFFFFFF))
+            call, wait, forever = numbers
+            _call(builder, "syscall", [call, args[0], wait, word, forever], variadic=True)
+        else:
+            _call(builder, "sched_yield", [])
         return context.get_dummy_value()
 
-    return types.void(), codegen
+    return types.void(types.int64, types.int64), codegen
 
 
-SPINS_BEFORE_YIELD = 4000
+@intrinsic
+def wake(typingctx, address):
+    """Wake all that sleep at `address`."""
+
+    def codegen(context, builder, signature, args):
+        if _FUTEX:
+            call, how, count = (ir.Constant(_I64, n) for n in (_FUTEX, _WAKE, _ALL))
+            _call(builder, "syscall", [call, args[0], how, count], variadic=True)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+SPINS_BEFORE_SLEEP = 4000
 
 
 @njit(nogil=True, cache=True)
 def barrier(state, threads):
-    """Wait until all `threads` have come here. state: address of two int64 (arrived, generation).
+    """Wait until all `threads` have come here. state: address of three int64 (arrived, generation,
+    sleeping).
 
-    Spins first, because the other threads are usually microseconds away, then gives way, so that a
+    Spins first, because the other threads are usually microseconds away, then sleeps, so that a
     machine with more runnable threads than cores still makes progress.
     """
     if threads == 1:
@@ -92,13 +131,17 @@ def barrier(state, threads):
     generation = atomic_load(state + 8)
     if atomic_add(state, 1) == threads - 1:
         atomic_store(state, 0)
-        atomic_store(state + 8, generation + 1)
+        atomic_add(state + 8, 1)
+        if atomic_add(state + 16, 0) > 0:
+            wake(state + 8)
         return
-    spins = 0
+    for _ in range(SPINS_BEFORE_SLEEP):
+        if atomic_load(state + 8) != generation:
+            return
+    atomic_add(state + 16, 1)
     while atomic_load(state + 8) == generation:
-        spins += 1
-        if spins > SPINS_BEFORE_YIELD:
-            give_way()
+        sleep_while(state + 8, generation)
+    atomic_add(state + 16, -1)
 
 
 @njit(nogil=True, cache=True)

@@ -117,7 +117,7 @@ class Scratch(NamedTuple):
     totals: np.ndarray  # fp32 (threads, TILE_ROWS, D')
     tops: np.ndarray  # fp32 (threads, TILE_ROWS, 1)
     norms: np.ndarray  # fp32 (threads, TILE_ROWS, 1)
-    sync: np.ndarray  # int64: barrier in [0:2], from 8 on one tile counter a layer, 8 apart
+    sync: np.ndarray  # int64: barrier in [0:3], from 8 on one tile counter a layer, 8 apart
 
 
 @njit(nogil=True, cache=True, forceinline=True)
