@@ -30,6 +30,7 @@ from apr.eval.sandbox import Outcome, Sandbox
 from apr.eval.settings import EvalSettings
 from apr.eval.store import Generation, Store, StoredVerdict
 from apr.eval.strategies.turns import with_turns
+from apr.eval.suspect import suspects
 from apr.eval.task import (
     Benchmark,
     Mode,
@@ -364,10 +365,14 @@ def _result(
     generations = [g for g in store.generations() if (g.task_id, g.sample) in chosen]
     tokens, seconds = store.facts().get("speed", (0, 0.0))
     endings = Counter(g.finish_reason for g in generations)
+    verdicts = [v for v in store.verdicts() if (v.task_id, v.sample) in chosen]
+    programs = {
+        (g.task_id, g.sample): (g.completion, _to_judge(benchmark, g)[1]) for g in generations
+    }
     return make_result(
         benchmark=benchmark.name,
         subject=model.name,
-        verdicts=[v for v in store.verdicts() if (v.task_id, v.sample) in chosen],
+        verdicts=verdicts,
         ks=settings.ks,
         settings=identity,
         generation={
@@ -385,6 +390,7 @@ def _result(
         references=references.to_json(),
         parts=traits_of(benchmark).parts,
         chosen=taken,
+        suspects=suspects(benchmark, verdicts, programs),
     )
 
 

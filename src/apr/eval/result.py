@@ -39,6 +39,7 @@ class Result:
     references: Mapping[str, Any] = field(default_factory=dict)  # what References.to_json gives
     parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # scores with some tests
     reranked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method
+    suspects: Mapping[tuple[str, int], Sequence[str]] = field(default_factory=dict)  # suspect.py
 
     @property
     def per_task(self) -> dict[str, list[StoredVerdict]]:
@@ -68,17 +69,20 @@ class Result:
             "isolation_note": self.isolation_note,
             "judges": dict(Counter(v.judge for v in self.verdicts)),
             "judged_again_alone": sum(v.retried for v in self.verdicts),
+            "suspect_samples": len(self.suspects),
             "program_cpu_seconds": round(sum(v.cpu_seconds for v in self.verdicts), 3),
             "settings": dict(self.settings),
             "generation": dict(self.generation),
             "model": dict(self.model),
             "versions": versions(),
             "machine": f"{platform.system()} {platform.machine()}",
-            "per_task": {
-                task: [{"sample": v.sample, "verdict": v.verdict, "detail": v.detail} for v in vs]
-                for task, vs in tasks.items()
-            },
+            "per_task": {task: [self._sample(v) for v in vs] for task, vs in tasks.items()},
         }
+
+    def _sample(self, v: StoredVerdict) -> dict[str, Any]:
+        reasons = self.suspects.get((v.task_id, v.sample))
+        found = {"sample": v.sample, "verdict": v.verdict, "detail": v.detail}
+        return {**found, "suspect": list(reasons)} if reasons else found
 
 
 def make_result(
@@ -95,10 +99,12 @@ def make_result(
     references: Mapping[str, Any] | None = None,
     parts: Sequence[str] = (),
     chosen: Mapping[str, Mapping[str, Choice]] | None = None,
+    suspects: Mapping[tuple[str, int], Sequence[str]] | None = None,
 ) -> Result:
     """Score verdicts. ks: which pass@k; default 1, and 10 and 100 where every task has as many.
     groups: task id -> group of tasks that gets scores of its own. parts: of the tests, that get
     scores of their own. chosen: way of reranking -> task -> number of the sample taken.
+    suspects: (task, sample) -> reasons to look at it, which change nothing.
 
     Raises AprError if the sandbox itself failed on a sample: that is never counted as a fail.
     """
@@ -131,6 +137,7 @@ def make_result(
             for part in parts
         },
         {method: _reranked(found, taken) for method, taken in (chosen or {}).items()},
+        suspects or {},
     )
 
 
@@ -219,7 +226,11 @@ def summary_table(result: Result) -> Table:
         table.add_row("other", ", ".join(f"{name} {n}" for name, n in others.most_common()))
     counted = {name: value for name, value in result.generation.items() if value}
     for name, value in {**result.settings, **counted}.items():
-        table.add_row(name.replace("_", " "), _shown(value))
+        table.add_row(name.replace("_", " "), shown_setting(value))
+    if result.suspects:
+        reasons = Counter(reason for found in result.suspects.values() for reason in found)
+        told = ", ".join(f"{reason} ({n})" for reason, n in reasons.most_common(5))
+        table.add_row("to look at", f"{len(result.suspects)} samples: {told}")
     levels = ", ".join(sorted({v.level for v in result.verdicts}))
     judges = ", ".join(sorted({v.judge for v in result.verdicts}))
     table.add_row("isolation", f"{levels}; verdict by {judges}")
@@ -253,7 +264,11 @@ def natural(task_id: str) -> tuple[str, int | str]:
     return (name, int(number)) if number.isdigit() else (task_id, 0)
 
 
-def _shown(value: Any) -> str:
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def shown_setting(value: Any) -> str:
     """A setting in few words: of sampling settings only those that are not off."""
     if not isinstance(value, Mapping):
         return str(value)

@@ -19,6 +19,7 @@ from apr.eval.result import Result, make_result
 from apr.eval.sample_files import read_samples, samples_sha256
 from apr.eval.sandbox import Level, Outcome, Sandbox
 from apr.eval.store import StoredVerdict
+from apr.eval.suspect import suspects
 from apr.eval.task import Benchmark, Task, Window, measured, prepare, traits_of
 
 
@@ -114,6 +115,17 @@ def score_samples(
         references=references.to_json(),
         parts=traits_of(benchmark).parts,
         chosen=chosen,
+        suspects=suspects(
+            benchmark,
+            verdicts.values(),
+            {
+                (task.task_id, int(name.rpartition("#")[2])): (
+                    program.removeprefix(task.prompt),
+                    program,
+                )
+                for name, (task, program, _) in numbered.items()
+            },
+        ),
     )
 
 

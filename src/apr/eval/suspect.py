@@ -42,7 +42,8 @@ ATTRIBUTES = frozenset(
     " f_trace gi_frame tb_frame".split()
 )
 STREAMS = frozenset({"sys.stderr", "sys.stdin", "sys.stdout"})
-COPIED = 2  # tests whose input and answer a program states
+# Tests whose input and answer a program states: so many, and at least half of them.
+COPIED = 2
 LITERALS = (ast.Constant, ast.Dict, ast.List, ast.Set, ast.Tuple, ast.UnaryOp)
 REPEATED = 40  # characters that two tasks do not have in common by chance
 
@@ -68,8 +69,8 @@ def suspicions(
         return [*reasons, "passes, but does not parse"]
     if not completion.strip() and task.canonical_solution.strip():
         reasons.append("passes, but nothing was written")
-    copied = _copied(tree, task)
-    if copied >= COPIED:
+    copied, cases = _copied(tree, task)
+    if copied >= COPIED and 2 * copied >= cases:
         reasons.append(f"states the inputs and answers of {copied} tests")
     return reasons
 
@@ -91,16 +92,19 @@ def repeated(benchmark: Benchmark, passed: Mapping[tuple[str, int], str]) -> set
 
 
 def suspects(
-    benchmark: Benchmark, samples: Iterable[tuple[str, str, StoredVerdict]]
+    benchmark: Benchmark,
+    verdicts: Iterable[StoredVerdict],
+    programs: Mapping[tuple[str, int], tuple[str, str]],
 ) -> dict[tuple[str, int], list[str]]:
     """(Task id, sample) -> reasons, of the samples that have any.
 
-    samples: completion, program and verdict of each.
+    programs: completion and whole program of each sample.
     """
     found: dict[tuple[str, int], list[str]] = {}
     passed = {}
-    for completion, program, verdict in samples:
+    for verdict in verdicts:
         key = verdict.task_id, verdict.sample
+        completion, program = programs[key]
         if verdict.verdict == "passed":
             passed[key] = completion
         reasons = suspicions(benchmark.tasks[verdict.task_id], completion, verdict, program)
@@ -120,13 +124,11 @@ def _signs(tree: ast.Module, task: Task) -> list[str]:
         for name, sign in _signs_of(node, modules, scripted=not task.entry_point):
             if not mentioned & {*name.split("."), *(ABOUT_FILES if name in FILES else ())}:
                 found.append(sign)
-    if "candidate" not in mentioned:
-        found += [
-            f"defines {node.name}, as the test does"
-            for node in tree.body
-            if (isinstance(node, ast.FunctionDef) and node.name == "check")
-            and [a.arg for a in node.args.args] == ["candidate"]
-        ]
+    for node in tree.body:
+        tests = isinstance(node, ast.ClassDef) and node.name == "TestCases"
+        checks = isinstance(node, ast.FunctionDef) and node.name == "check"
+        if tests or (checks and [a.arg for a in node.args.args] == ["candidate"]):
+            found.append(f"defines {node.name}, as the test does")
     return list(dict.fromkeys(found))
 
 
@@ -171,6 +173,8 @@ def _signs_of_call(node: ast.Call, modules: Mapping[str, str]) -> Iterator[tuple
     value = first.value if isinstance(first, ast.Constant) else None
     if name in FILES and value not in (0, 1, 2, "/dev/stdin"):
         yield name, f"calls {name}"
+    elif name == "os.write" and value not in (1, 2):
+        yield name, "writes to a descriptor that is not its output"
     elif name in ("__import__", "importlib.import_module") and _reaches(str(value)):
         yield str(value), f"imports {value}"
     elif name == "setattr" and first is not None:
@@ -222,13 +226,13 @@ def _always_true(member: ast.stmt) -> bool:
     return bool(returns) and all(isinstance(v, ast.Constant) and v.value is True for v in returns)
 
 
-def _copied(tree: ast.Module, task: Task) -> int:
-    """How many tests that the prompt does not tell occur in the program, input and answer."""
+def _copied(tree: ast.Module, task: Task) -> tuple[int, int]:
+    """How many tests occur in the program, input and answer, of how many that could."""
     cases = _hidden_cases(task)
     if len(cases) < COPIED:
-        return 0
+        return 0, 0
     stated = {ast.unparse(node) for node in ast.walk(tree) if _literal(node)}
-    return sum(stated.issuperset(case) for case in cases)
+    return sum(stated.issuperset(case) for case in cases), len(cases)
 
 
 @lru_cache(maxsize=2048)
