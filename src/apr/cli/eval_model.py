@@ -32,7 +32,11 @@ def evaluate(
         help="Short name, hf://org/name, pypi://package, folder or .gguf; with --endpoint the"
         " server's name for it."
     ),
-    benchmark: str = typer.Option("humaneval", help="Which benchmark."),
+    benchmark: str = typer.Option(
+        "humaneval",
+        help="Which benchmark, or several: a list with commas, evalplus (humaneval+,mbpp+), or all"
+        " whose data is here.",
+    ),
     n_samples: int = typer.Option(1, help="Samples a task."),
     temperature: float = typer.Option(0.0, help="0 is greedy."),
     top_p: float = typer.Option(1.0, help="Nucleus sampling."),
@@ -106,12 +110,20 @@ def evaluate(
 
     if show_samples < 0:
         raise UsageError(f"--show-samples is {show_samples}", "it must be 0 or more")
-    from apr.cli.options import one_of, print_prompt, print_result, sandbox_choice
+    from apr.cli.options import (
+        one_of,
+        print_prompt,
+        print_result,
+        print_samples,
+        print_suite,
+        sandbox_choice,
+    )
     from apr.engine.request import Sampling
     from apr.eval.evaluate import evaluate as run
     from apr.eval.evaluate import shown_prompt
     from apr.eval.settings import EvalSettings
     from apr.eval.strategies.strategy import load_strategy
+    from apr.eval.suite import evaluate_suite, is_suite
     from apr.eval.task import Mode, Newline
 
     settings = EvalSettings(
@@ -148,13 +160,17 @@ def evaluate(
     if show_prompt:
         print_prompt(shown_prompt(settings), as_json)
         return
+    if is_suite(benchmark):
+        found = evaluate_suite(settings)
+        if as_json:
+            print(json.dumps(found.to_json()))
+        else:
+            print_suite(found, per_task, show_samples)
+        return
     result, folder = run(settings)
     if as_json:
         print(json.dumps({**result.to_json(), "folder": str(folder)}))
         return
-    if show_samples:
-        lines = (folder / "samples.jsonl").read_text().splitlines()[:show_samples]
-        for row in map(json.loads, lines):
-            print(f"--- {row['task_id']}\n{row['completion']}")
+    print_samples(folder, show_samples)
     print_result(result, per_task)
     print(f"samples.jsonl and results.json are in {folder}")

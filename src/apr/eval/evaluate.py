@@ -20,7 +20,7 @@ from apr.eval.benchmarks import load_benchmark
 from apr.eval.interpreter import find_interpreter
 from apr.eval.judging import Judging, judged_by_reference
 from apr.eval.manifest import make_manifest
-from apr.eval.model import PROMPT_TOO_LONG, Answer, Ask, Model, local_model
+from apr.eval.model import PROMPT_TOO_LONG, Answer, Ask, Model, find_model
 from apr.eval.progress import EvalProgress
 from apr.eval.references import References, check_references
 from apr.eval.rerank.behaviour import Behaviour, Candidate
@@ -45,9 +45,12 @@ from apr.eval.task import (
 
 
 def shown_prompt(settings: EvalSettings, model: Model | None = None) -> Prompt:
-    """What the model would be asked of the first task."""
+    """What the model would be asked of the first task. Raises AprError for what `evaluate` would
+    refuse before it begins.
+    """
+    _check(settings)
     benchmark = load_benchmark(settings.benchmark, settings.data, settings.window, settings.split)
-    style = _style(settings, benchmark, model or _model(settings))
+    style = _style(settings, benchmark, model or find_model(settings))
     task = next(iter(benchmark.tasks.values()))
     return settings.strategy.prompt(benchmark, task, settings.strategy.style(style))
 
@@ -61,8 +64,7 @@ class Interrupted(AprError):
 def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result, Path]:
     """Run or resume an evaluation; the result and its folder.
 
-    The fork server of the sandbox starts first, so that nothing of the model is in the processes
-    it forks. model: for tests and other sources of samples; default: `settings.model`.
+    model: for tests and other sources of samples; default: `settings.model`.
     """
     _check(settings)
     benchmark = load_benchmark(settings.benchmark, settings.data, settings.window, settings.split)
@@ -79,7 +81,7 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
         preload=traits.preload,
     ) as sandbox:
         if model is None:
-            model = _model(settings)
+            model = find_model(settings)
         style = settings.strategy.style(_style(settings, benchmark, model))
         # Refused before work begins.
         settings.strategy.prompt(benchmark, next(iter(benchmark.tasks.values())), style)
@@ -113,14 +115,6 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
         finally:
             store.close()
     return result, out
-
-
-def _model(settings: EvalSettings) -> Model:
-    if settings.endpoint is None:
-        return local_model(settings)
-    from apr.eval.endpoint import endpoint_model
-
-    return endpoint_model(settings)
 
 
 def sample_seed(seed: int, task_id: str) -> int:

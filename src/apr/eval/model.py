@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
 
 from apr.eval.settings import EvalSettings
 from apr.eval.task import Benchmark, Prompt, PromptStyle
+
+if TYPE_CHECKING:
+    from apr.engine.session import Session
 
 PROMPT_TOO_LONG = "prompt_too_long"  # finish_reason of a task that the model could not be asked
 
@@ -65,8 +69,17 @@ class Model:
     remote: bool = False
 
 
+def find_model(settings: EvalSettings) -> Model:
+    """The model that `settings` names, here or behind a server; not loaded yet. Raises AprError."""
+    if settings.endpoint is None:
+        return local_model(settings)
+    from apr.eval.endpoint import endpoint_model
+
+    return endpoint_model(settings)
+
+
 def local_model(settings: EvalSettings) -> Model:
-    """The model `settings.model` names; its weights are loaded when samples are missing."""
+    """The model `settings.model` names; its weights are loaded when samples are first missing."""
     from apr.hub import pull
     from apr.hub.fingerprint import fingerprint
     from apr.text import fim_format_for, load_tokenizer
@@ -75,10 +88,16 @@ def local_model(settings: EvalSettings) -> Model:
     tokenizer = load_tokenizer(pulled.path)
     fim = fim_format_for(tokenizer)
 
-    def load(benchmark: Benchmark, style: PromptStyle, settings: EvalSettings) -> Generator:
-        from apr.eval.generation import session_generator
+    @cache
+    def session() -> Session:
+        from apr.eval.generation import load_session
 
-        return session_generator(benchmark, style, settings)
+        return load_session(settings)
+
+    def load(benchmark: Benchmark, style: PromptStyle, settings: EvalSettings) -> Generator:
+        from apr.eval.generation import SessionGenerator
+
+        return SessionGenerator(session(), benchmark, style, settings)
 
     return Model(
         name=settings.model,

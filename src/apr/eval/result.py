@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from apr.eval.rerank.choose import Choice
 
 DEFAULT_KS = (1, 10, 100)
+NAMED = 10  # suspect samples that the table names
 
 
 @dataclass(frozen=True)
@@ -227,16 +228,28 @@ def summary_table(result: Result) -> Table:
     counted = {name: value for name, value in result.generation.items() if value}
     for name, value in {**result.settings, **counted}.items():
         table.add_row(name.replace("_", " "), shown_setting(value))
+    if "server" in result.model:
+        left = result.model.get("left_to_the_server")
+        table.add_row("server", result.model["server"] + (f"; its own {left}" if left else ""))
     if result.suspects:
-        reasons = Counter(reason for found in result.suspects.values() for reason in found)
-        told = ", ".join(f"{reason} ({n})" for reason, n in reasons.most_common(5))
-        table.add_row("to look at", f"{len(result.suspects)} samples: {told}")
+        table.add_row("suspect", _shown_suspects(result.suspects))
     levels = ", ".join(sorted({v.level for v in result.verdicts}))
     judges = ", ".join(sorted({v.judge for v in result.verdicts}))
     table.add_row("isolation", f"{levels}; verdict by {judges}")
     if result.isolation_note:
         table.add_row("not stronger", result.isolation_note)
     return table
+
+
+def _shown_suspects(suspects: Mapping[tuple[str, int], Sequence[str]]) -> str:
+    """How many, and the first of them by name with their reasons."""
+    found = sorted(suspects.items(), key=lambda item: (natural(item[0][0]), item[0][1]))
+    lines = [f"{len(found)} samples to look at; no score depends on it"]
+    for (task, sample), reasons in found[:NAMED]:
+        lines.append(f"{task} sample {sample}: {'; '.join(reasons)}")
+    if len(found) > NAMED:
+        lines.append(f"and {len(found) - NAMED} more, all in results.json")
+    return "\n".join(lines)
 
 
 def task_table(result: Result) -> Table:
