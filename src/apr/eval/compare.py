@@ -177,7 +177,8 @@ def _scores(a: list[list[bool]], b: list[list[bool]]) -> dict[int, Difference]:
     for k in (k for k in (1, 10, 100) if k <= fewest):
         values = [[pass_at_k(len(p), sum(p), k) for p in passes] for passes in (a, b)]
         low, high = mean_interval([y - x for x, y in zip(*values, strict=True)])
-        scores[k] = Difference(*(sum(v) / len(v) for v in values), low, high)
+        score_a, score_b = (sum(found) / len(found) for found in values)
+        scores[k] = Difference(score_a, score_b, low, high)
     return scores
 
 

@@ -85,7 +85,7 @@ class Run:
         if not database.is_file():
             return {}
         rows = _select(database, "SELECT task_id, sample, completion, text FROM generation")
-        return {(task, sample): Written(completion, text) for task, sample, completion, text in rows}
+        return {(task, sample): Written(*written) for task, sample, *written in rows}
 
 
 def read_run(path: Path) -> Run:
@@ -158,9 +158,7 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
-def select(
-    run: Run, task: str = "", failed: bool = False, suspect: bool = False
-) -> list[Sample]:
+def select(run: Run, task: str = "", failed: bool = False, suspect: bool = False) -> list[Sample]:
     """Its samples in the order of the tasks: of one task, that failed, that have a reason to be
     looked at. Raises UsageError if the run has no such task.
     """
@@ -193,7 +191,7 @@ def whole_programs(run: Run) -> Callable[[str, str], str | None]:
 
     def program(task_id: str, completion: str) -> str | None:
         task = tasks.get(task_id)
-        return task and benchmark.program(task, {"completion": completion})
+        return None if task is None else benchmark.program(task, {"completion": completion})
 
     return program
 
