@@ -47,10 +47,12 @@ def evaluate(
     prompt_strategy: str = typer.Option("standard", help=STRATEGY_HELP),
     system: str = typer.Option("", help="A system message."),
     exemplars: Path = typer.Option(
-        None, help="few-shot: JSON lines with prompt and solution, in place of the built-in ones."
+        None,
+        help="JSON lines with prompt and solution, for few-shot; for scot and cgo, which show none"
+        " otherwise, with a plan as well. own: ours.",
     ),
-    prompt_template: Path = typer.Option(
-        None, help="A Jinja file in place of the strategy's (first) template."
+    prompt_template: list[Path] = typer.Option(
+        [], help="A Jinja file in place of the strategy's template; give it twice for its second."
     ),
     rounds: int = typer.Option(None, help="reflexion: of repair. [default: 2]"),
     show_prompt: bool = typer.Option(
@@ -112,7 +114,7 @@ def evaluate(
         raise UsageError(f"--show-samples is {show_samples}", "it must be 0 or more")
     from apr.cli.options import (
         one_of,
-        print_prompt,
+        print_prompts,
         print_result,
         print_samples,
         print_suite,
@@ -120,7 +122,7 @@ def evaluate(
     )
     from apr.engine.request import Sampling
     from apr.eval.evaluate import evaluate as run
-    from apr.eval.evaluate import shown_prompt
+    from apr.eval.evaluate import shown_prompts
     from apr.eval.settings import EvalSettings
     from apr.eval.strategies.strategy import load_strategy
     from apr.eval.suite import evaluate_suite, is_suite
@@ -158,7 +160,7 @@ def evaluate(
         request_timeout=request_timeout,
     )
     if show_prompt:
-        print_prompt(shown_prompt(settings), as_json)
+        print_prompts(shown_prompts(settings), as_json)
         return
     if is_suite(benchmark):
         found = evaluate_suite(settings)

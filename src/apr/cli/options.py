@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -270,14 +270,17 @@ def page(text: str) -> None:
         print(text)
 
 
-def print_prompt(prompt: Prompt, as_json: bool) -> None:
-    """A prompt as it is sent: raw text, or messages in order."""
+def print_prompts(prompts: Sequence[Prompt], as_json: bool) -> None:
+    """Prompts as they are sent, one after the other: raw text, or messages in order."""
     if as_json:
-        print(json.dumps(asdict(prompt)))
+        print(json.dumps({"prompts": [asdict(prompt) for prompt in prompts]}))
         return
-    if prompt.messages is None:
-        print(prompt.text)
-    for message in prompt.messages or ():
-        print(f"--- {message['role']}\n{message['content']}")
-    if prompt.prefill:
-        print(f"--- assistant begins with\n{prompt.prefill}")
+    for number, prompt in enumerate(prompts):
+        if number:
+            print("\n=== then")
+        if prompt.messages is None:
+            print(prompt.text)
+        for message in prompt.messages or ():
+            print(f"--- {message['role']}\n{message['content']}")
+        if prompt.prefill:
+            print(f"--- assistant begins with\n{prompt.prefill}")

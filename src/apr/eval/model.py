@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
+from apr.errors import AprError
 from apr.eval.settings import EvalSettings
 from apr.eval.task import Benchmark, Prompt, PromptStyle
 
 if TYPE_CHECKING:
     from apr.engine.session import Session
+    from apr.text import Tokenizer
 
 PROMPT_TOO_LONG = "prompt_too_long"  # finish_reason of a task that the model could not be asked
 
@@ -58,7 +60,8 @@ class Model:
     """What identifies a model in a run, and how to get its generator (which loads it).
 
     fim_orders: the fill-in-the-middle prompts it was trained on ("psm", "spm"). remote: a server
-    has it, with a chat template, dtype and device that only the server knows.
+    has it, with a chat template, dtype and device that only the server knows. takes_system: its
+    chat template shows system messages.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Model:
     load: Callable[[Benchmark, PromptStyle, EvalSettings], Generator]
     fim_orders: tuple[str, ...] = ()
     remote: bool = False
+    takes_system: bool = True
 
 
 def find_model(settings: EvalSettings) -> Model:
@@ -105,4 +109,17 @@ def local_model(settings: EvalSettings) -> Model:
         chat_template=tokenizer.chat_template,
         load=load,
         fim_orders=() if fim is None else fim.orders,
+        takes_system=_takes_system(tokenizer),
     )
+
+
+def _takes_system(tokenizer: Tokenizer) -> bool:
+    """Whether a system message gets through its chat template; true where there is none."""
+    if tokenizer.chat_template is None:
+        return True
+    text = "apr asks whether this is shown"
+    messages = [{"role": "system", "content": text}, {"role": "user", "content": "Hello"}]
+    try:
+        return text in tokenizer.render_chat(messages)
+    except AprError:  # many templates refuse
+        return False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from apr.errors import AprError, UsageError
 from apr.eval.benchmarks import NAMES
-from apr.eval.evaluate import evaluate, shown_prompt
+from apr.eval.evaluate import evaluate, shown_prompts
 from apr.eval.model import Model, find_model
 from apr.eval.result import Result
 from apr.eval.settings import EvalSettings
@@ -58,7 +58,7 @@ def evaluate_suite(settings: EvalSettings, model: Model | None = None) -> SuiteR
         try:
             if optional and name.startswith("bigcodebench") and not settings.python:
                 raise UsageError("--python names no interpreter that has its libraries")
-            shown_prompt(single, model)
+            shown_prompts(single, model)
         except AprError as error:
             if not optional:
                 raise
