@@ -8,7 +8,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from apr.errors import UsageError
-from apr.eval.history import Run, Written
+from apr.eval.history import Run, Written, select
+from apr.eval.history_table import shown_samples
 from apr.eval.result import natural, percent
 from apr.eval.scoring import mean_interval, pass_at_k
 from apr.eval.significance import mcnemar, permutation_p
@@ -209,6 +210,18 @@ def comparison_table(found: Comparison) -> Table:
     if found.missing:
         table.add_row("in one only", f"{len(found.missing)} tasks, left out")
     return table
+
+
+SHOWN = ("fixed", "broken", "flaky")
+
+
+def shown_tasks(found: Comparison, a: Run, b: Run, group: str) -> str:
+    """What both runs wrote for each task of a group (one of SHOWN), with verdicts and reasons."""
+    return "\n".join(
+        f"##### {name}\n{shown_samples(run, select(run, task))}"
+        for task in getattr(found, group)
+        for name, run in (("A", a), ("B", b))
+    )
 
 
 def _told(value: Any) -> str:

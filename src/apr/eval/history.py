@@ -182,7 +182,8 @@ def whole_programs(run: Run) -> Callable[[str, str], str | None]:
     known = run.settings or {}
     data = Path(known["data"]) if known.get("data") else None
     try:
-        benchmark = load_benchmark(run.benchmark, data, split=known.get("split"))
+        name = str(known.get("benchmark", run.benchmark))  # with the version of its data
+        benchmark = load_benchmark(name, data, split=known.get("split"))
     except AprError:
         return lambda task_id, completion: None
     tasks = benchmark.tasks

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from apr.eval.history import Run, Sample, Written
+from apr.eval.history import Run, Sample, whole_programs
 from apr.eval.result import natural, percent, shown_setting
 
 if TYPE_CHECKING:
@@ -67,20 +68,45 @@ def run_table(run: Run) -> Table:
     return table
 
 
-def shown_sample(sample: Sample, written: Written | None, program: str | None) -> str:
-    """Task, verdict and its reason, the program, and what the model wrote if that is more."""
-    parts = [f"=== {sample.task_id} sample {sample.sample}: {sample.verdict}"]
-    if sample.detail not in ("", "passed"):
-        parts.append(sample.detail)
-    parts += [f"suspect: {reason}" for reason in sample.suspect]
-    if written is None:
+def shown_samples(run: Run, samples: Sequence[Sample]) -> str:
+    """Of each: task, verdict and its reason, the program, and what the model wrote if that is
+    more.
+    """
+    return "\n".join(_shown(found) for found in samples_json(run, samples))
+
+
+def samples_json(run: Run, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """Of each what its verdict is and what was written. program, completion, text: None where they
+    are not at hand.
+    """
+    written, program = run.written(), whole_programs(run)
+    found = []
+    for sample in samples:
+        here = written.get((sample.task_id, sample.sample))
+        found.append(
+            {
+                **asdict(sample),
+                "program": program(sample.task_id, here.completion) if here else None,
+                "completion": here.completion if here else None,
+                "text": here.text if here else None,
+            }
+        )
+    return found
+
+
+def _shown(sample: dict[str, Any]) -> str:
+    parts = [f"=== {sample['task_id']} sample {sample['sample']}: {sample['verdict']}"]
+    if sample["detail"] not in ("", "passed"):
+        parts.append(sample["detail"])
+    parts += [f"suspect: {reason}" for reason in sample["suspect"]]
+    if sample["completion"] is None:
         return "\n".join([*parts, "(the program is not stored here)\n"])
-    if program is None:
-        parts += ["--- completion", written.completion]
+    if sample["program"] is None:
+        parts += ["--- completion", sample["completion"]]
     else:
-        parts += ["--- program", program]
-    if written.text != written.completion:
-        parts += ["--- what the model wrote", written.text]
+        parts += ["--- program", sample["program"]]
+    if sample["text"] != sample["completion"]:
+        parts += ["--- what the model wrote", sample["text"]]
     return "\n".join([*parts, ""])
 
 
