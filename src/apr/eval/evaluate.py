@@ -48,7 +48,7 @@ def shown_prompts(settings: EvalSettings, model: Model | None = None) -> list[Pr
     """What the model would be asked of the first task, with <words> for what is not known yet.
     Raises AprError for what `evaluate` would refuse before it begins.
     """
-    _check(settings)
+    check(settings)
     benchmark = load_benchmark(settings.benchmark, settings.data, settings.window, settings.split)
     style = _style(settings, benchmark, model or find_model(settings))
     task = next(iter(benchmark.tasks.values()))
@@ -66,7 +66,7 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
 
     model: for tests and other sources of samples; default: `settings.model`.
     """
-    _check(settings)
+    check(settings)
     benchmark = load_benchmark(settings.benchmark, settings.data, settings.window, settings.split)
     traits = traits_of(benchmark)
     if settings.max_tokens is None:
@@ -120,7 +120,8 @@ def sample_seed(seed: int, task_id: str) -> int:
     return (seed << 32) + zlib.crc32(task_id.encode())
 
 
-def _check(settings: EvalSettings) -> None:
+def check(settings: EvalSettings) -> None:
+    """Raises UsageError for numbers that cannot be meant."""
     numbers = {
         "n-samples": settings.n_samples,
         "max-tokens": settings.max_tokens,

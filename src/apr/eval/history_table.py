@@ -30,7 +30,7 @@ def history_table(runs: Sequence[Run]) -> Table:
             shown_setting(settings["sampling"]) if "sampling" in settings else "",
             f"{found['samples']} of {found['tasks']} tasks",
             _score(found),
-            _more(run),
+            more_scores(run),
             f"{run.speed:,.0f}" if run.speed else "",
             ", ".join(found.get("isolation", ())),
             str(run.path),
@@ -47,7 +47,7 @@ def run_table(run: Run) -> Table:
         "folder": run.path,
         "finished": run.finished if run.complete else "no: the same apr eval command goes on",
         "pass@1": _score(found),
-        "more": _more(run),
+        "more": more_scores(run),
         **{name: shown_setting(value) for name, value in found.get("settings", {}).items()},
         "tokens/s": run.speed,
         "isolation": ", ".join(found.get("isolation", ())),
@@ -124,7 +124,8 @@ def _score(found: Any) -> str:
     return f"{percent(found['pass@1'])}  ({100 * low:.1f}-{100 * high:.1f})"
 
 
-def _more(run: Run) -> str:
+def more_scores(run: Run) -> str:
+    """Its further scores, in percent, and how many samples are suspect."""
     found = run.results
     parts = [f"{k} {100 * v:.1f}" for k, v in found.items() if _is_further_score(k)]
     parts += [f"{name} {100 * s['pass@1']:.1f}" for name, s in found.get("parts", {}).items()]
