@@ -120,6 +120,8 @@ def evaluate(
 
     if not model and sweep is None:
         raise UsageError("no model is named", "apr eval MODEL, or apr eval --sweep FILE")
+    if sweep is not None and (show_prompt or per_task or show_samples):
+        raise UsageError("--show-prompt, --per-task and --show-samples are of one run, no --sweep")
     if show_samples < 0:
         raise UsageError(f"--show-samples is {show_samples}", "it must be 0 or more")
     from apr.cli.options import (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from apr.errors import UsageError
 from apr.eval.benchmarks import NAMES
@@ -83,14 +83,11 @@ class Sweep(_Strict):
 
     @field_validator("benchmarks", "models", "strategies", "settings", mode="before")
     @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return value if isinstance(value, list) else [value]
-
-    @field_validator("models", "strategies", mode="before")
-    @classmethod
-    def _names(cls, value: Any, info: Any) -> Any:
-        key = "model" if info.field_name == "models" else "prompt_strategy"
-        return [{key: entry} if isinstance(entry, str) else entry for entry in value]
+    def _in_short(cls, value: Any, info: ValidationInfo) -> Any:
+        """One entry for a list of one; a name for an entry that sets nothing else."""
+        entries = value if isinstance(value, list) else [value]
+        key = {"models": "model", "strategies": "prompt_strategy"}.get(info.field_name or "")
+        return [{key: e} if key and isinstance(e, str) else e for e in entries]
 
     @field_validator("benchmarks")
     @classmethod
