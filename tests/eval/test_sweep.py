@@ -121,6 +121,9 @@ def test_one_entry_needs_no_list_and_the_command_line_fills_in(tmp_path: Path) -
     assert row.settings.strategy.system == "Be brief."
     (row,) = sweep_rows(read_sweep(sweep_file(tmp_path, "models: [x]")), base, path)
     assert row.label == "x"
+    path = sweep_file(tmp_path, "models: [x, y]\nsettings: {seed: 5}\n")
+    rows = sweep_rows(read_sweep(path), base, path)
+    assert [(row.label, row.settings.seed) for row in rows] == [("x", 5), ("y", 5)]
 
 
 @pytest.mark.parametrize(
@@ -139,9 +142,9 @@ def test_one_entry_needs_no_list_and_the_command_line_fills_in(tmp_path: Path) -
         ("models: [a, a]\n", "rows 1 and 2 are the same"),
         ("models: [a, {model: b, name: a}]\n", "two rows are called a"),
         ("models: [a]\nstrategies: [cot]\n", "a, cot: --prompt-strategy cot is unknown"),
-        ("models: [a]\nsettings: [{temperature: -1}]\n", "a, temperature -1: temperature is -1"),
-        ("models: [a]\nsettings: [{n_samples: 5}]\n", "a, n_samples 5: --n-samples 5 at temp"),
-        ("models: [a]\nsettings: [{k: [5]}]\n", "a, k 5: --k 5 with --n-samples 1"),
+        ("models: [a]\nsettings: [{temperature: -1}]\n", "a: temperature is -1"),
+        ("models: [a]\nsettings: [{n_samples: 5}]\n", "a: --n-samples 5 at temp"),
+        ("models: [a]\nsettings: [{k: [5]}, {}]\n", "a, k 5: --k 5 with --n-samples 1"),
         ("strategies: [standard]\n", "models names none"),
     ],
 )

@@ -18,7 +18,8 @@ def history_table(runs: Sequence[Run]) -> Table:
     from rich.table import Table
 
     columns = ("finished", "benchmark", "model", "prompt", "sampling", "samples", "pass@1", "more")
-    table = Table(*columns, "tokens/s", "isolation", "folder")
+    table = Table(*columns, "tokens/s", "isolation")
+    table.add_column("folder", overflow="fold")
     for run in runs:
         found = run.results
         settings = found.get("settings", {})

@@ -134,8 +134,10 @@ def sweep_rows(sweep: Sweep, base: EvalSettings, path: Path) -> list[Row]:
     """base: from the command line, for what the file does not set. Raises UsageError."""
     axes = [axis or [Options()] for axis in (sweep.models, sweep.strategies, sweep.settings)]
     rows: list[Row] = []
+    common = sweep.settings if len(sweep.settings) == 1 else []  # of all rows: no news of one
     for parts in product(*axes):
-        label = ", ".join(part.label() for part in parts if part.label()) or base.model
+        labels = [part.label() for part in parts if part.name or part not in common]
+        label = ", ".join(filter(None, labels)) or base.model
         options = {key: value for part in parts for key, value in part.given().items()}
         try:
             row = Row(label, options, _settings(base, options))
