@@ -29,14 +29,33 @@ def results(
         False, "--suspect", help="Of one run: the samples to be looked at, passed or not."
     ),
     task: str = typer.Option("", help="Of one run: this task's samples, passed or not."),
+    contaminated: Annotated[
+        Path | None,
+        typer.Option(
+            "--contamination",
+            metavar="REPORT",
+            help="Of one run: the score of the tasks that a report of apr data decontaminate"
+            " found in training data, and of the others.",
+        ),
+    ] = None,
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     from apr.cli.options import one_of, page, print_table
     from apr.errors import UsageError
+    from apr.eval.contamination import contamination, contamination_table
     from apr.eval.history import ORDERS, find_runs, in_order, is_run, read_run, select, summary
     from apr.eval.history_table import history_table, run_table, samples_json, shown_samples
 
     chosen = folders or [Path("runs")]
+    if contaminated is not None:
+        if len(chosen) != 1:
+            raise UsageError("--contamination is of one run", "apr results RUN --contamination …")
+        split = contamination(read_run(chosen[0]), contaminated)
+        if as_json:
+            print(json.dumps(split.to_json()))
+        else:
+            print_table(contamination_table(split))
+        return
     if failed or suspect or task:
         if len(chosen) != 1:
             raise UsageError("--failed, --suspect and --task show one run", "apr results RUN …")

@@ -17,6 +17,7 @@ from typing import Any
 
 from apr.errors import AprError, UsageError
 from apr.eval.benchmarks import load_benchmark
+from apr.eval.contamination import repeated_references
 from apr.eval.interpreter import find_interpreter
 from apr.eval.judging import Judging, judged_by_reference
 from apr.eval.manifest import make_manifest
@@ -365,6 +366,7 @@ def _result(
     programs = {
         (g.task_id, g.sample): (g.completion, _to_judge(benchmark, g)[1]) for g in generations
     }
+    whole = {key: program for key, (_, program) in programs.items()}
     return make_result(
         benchmark=benchmark.name,
         subject=model.name,
@@ -391,6 +393,7 @@ def _result(
         parts=traits_of(benchmark).parts,
         chosen=taken,
         suspects=suspects(benchmark, verdicts, programs),
+        repeated=repeated_references(benchmark, whole),
     )
 
 

@@ -41,6 +41,7 @@ class Result:
     parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # scores with some tests
     reranked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method
     suspects: Mapping[tuple[str, int], Sequence[str]] = field(default_factory=dict)  # suspect.py
+    repeated: Mapping[str, Any] = field(default_factory=dict)  # contamination.repeated_references
 
     @property
     def per_task(self) -> dict[str, list[StoredVerdict]]:
@@ -71,6 +72,7 @@ class Result:
             "judges": dict(Counter(v.judge for v in self.verdicts)),
             "judged_again_alone": sum(v.retried for v in self.verdicts),
             "suspect_samples": len(self.suspects),
+            **({"repeats_of_references": dict(self.repeated)} if self.repeated else {}),
             "program_cpu_seconds": round(sum(v.cpu_seconds for v in self.verdicts), 3),
             "settings": dict(self.settings),
             "generation": dict(self.generation),
@@ -95,17 +97,19 @@ def make_result(
     generation: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
     isolation_note: str = "",
-    groups: Mapping[str, str] | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
     notes: Sequence[str] = (),
     references: Mapping[str, Any] | None = None,
     parts: Sequence[str] = (),
     chosen: Mapping[str, Mapping[str, Choice]] | None = None,
     suspects: Mapping[tuple[str, int], Sequence[str]] | None = None,
+    repeated: Mapping[str, Any] | None = None,
 ) -> Result:
     """Score verdicts. ks: which pass@k; default 1, and 10 and 100 where every task has as many.
-    groups: task id -> group of tasks that gets scores of its own. parts: of the tests, that get
+    groups: task id -> groups of tasks that get scores of their own. parts: of the tests, that get
     scores of their own. chosen: way of reranking -> task -> number of the sample taken.
-    suspects: (task, sample) -> reasons to look at it, which change nothing.
+    suspects: (task, sample) -> reasons to look at it, which change nothing. repeated: as
+    `repeated_references` gives it.
 
     Raises AprError if the sandbox itself failed on a sample: that is never counted as a fail.
     """
@@ -139,6 +143,7 @@ def make_result(
         },
         {method: _reranked(found, taken) for method, taken in (chosen or {}).items()},
         suspects or {},
+        repeated or {},
     )
 
 
@@ -172,11 +177,11 @@ def _counts(verdicts: Iterable[StoredVerdict], part: str = "") -> dict[str, tupl
 
 
 def _group_scores(
-    counts: Mapping[str, tuple[int, int]], groups: Mapping[str, str], ks: Sequence[int]
+    counts: Mapping[str, tuple[int, int]], groups: Mapping[str, Sequence[str]], ks: Sequence[int]
 ) -> dict[str, dict[str, float]]:
     """Group -> {"tasks", "pass@k"}, in the order the groups first occur."""
     members: dict[str, dict[str, tuple[int, int]]] = {}
-    for task, group in groups.items():
+    for task, group in ((task, group) for task, found in groups.items() for group in found):
         if task in counts:
             members.setdefault(group, {})[task] = counts[task]
     return {
@@ -233,6 +238,11 @@ def summary_table(result: Result) -> Table:
         table.add_row("server", result.model["server"] + (f"; its own {left}" if left else ""))
     if result.suspects:
         table.add_row("suspect", _shown_suspects(result.suspects))
+    if result.repeated.get("samples"):
+        told = "{samples} of {of} samples repeat a reference solution word for word: ".format(
+            **result.repeated
+        )
+        table.add_row("contamination", told + ", ".join(result.repeated["tasks"][:NAMED]))
     levels = ", ".join(sorted({v.level for v in result.verdicts}))
     judges = ", ".join(sorted({v.judge for v in result.verdicts}))
     table.add_row("isolation", f"{levels}; verdict by {judges}")
