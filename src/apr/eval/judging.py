@@ -89,6 +89,7 @@ def judged_by_reference(
     run if its benchmark then allows it more time. So a slow machine does not change a score.
     """
     found = [] if traits_of(benchmark).references else list(late)
+    found = [sample for sample in found if _may_gain(benchmark, *sample)]
     tasks = {task.task_id: task for task, _, _ in found}
     timed = {
         outcome.job_id: outcome.cpu_seconds
@@ -105,6 +106,13 @@ def judged_by_reference(
         if scaled.time_limit > usual.time_limit:
             jobs.append(scaled)
     yield from sandbox.run_many(jobs)
+
+
+def _may_gain(benchmark: Benchmark, task: Task, program: str, job_id: str) -> bool:
+    """Whether a slow reference would give the program more time."""
+    usual = benchmark.job(task, program, job_id)
+    slow = benchmark.job(task, program, job_id, reference_seconds=REFERENCE_SECONDS)
+    return slow.time_limit > usual.time_limit
 
 
 def reference_job(

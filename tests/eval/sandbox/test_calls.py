@@ -12,7 +12,14 @@ import pytest
 
 from apr.errors import UsageError
 from apr.eval.sandbox import Job, Outcome, Sandbox
-from apr.eval.sandbox.calls import Answer, decode, encode, read_answer
+from apr.eval.sandbox.calls import (
+    Answer,
+    Large,
+    decode,
+    encode,
+    expected_value,
+    read_answer,
+)
 from apr.eval.sandbox.codec import BadData, NotPlain
 from apr.eval.sandbox.extensions import LONG, Digest, Opaque, digest
 
@@ -172,13 +179,30 @@ def test_equal_is_what_python_calls_equal(sandbox: Sandbox) -> None:
         assert outcome.verdict == "failed", given
 
 
+def test_large_expected_values_are_compared_by_their_bytes_first(sandbox: Sandbox) -> None:
+    """Equal values with other bytes are still equal, others still are not."""
+    many = [7] * 50_000
+    wanted = expected_value(encode(many))
+    assert isinstance(wanted, Large) and not isinstance(expected_value(encode(many[:9])), Large)
+    assert expected_value(encode([nan] * 50_000)) == encode([nan] * 50_000)
+    cases = [(encode((3,)), encode(3), 5.0), (encode((50_000,)), wanted, 5.0)]
+    programs = {
+        "same": "def f(n): return n if n < 9 else [7] * n",
+        "equal": "def f(n): return n if n < 9 else [7.0] * n",
+        "other": "def f(n): return n if n < 9 else [8] * n",
+    }
+    jobs = [_job(name, program, cases, 5.0) for name, program in programs.items()]
+    found = {o.job_id: o.verdict for o in sandbox.run_many(jobs)}
+    assert found == {"same": "passed", "equal": "passed", "other": "failed"}
+
+
 def test_each_call_has_its_own_time(sandbox: Sandbox) -> None:
     program = "def f(n):\n    while n > 0: n -= 1\n    return n\n"
     quick: Pairs = [((3_000_000,), 0)] * 8
     assert sandbox.run(judged("a", program, quick, limit=2)).passed
     never: Pairs = [((1,), 0), ((float(1 << 60),), 0), ((1,), 0)]
     outcome = sandbox.run(judged("b", program, never, limit=0.3))
-    assert (outcome.verdict, outcome.retried) == ("timeout", True)
+    assert (outcome.verdict, outcome.retried) == ("timeout", False)
     outcome = sandbox.run(judged("c", program, quick * 20, limit=5, total_limit=1.0))
     assert outcome.verdict == "timeout"
 

@@ -15,7 +15,7 @@ Verdict = Literal["passed", "failed", "timeout", "memory", "output-limit", "erro
 VERDICTS: tuple[Verdict, ...] = (
     "passed",  # the test code ran to its end
     "failed",  # the program or the test raised
-    "timeout",  # twice: once among others, once alone
+    "timeout",  # took longer than its limits, see Sandbox.run_many
     "memory",  # ran out of, or was stopped for, memory
     "output-limit",  # wrote or returned more than it may
     "error",  # its process ended without an answer (exit, signal, crash)
@@ -54,7 +54,8 @@ class Job:
     cases         for the judges "stdin", "functional" and "calls", in place of `test`: gives pairs
                   of input and expected output, in order; the first that fails ends the job. For
                   "calls": (calls.encode(arguments), calls.encode(expected), CPU seconds), where
-                  expected None in all cases asks for what the calls give (Outcome.answers).
+                  expected None in all cases asks for what the calls give (Outcome.answers) and
+                  expected values may be wrapped (calls.expected_value).
                   Called when the job starts, so that jobs that wait hold no test data.
     parts         for "calls": (name, number of cases) of the parts that the cases fall into, each
                   run in a process of its own. None: one part without a name.
@@ -122,7 +123,7 @@ class Outcome:
     peak_rss      bytes, of its largest process.
     level         isolation the program ran under; level_reason: why not a stronger one.
     judge         one of JUDGES: how the verdict was decided.
-    retried       a first run timed out, this is the second, alone.
+    retried       this is a second run, alone: beside others it took longer than its limits.
     part          name of the part of the cases in which it failed (Job.parts).
     answers       of a job that asks for them: (CPU seconds, reply) of each call, for
                   calls.read_answer.

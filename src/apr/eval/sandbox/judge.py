@@ -109,6 +109,7 @@ def _explain(error: BaseException) -> dict[str, Any]:
         cases.WrongAnswer: ("failed", "failed: wrong answer: "),
         cases.ProgramRaised: ("failed", "failed: runtime error: "),
         cases.ProgramDied: ("error", "failed: runtime error: "),
+        calls.NeedsWhole: ("needs-whole", ""),
         cases.OutOfTime: ("timeout", "timed out"),
     }.get(type(error), ("failed", "failed: "))
     return {"verdict": verdict, "detail": f"{prefix}{error}"}

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from apr.errors import AprError, UsageError
-from apr.eval.sandbox import channel
+from apr.eval.sandbox import calls, channel
 from apr.eval.sandbox.cleanup import remove_tree
 from apr.eval.sandbox.job import LEVELS, Job, Level, Outcome
 
@@ -67,6 +67,9 @@ DEFAULT_PRELOAD = (
 )
 _MAX_OUTCOME = 512 << 20
 _MAX_WAITING_RETRIES = 32
+# How much longer a program may take beside others than alone: they share caches, and cores that
+# pass for two.
+SLACK = 1.5
 
 
 class _WorkerFailed(Exception):
@@ -113,8 +116,11 @@ class _Worker:
             self.close()
             raise _WorkerFailed(hello["error"])
 
-    def start(self, job: Job) -> None:
+    def start(self, job: Job, slack: float, whole: bool = False) -> None:
+        """slack: times its limits that it may take. whole: with large expected values."""
         cases = list(job.cases()) if job.cases else []
+        if job.judge == "calls":
+            cases = [calls.sent(case, whole) for case in cases]
         self.job = job
         self._send(
             {
@@ -126,6 +132,7 @@ class _Worker:
                 "parts": list(job.parts) or [("", len(cases))],
                 "rule": list(job.rule),
                 "total_limit": job.total_limit,
+                "slack": slack,
                 "entry_point": job.entry_point,
                 "judge": job.judge,
                 "time_limit": float(job.time_limit),
@@ -252,8 +259,9 @@ class Sandbox:
     def run_many(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """Outcomes as they come. Takes a job from `jobs` only when a worker is free for it.
 
-        A timeout is run once more, alone, before it counts. Leaving the iteration early ends
-        what is running.
+        Beside others a program may take SLACK times its limits before it counts as a timeout; one
+        that took more than its limits and less than that is run once more, alone, and has to keep
+        them. Leaving the iteration early ends what is running.
         """
         if not self._base:
             raise UsageError("the sandbox is not open", "use `with Sandbox() as sandbox:`")
@@ -268,13 +276,14 @@ class Sandbox:
 
     def _run_many(self, jobs: Iterator[Job]) -> Iterator[Outcome]:
         retries: deque[Job] = deque()
+        slack = SLACK if self._count > 1 else 1.0
         more = True
         while True:
             while more and len(retries) < _MAX_WAITING_RETRIES and (worker := self._idle()):
                 job = next(jobs, None)
                 more = job is not None
                 if job is not None:
-                    worker.start(job)
+                    worker.start(job, slack)
             if not any(worker.job for worker in self._workers):
                 while retries:  # everything else has finished: now each alone
                     yield self._run_alone(retries.popleft())
@@ -282,33 +291,41 @@ class Sandbox:
                     return
             for worker in self._ready():
                 job = worker.job
-                outcome = self._outcome(worker, retried=False)
-                if outcome is not None and outcome.verdict == "timeout" and job is not None:
+                outcome, again = self._outcome(worker, slack)
+                if again and job is not None:
                     retries.append(job)
                 elif outcome is not None:
                     yield outcome
 
     def _run_alone(self, job: Job) -> Outcome:
-        self._workers[0].start(job)
+        self._workers[0].start(job, 1.0)
         while True:
             (worker,) = self._ready()
-            outcome = self._outcome(worker, retried=True)
+            outcome, _ = self._outcome(worker, 1.0, retried=True)
             if outcome is not None:
                 return outcome
 
-    def _outcome(self, worker: _Worker, retried: bool) -> Outcome | None:
-        """The outcome of a worker's job; None if the worker was lost and the job starts again."""
+    def _outcome(
+        self, worker: _Worker, slack: float, retried: bool = False
+    ) -> tuple[Outcome | None, bool]:
+        """The outcome of a worker's job, and whether being alone may have changed it; None if the
+        worker was lost and the job starts again.
+        """
         job = worker.job
         assert job is not None
         try:
             report = worker.receive()
         except _WorkerFailed as error:
             report = {"verdict": "sandbox-error", "detail": f"lost a worker: {error}"}
-            if self._replace(worker, job):
-                return None
+            if self._replace(worker, job, slack):
+                return None, False
         else:
+            if report["verdict"] == "needs-whole":
+                worker.start(job, slack, whole=True)
+                return None, False
             worker.job, worker.again = None, False
-        return Outcome(
+        again = slack > 1 and report.get("over", False) and report["verdict"] != "timeout"
+        outcome = Outcome(
             job_id=job.job_id,
             verdict=report["verdict"],
             detail=report["detail"],
@@ -322,8 +339,9 @@ class Sandbox:
             part=report.get("part", ""),
             answers=tuple((seconds, reply) for seconds, reply in report.get("answers", ())),
         )
+        return outcome, again
 
-    def _replace(self, lost: _Worker, job: Job) -> bool:
+    def _replace(self, lost: _Worker, job: Job, slack: float) -> bool:
         """Put a new worker in place of a lost one; True if it takes the job up again (once)."""
         self._workers.remove(lost)
         fresh = self._spawn_ready()
@@ -331,7 +349,7 @@ class Sandbox:
         if lost.again:
             return False
         fresh.again = True
-        fresh.start(job)
+        fresh.start(job, slack)
         return True
 
     def _first_worker(self) -> _Worker:

@@ -30,6 +30,7 @@ WALL_EXTRA = 5.0
 _LOOK_EVERY = 0.1
 _JOBS_OF_A_JUDGE = 500
 _SCM_CREDENTIALS = 2
+_JUDGE_GOES_ON = ("passed", "failed", "gone", "needs-whole")
 
 
 def main(fd: int) -> None:
@@ -140,6 +141,7 @@ class Worker:
             "prelude": "",
             "cases": [],
             "total_limit": None,
+            "slack": 1.0,
         }
         outcome = self._run(job)
         if outcome["verdict"] != "passed":
@@ -158,7 +160,7 @@ class Worker:
 
     def _run_parts(self, job: dict[str, Any]) -> dict[str, Any]:
         """A process for each part of the cases, up to the first that fails."""
-        total = {"cpu": 0.0, "wall": 0.0, "peak_rss": 0}
+        total = {"cpu": 0.0, "wall": 0.0, "peak_rss": 0, "over": False}
         report: dict[str, Any] = {}
         answers: list[tuple[float, bytes]] = []
         first = 0
@@ -167,6 +169,7 @@ class Worker:
             total["cpu"] += report["cpu"]
             total["wall"] += report["wall"]
             total["peak_rss"] = max(total["peak_rss"], report["peak_rss"])
+            total["over"] |= report["over"]
             answers += report.pop("answers", [])
             if report["verdict"] != "passed":
                 report["part"] = name
@@ -176,13 +179,14 @@ class Worker:
 
     def _run_scripts(self, job: dict[str, Any]) -> dict[str, Any]:
         """A process for each case, up to the first that fails."""
-        total = {"cpu": 0.0, "wall": 0.0, "peak_rss": 0}
+        total = {"cpu": 0.0, "wall": 0.0, "peak_rss": 0, "over": False}
         report: dict[str, Any] = {}
         for number, case in enumerate(job["cases"], 1):
             report = self._run_once({**job, "cases": [case]}, own_bytes=len(case[0].encode()) + 1)
             total["cpu"] += report["cpu"]
             total["wall"] += report["wall"]
             total["peak_rss"] = max(total["peak_rss"], report["peak_rss"])
+            total["over"] |= report["over"]
             if report["verdict"] != "passed":
                 report["detail"] += f" (test {number} of {len(job['cases'])})"
                 break
@@ -196,8 +200,9 @@ class Worker:
         """
         ours, theirs = socket.socketpair()
         backstop = job["time_limit"] * WALL_FACTOR + WALL_EXTRA
+        seconds = job["total_limit"] or job["time_limit"] * max(1, len(job["cases"]))
         order = {
-            "cpu": job["total_limit"] or job["time_limit"] * max(1, len(job["cases"])),
+            "cpu": seconds * job["slack"],
             "memory": job["memory"],
             "output": job["output"] + own_bytes,
             "processes": job["processes"],
@@ -218,13 +223,17 @@ class Worker:
             watch.directory = self._base
             watch.output = order["output"]
         decision = self._await(self._judge.socket.fileno(), watch)
-        if decision["verdict"] not in ("passed", "failed", "gone") or self._judge.worn_out:
+        if (
+            decision["verdict"] not in ("passed", "failed", "gone", "needs-whole")
+            or self._judge.worn_out
+        ):
             self._judge.end()
             self._judge = None
         wall = time.monotonic() - start
         # Gone means its socket closed: give it the moment it needs to become a wait status.
         channel.send_trusted(self._control.fileno(), 0.2 if decision["verdict"] == "gone" else 0.0)
         used = channel.receive_trusted(self._control.fileno(), MAX_JOB)
+        watch.end(used["cpu"])
         decision = _settle(decision, used, order["cpu"])
         if watch.laps and decision["verdict"] != "passed" and job["judge"] != "calls":
             decision["detail"] += f" (test {watch.laps} of {len(job['cases'])})"
@@ -234,6 +243,7 @@ class Worker:
             "wall": wall,
             "peak_rss": used["peak_rss"],
             "judge": job["judge"],
+            "over": watch.over or used["cpu"] > seconds,
         }
 
     def _resize(self, output: int) -> None:
@@ -313,7 +323,10 @@ class _JudgeProcess:
 
 
 class _Watch:
-    """Decides that a candidate has had enough time, memory or disk."""
+    """Decides that a candidate has had enough time, memory or disk.
+
+    It may take `slack` times its limit; `over` then says that it took more than the limit.
+    """
 
     def __init__(
         self,
@@ -324,7 +337,9 @@ class _Watch:
         start: float,
         backstop: float,
     ) -> None:
-        self.limit: float = job["time_limit"]
+        self._slack: float = job["slack"]
+        self.limit: float = job["time_limit"] * self._slack
+        self.over = False
         self.directory: str | None = None
         self._observer = observer
         self._candidate = candidate
@@ -341,12 +356,18 @@ class _Watch:
     def lap(self, limit: float | None) -> None:
         """Count time from here on. limit: from now on; None leaves it as it is."""
         self.laps += 1
-        self.limit = self.limit if limit is None else limit
+        now = self._observer.cpu_seconds(self._candidate)
+        self.end(now)
+        self.limit = self.limit if limit is None else limit * self._slack
         self._start = time.monotonic()
-        self._used = self._observer.cpu_seconds(self._candidate)
+        self._used = now
         self._waited = sum(
             self._observer.waited_seconds(pid) or 0.0 for pid in (self._candidate, self._judge)
         )
+
+    def end(self, seconds: float) -> None:
+        """Of a lap, after so much processor time in all."""
+        self.over |= (seconds - self._used) * self._slack > self.limit
 
     def look(self) -> tuple[dict[str, Any] | None, float]:
         """A decision or None, and how many seconds may pass before the next look.
@@ -361,6 +382,7 @@ class _Watch:
         judge_waited = self._observer.waited_seconds(self._judge)
         if candidate_waited is not None and judge_waited is not None:
             used = max(used, passed - (candidate_waited + judge_waited - self._waited))
+        self.over |= used * self._slack > self.limit
         if used >= self.limit or passed >= self._backstop:
             return {"verdict": "timeout", "detail": "timed out"}, 0.0
         if resident > self._memory:
