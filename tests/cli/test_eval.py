@@ -309,3 +309,78 @@ def test_several_benchmarks_load_the_model_once(
     left = apr(*arguments[:2], "--benchmark", "all", *arguments[4:])
     assert left.code == 0, left.err
     assert "not run: mbpp+: the data of mbpp+ is not here" in left.out
+
+
+def test_a_sweep(apr: Command, canned: Canned, tmp_path: Path) -> None:
+    file = tmp_path / "table.yml"
+    file.write_text("models: [a]\nstrategies: [standard, few-shot]\nbenchmarks: [humaneval]\n")
+    done = apr("eval", "--sweep", file, "--limit", 2, "--mode", "base", "--json")
+    assert done.code == 0, done.err
+    value = json.loads(done.out)
+    assert list(value["rows"]) == ["a, standard", "a, few-shot"]
+    assert [cell["pass@1"] for cell in value["cells"]] == [0.5, 0.5]
+    assert value["cells"][1]["against_first"]["p_value_holm"] == 1.0
+    table = apr("eval", "--sweep", file, "--limit", 2, "--mode", "base")
+    assert "few-shot" in table.out and "runs/sweep-table.json" in table.out
+    assert len(canned.asked) == 4, "the second time nothing is generated"
+    listed = apr("results", "--json")
+    assert len(json.loads(listed.out)) == 2
+
+
+def test_a_sweep_with_a_cell_that_fails(apr: Command, canned: Canned, tmp_path: Path) -> None:
+    file = tmp_path / "table.yml"
+    file.write_text("models: [a]\nsettings: [{seed: 1}, {mode: psm}]\n")
+    done = apr("eval", "--sweep", file, "--limit", 1, "--json")
+    assert done.code == 1
+    assert "apr: a, mode psm, humaneval: --mode psm is not for humaneval" in done.err
+    good, bad = json.loads(done.out)["cells"]
+    assert good["pass@1"] == 1.0 and "--mode psm" in bad["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no model is named"),
+        (["--sweep", "none.yml"], "none.yml cannot be read"),
+        (["--sweep", "table.yml"], "table.yml: key modles is unknown"),
+        (["--sweep", "table.yml", "--show-prompt"], "--show-prompt"),
+    ],
+)
+def test_bad_sweeps(
+    apr: Command, canned: Canned, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "table.yml").write_text("modles: [a]\n")
+    done = apr("eval", *arguments)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert message in done.err
+
+
+def test_a_sweep_over_a_server_and_a_model(
+    apr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is canned: a model of random weights, and answers over HTTP."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = gguf_file(tmp_path / "m.gguf", small_model("Llama"))
+    task = {
+        "task_id": "T/f",
+        "prompt": "def f(x):\n",
+        "entry_point": "f",
+        "test": "def check(candidate):\n    assert candidate(1) == 2\n",
+        "canonical_solution": "    return x + 1\n",
+    }
+    data = tmp_path / "tasks.jsonl"
+    data.write_text(json.dumps(task))
+    reply = completion("    return x + 1\n")
+    with FakeServer(lambda asked: reply, [{"id": "far"}]).running() as server:
+        file = tmp_path / "table.yml"
+        entries = [
+            {"model": str(model), "name": "near", "max_tokens": 4},
+            {"model": "far", "endpoint": server.url},
+        ]
+        file.write_text(json.dumps({"models": entries}))  # JSON is YAML
+        done = apr("eval", "--sweep", file, "--data", data, "--mode", "base", "--json")
+    assert done.code == 0, done.err
+    near, far = json.loads(done.out)["cells"]
+    assert (near["pass@1"], far["pass@1"]) == (0.0, 1.0)
+    assert far["against_first"]["fixed"] == ["T/f"]

@@ -1,14 +1,14 @@
-"""Runs listed, read and compared; significance against scipy's numbers and closed forms."""
+"""Runs listed, read and compared."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
-from itertools import product
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -17,51 +17,12 @@ from apr.engine.request import Sampling
 from apr.errors import UsageError
 from apr.eval.compare import compare
 from apr.eval.evaluate import evaluate
-from apr.eval.history import failures, find_runs, read_run
-from apr.eval.significance import mcnemar, paired_interval, paired_permutation
+from apr.eval.history import find_runs, in_order, read_run, select
+from apr.eval.history_table import samples_json
+from apr.eval.significance import mcnemar, permutation_p
 from apr.eval.task import Task
 
 from .runs import SETTINGS, Canned
-
-# scipy.stats.binomtest(min(b, c), b + c).pvalue, scipy 1.17.1; nothing to test is 1
-SCIPY = {
-    (0, 0): 1.0,
-    (1, 0): 1.0,
-    (5, 0): 0.0625,
-    (10, 2): 0.03857421875,
-    (12, 5): 0.143463134765625,
-    (30, 10): 0.0022214337732293643,
-    (7, 7): 1.0,
-}
-
-
-@pytest.mark.parametrize(("fixed", "broken"), SCIPY)
-def test_mcnemar(fixed: int, broken: int) -> None:
-    assert mcnemar(fixed, broken) == pytest.approx(SCIPY[fixed, broken], rel=1e-12)
-    assert mcnemar(broken, fixed) == mcnemar(fixed, broken)
-
-
-def test_permutation_against_all_signs() -> None:
-    """Within four standard errors of the exact p-value, from all 2**10 signs."""
-    rng = np.random.default_rng(5)
-    a, b = rng.random(10), rng.random(10) + 0.15
-    d = b - a
-    sums = [abs(np.dot(signs, d)) for signs in product((-1, 1), repeat=10)]
-    exact = float(np.mean(np.array(sums) >= abs(d.sum()) - 1e-12))
-    found = paired_permutation(a.tolist(), b.tolist())
-    assert abs(found - exact) < 4 * (exact * (1 - exact) / 10_000) ** 0.5 + 1e-4
-    assert paired_permutation([1.0] * 5, [1.0] * 5) == 1.0
-
-
-def test_interval_is_that_of_the_mean() -> None:
-    """Of many tasks: the normal approximation, within 5 % of its width."""
-    rng = np.random.default_rng(2)
-    a, b = (rng.random(500) < 0.3).astype(float), (rng.random(500) < 0.4).astype(float)
-    low, high = paired_interval(a.tolist(), b.tolist())
-    d = b - a
-    half = 1.96 * d.std() / len(d) ** 0.5
-    assert (high - low) == pytest.approx(2 * half, rel=0.05)
-    assert (low + high) / 2 == pytest.approx(d.mean(), abs=0.1 * half)
 
 
 def run(out: Path, right: set[int], **changes: Any) -> Path:
@@ -81,29 +42,59 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def ids(*numbers: int) -> tuple[str, ...]:
+    return tuple(f"HumanEval/{i}" for i in numbers)
+
+
 def test_task_by_task(runs: Path) -> None:
     found = compare(read_run(runs / "a"), read_run(runs / "b"))
-    assert found.fixed == ("HumanEval/4", "HumanEval/5", "HumanEval/6")
-    assert found.broken == ("HumanEval/2", "HumanEval/3")
-    assert (found.both_pass, found.both_fail, found.flaky) == (2, 1, ())
-    assert found.scores == (0.5, 0.625)
-    assert found.p_value == mcnemar(3, 2) == 1.0
+    assert found.fixed == ids(4, 5, 6)
+    assert found.broken == ids(2, 3)
+    assert (found.both_pass, found.both_fail, found.flaky) == (ids(0, 1), ids(7), {})
+    score = found.scores[1]
+    assert (score.a, score.b, score.points) == (0.5, 0.625, 0.125)
+    assert score.low < 0.125 < score.high
+    assert found.scores.keys() == {1}
+    assert (found.p_value, found.test) == (mcnemar(3, 2), "McNemar, exact")
     assert found.differing == {"seed": (0, 1)}
-    assert found.interval[0] < 0.125 < found.interval[1]
+    assert compare(read_run(runs / "b"), read_run(runs / "a")).broken == found.fixed
 
 
 def test_flaky_tasks_and_several_samples(tmp_path: Path, runs: Path) -> None:
+    """Task 0 passes with each of ten samples, 7 with none, the others with half of them."""
+
     def write(task: Task, sample: int) -> str:
-        return task.canonical_solution if sample < 2 else "    return 'nothing'\n"
+        number = int(task.task_id.split("/")[1])
+        right = number == 0 or (number != 7 and sample % 2)
+        return task.canonical_solution if right else "    return 'nothing'\n"
 
     settings = replace(
-        SETTINGS, limit=8, out=tmp_path / "c", n_samples=4, sampling=Sampling(temperature=0.5)
+        SETTINGS, limit=8, out=tmp_path / "c", n_samples=10, sampling=Sampling(temperature=0.5)
     )
     _, folder = evaluate(settings, Canned(write).model())
+    one, ten = read_run(runs / "a"), read_run(folder)
+    found = compare(one, ten)
+    assert found.flaky == {
+        **dict.fromkeys(ids(1, 2, 3), (1.0, 0.5)),
+        **dict.fromkeys(ids(4, 5, 6), (0.0, 0.5)),
+    }
+    assert (found.both_pass, found.both_fail) == (ids(0), ids(7))
+    assert found.test == "paired permutation of tasks, exact"
+    half = Fraction(1, 2)
+    assert found.p_value == permutation_p([Fraction(0)] * 2 + [half] * 3 + [-half] * 3) == 1.0
+    assert found.scores[1].points == 0.0
+    assert compare(ten, ten).scores.keys() == {1, 10}
+
+
+def test_another_verdict_on_the_same_completion_is_flaky(tmp_path: Path, runs: Path) -> None:
+    folder = tmp_path / "again"
+    shutil.copytree(runs / "a", folder)
+    results = json.loads((folder / "results.json").read_text())
+    results["per_task"]["HumanEval/2"][0] |= {"verdict": "timeout", "detail": "timed out"}
+    (folder / "results.json").write_text(json.dumps(results))
     found = compare(read_run(runs / "a"), read_run(folder))
-    assert len(found.flaky) == 8
-    assert found.test == "paired permutation of tasks"
-    assert found.difference == 0.0
+    assert found.flaky == {"HumanEval/2": (1.0, 0.0)}
+    assert found.broken == ()
 
 
 def test_runs_that_cannot_be_compared(tmp_path: Path, runs: Path) -> None:
@@ -136,14 +127,42 @@ def test_history(runs: Path) -> None:
         find_runs([runs / "nowhere"])
 
 
+def test_runs_in_order(runs: Path) -> None:
+    a, b = find_runs([runs])
+    assert a.finished < b.finished
+    assert in_order([b, a], "score") == [a, b]
+    assert in_order([b, a], "model") == [a, b], "the same: by their folders"
+
+
+def test_a_run_that_is_not_finished(tmp_path: Path, runs: Path) -> None:
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    shutil.copy(runs / "a" / "run.sqlite", folder)
+    (found,) = find_runs([tmp_path])
+    finished = read_run(runs / "a")
+    assert (found.complete, found.finished, found.benchmark) == (False, "", "humaneval")
+    assert found.passes() == finished.passes()
+    assert "not finished" in call("results", str(tmp_path))
+    assert "the same apr eval command goes on" in call("results", str(folder))
+    assert json.loads(call("results", str(tmp_path), "--json"))[0]["complete"] is False
+
+
 def test_failures_with_programs(runs: Path) -> None:
-    found = failures(read_run(runs / "a"))
-    assert [f.task_id for f in found] == [f"HumanEval/{i}" for i in (4, 5, 6, 7)]
-    assert all("return 'nothing'" in f.completion and f.detail for f in found)
-    (passed,) = failures(read_run(runs / "a"), "HumanEval/0")
+    run = read_run(runs / "a")
+    assert [s.task_id for s in select(run, failed=True)] == list(ids(4, 5, 6, 7))
+    found = samples_json(run, select(run, failed=True))
+    assert all(s["program"].endswith("    return 'nothing'\n") and s["detail"] for s in found)
+    assert all(s["program"].startswith(("def ", "\n", "from ")) for s in found), "with its prompt"
+    (passed,) = select(run, "HumanEval/0")
     assert passed.verdict == "passed"
     with pytest.raises(UsageError, match="no task X/1"):
-        failures(read_run(runs / "a"), "X/1")
+        select(run, "X/1")
+
+
+def test_programs_where_they_are_not_stored(tmp_path: Path, runs: Path) -> None:
+    file = tmp_path / "r.json"
+    shutil.copy(runs / "a" / "results.json", file)
+    assert "(the program is not stored here)" in call("results", str(file), "--failed")
 
 
 def call(*arguments: str) -> Any:
@@ -152,13 +171,42 @@ def call(*arguments: str) -> Any:
     return done.stdout
 
 
-def test_the_command_line(runs: Path) -> None:
-    listed = json.loads(call("results", str(runs), "--json"))
+def test_results_on_the_command_line(runs: Path) -> None:
+    listed = json.loads(call("results", str(runs), "--json", "--sort", "score"))
     assert [row["pass@1"] for row in listed] == [0.5, 0.625]
     assert "62.5 %" in call("results", str(runs))
+    assert "no runs" in call("results", str(runs), "--model", "another")
     assert "return 'nothing'" in call("results", str(runs / "a"), "--failed")
     assert "HumanEval/3" in call("results", str(runs / "a"), "--task", "HumanEval/3")
-    found = json.loads(call("compare", str(runs / "a"), str(runs / "b"), "--json"))
-    assert found["fixed"] == ["HumanEval/4", "HumanEval/5", "HumanEval/6"]
-    shown = call("compare", str(runs / "a"), str(runs / "b"))
-    assert "+12.5 points" in shown and "McNemar" in shown
+    assert "no such sample" in call("results", str(runs / "a"), "--suspect")
+    one = json.loads(call("results", str(runs / "a"), "--json"))
+    assert one["per_task"]["HumanEval/0"][0]["verdict"] == "passed"
+    assert "HumanEval/7" in call("results", str(runs / "a"))
+    failed = json.loads(call("results", str(runs / "a"), "--failed", "--json"))
+    assert [row["task_id"] for row in failed] == list(ids(4, 5, 6, 7))
+
+
+def test_compare_on_the_command_line(runs: Path) -> None:
+    both = str(runs / "a"), str(runs / "b")
+    found = json.loads(call("compare", *both, "--json"))
+    assert found["fixed"] == list(ids(4, 5, 6))
+    assert found["scores"]["pass@1"]["difference"] == 0.125
+    shown = call("compare", *both)
+    assert "+12.5 points" in shown and "McNemar" in shown and "no difference is shown" in shown
+    broken = call("compare", *both, "--show", "broken")
+    assert broken.count("=== HumanEval/") == 4 and "return 'nothing'" in broken
+    assert "no task is flaky" in call("compare", *both, "--show", "flaky")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["results", "{}", "{}", "--failed"], "show one run"),
+        (["results", "{}", "--sort", "size"], "--sort size"),
+        (["compare", "{}/a", "{}/b", "--show", "new"], "--show new"),
+        (["compare", "{}/a", "{}/none"], "none: no such file"),
+    ],
+)
+def test_bad_requests(runs: Path, arguments: list[str], complaint: str) -> None:
+    done = CliRunner().invoke(app, [part.replace("{}", str(runs)) for part in arguments])
+    assert isinstance(done.exception, UsageError) and complaint in str(done.exception)

@@ -84,7 +84,7 @@ def test_the_problems_of_the_sample(benchmark: LiveCodeBench) -> None:
     jobs = {name: benchmark.job(task, "", name) for name, task in benchmark.tasks.items()}
     assert sum(job.judge == "functional" for job in jobs.values()) == 18
     assert jobs["2728"].entry_point == "matrixSum"
-    assert list(benchmark.traits.groups.values()).count("hard") == 9
+    assert list(benchmark.traits.groups.values()).count(("hard",)) == 9
     for row in rows():
         packed = zlib.decompress(base64.b64decode(row["private_test_cases"]))
         tests = json.loads(row["public_test_cases"]) + json.loads(pickle.loads(packed))
@@ -357,8 +357,9 @@ def test_window_keeps_what_the_official_filter_keeps(benchmark: LiveCodeBench) -
     window = LiveCodeBench([data_file()], Window(first, last))
     assert list(window.tasks) == wanted
     assert 0 < len(wanted) < 40
-    (note,) = window.traits.notes
+    note, unknown = window.traits.notes
     assert note == f"{len(wanted)} of 40 problems, contests of 2023-09-02 to 2023-12-23"
+    assert unknown.startswith("contamination: unknown; --cutoff")
     assert window.data_sha256 == benchmark.data_sha256
 
 
@@ -369,6 +370,9 @@ def test_a_window_that_reaches_before_the_cutoff_says_so() -> None:
     clean = LiveCodeBench([data_file()], Window(first=datetime(2024, 1, 28), cutoff=cutoff))
     assert len(clean.tasks) == 4
     assert len(clean.traits.notes) == 1
+    dated = LiveCodeBench([data_file()], Window(cutoff=cutoff)).traits.groups
+    newer = {name for name, groups in dated.items() if groups[1] == "after 2024-01-27"}
+    assert newer == {*clean.tasks}
 
 
 def test_command_line(tmp_path: Path) -> None:
@@ -383,6 +387,9 @@ def test_command_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*command, *dates])
     assert "contamination: 2 of 5 problems" in " ".join(done.stdout.replace("│", "").split())
     assert "easy" in done.stdout
+    sides = [value["groups"][f"{side} 2024-01-31"] for side in ("up to", "after")]
+    assert [side["tasks"] for side in sides] == [2, 3]
+    assert sum(side["tasks"] * side["pass@1"] for side in sides) == pytest.approx(4)
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,22 @@ def register(app: typer.Typer) -> None:
 def compare(
     run_a: Path = typer.Argument(help="A run's folder, or a file with a result (--json)."),
     run_b: Path = typer.Argument(help="The other."),
+    show: str = typer.Option(
+        "", help="Show what both wrote for these tasks: fixed, broken or flaky."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    from apr.cli.options import print_table
+    from apr.cli.options import one_of, page, print_table
+    from apr.eval.compare import SHOWN, comparison_table, shown_tasks
     from apr.eval.compare import compare as compared
-    from apr.eval.compare import comparison_table
     from apr.eval.history import read_run
 
-    found = compared(read_run(run_a), read_run(run_b))
+    one_of("show", show or SHOWN[0], dict.fromkeys(SHOWN))
+    a, b = read_run(run_a), read_run(run_b)
+    found = compared(a, b)
     if as_json:
         print(json.dumps(found.to_json()))
-    else:
-        print_table(comparison_table(found))
+        return
+    if show:
+        page(shown_tasks(found, a, b, show) or f"no task is {show}")
+    print_table(comparison_table(found))

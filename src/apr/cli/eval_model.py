@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import typer
@@ -29,8 +30,10 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     model: str = typer.Argument(
+        "",
         help="Short name, hf://org/name, pypi://package, folder or .gguf; with --endpoint the"
-        " server's name for it."
+        " server's name for it.",
+        show_default=False,
     ),
     benchmark: str = typer.Option(
         "humaneval",
@@ -59,6 +62,11 @@ def evaluate(
         False, "--show-prompt", help="Print what the model is asked of the first task, and stop."
     ),
     rerank: str = typer.Option("none", help=RERANK_HELP),
+    sweep: Path = typer.Option(
+        None,
+        help="A YAML file with benchmarks, models, strategies and settings, all of which are run"
+        " and compared; the other options are for what it does not say.",
+    ),
     limit: int = typer.Option(None, help="Only the first tasks."),
     mode: str = typer.Option(
         "auto",
@@ -110,6 +118,10 @@ def evaluate(
 ) -> None:
     from typing import get_args
 
+    if not model and sweep is None:
+        raise UsageError("no model is named", "apr eval MODEL, or apr eval --sweep FILE")
+    if sweep is not None and (show_prompt or per_task or show_samples):
+        raise UsageError("--show-prompt, --per-task and --show-samples are of one run, no --sweep")
     if show_samples < 0:
         raise UsageError(f"--show-samples is {show_samples}", "it must be 0 or more")
     from apr.cli.options import (
@@ -118,6 +130,7 @@ def evaluate(
         print_result,
         print_samples,
         print_suite,
+        print_sweep,
         sandbox_choice,
     )
     from apr.engine.request import Sampling
@@ -126,6 +139,7 @@ def evaluate(
     from apr.eval.settings import EvalSettings
     from apr.eval.strategies.strategy import load_strategy
     from apr.eval.suite import evaluate_suite, is_suite
+    from apr.eval.sweep import run_sweep
     from apr.eval.task import Mode, Newline
 
     settings = EvalSettings(
@@ -159,6 +173,15 @@ def evaluate(
         endpoint=endpoint,
         request_timeout=request_timeout,
     )
+    if sweep is not None:
+        table = run_sweep(sweep, settings)
+        if as_json:
+            print(json.dumps(table.to_json()))
+        else:
+            print_sweep(table)
+        for cell in table.failed:
+            print(f"apr: {cell.row.label}, {cell.benchmark}: {cell.error}", file=sys.stderr)
+        raise typer.Exit(1 if table.failed else 0)
     if show_prompt:
         print_prompts(shown_prompts(settings), as_json)
         return

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from apr.eval.result import Result
     from apr.eval.sandbox import Level
     from apr.eval.suite import SuiteResult
+    from apr.eval.sweep import SweepResult
     from apr.eval.task import Prompt, Window
     from apr.merge.diagnostics import MergeDiagnosis
 
@@ -176,6 +177,16 @@ def print_suite(found: SuiteResult, per_task: bool, samples: int) -> None:
     console.print(suite_table(found))
     for name, reason in found.left_out.items():
         print(f"not run: {name}: {reason}")
+
+
+def print_sweep(found: SweepResult) -> None:
+    """The table of a sweep, and where all of it is."""
+    from rich.console import Console
+
+    from apr.eval.sweep import sweep_table
+
+    Console().print(sweep_table(found))
+    print(f"all of it is in {found.path}")
 
 
 def show_merge_plan(summary: Mapping[str, Any], to_stderr: bool = False) -> None:

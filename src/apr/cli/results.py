@@ -1,4 +1,4 @@
-"""`apr results`: the runs on this disk, and what went wrong in one."""
+"""`apr results`: the runs on this disk, and what is in one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
-    app.command("results", help="List finished evaluations, or show one's failures.")(results)
+    app.command("results", help="List evaluations, or show what one found.")(results)
 
 
 def results(
@@ -19,36 +19,65 @@ def results(
     ] = None,
     benchmark: str = typer.Option("", help="Only runs of benchmarks with this in their name."),
     model: str = typer.Option("", help="Only runs of models with this in their name."),
+    sort: str = typer.Option(
+        "finished", help="finished, score, speed, benchmark or model; the largest last."
+    ),
     failed: bool = typer.Option(
         False, "--failed", help="Of one run: every failure with program and reason."
     ),
+    suspect: bool = typer.Option(
+        False, "--suspect", help="Of one run: the samples to be looked at, passed or not."
+    ),
     task: str = typer.Option("", help="Of one run: this task's samples, passed or not."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    contaminated: Annotated[
+        Path | None,
+        typer.Option(
+            "--contamination",
+            metavar="REPORT",
+            help="Of one run: the score of the tasks that a report of apr data decontaminate"
+            " found in training data, and of the others.",
+        ),
+    ] = None,
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    from apr.cli.options import page, print_table
+    from apr.cli.options import one_of, page, print_table
     from apr.errors import UsageError
-    from apr.eval.history import failures, find_runs, read_run
-    from apr.eval.history_table import history_table, shown_failure
+    from apr.eval.contamination import contamination, contamination_table
+    from apr.eval.history import ORDERS, find_runs, in_order, is_run, read_run, select, summary
+    from apr.eval.history_table import history_table, run_table, samples_json, shown_samples
 
     chosen = folders or [Path("runs")]
-    if failed or task:
+    if contaminated is not None:
         if len(chosen) != 1:
-            raise UsageError("--failed and --task show one run", "apr results RUN --failed")
-        found = failures(read_run(chosen[0]), task)
+            raise UsageError("--contamination is of one run", "apr results RUN --contamination …")
+        split = contamination(read_run(chosen[0]), contaminated)
         if as_json:
-            print(json.dumps([vars(failure) for failure in found]))
+            print(json.dumps(split.to_json()))
         else:
-            page("\n".join(map(shown_failure, found)) or "every sample passed")
+            print_table(contamination_table(split))
         return
-    runs = find_runs(chosen, benchmark, model)
+    if failed or suspect or task:
+        if len(chosen) != 1:
+            raise UsageError("--failed, --suspect and --task show one run", "apr results RUN …")
+        run = read_run(chosen[0])
+        found = select(run, task, failed, suspect)
+        if as_json:
+            print(json.dumps(samples_json(run, found)))
+        else:
+            page(shown_samples(run, found) or "no such sample")
+        return
+    if len(chosen) == 1 and is_run(chosen[0]):
+        run = read_run(chosen[0])
+        if as_json:
+            print(json.dumps({**summary(run), "per_task": run.results["per_task"]}))
+        else:
+            print_table(run_table(run))
+        return
+    one_of("sort", sort, dict.fromkeys(ORDERS))
+    runs = in_order(find_runs(chosen, benchmark, model), sort)
     if as_json:
-        rows = [
-            {"folder": str(run.path), "finished": run.finished}
-            | {k: v for k, v in run.results.items() if k != "per_task"}
-            for run in runs
-        ]
-        print(json.dumps(rows))
+        print(json.dumps([summary(run) for run in runs]))
     elif runs:
         print_table(history_table(runs))
     else:
-        print("no finished runs")
+        print("no runs")

@@ -42,7 +42,7 @@ class Decontamination:
     """Counts of rows, and every finding. overlapping: rows that share any run of n words.
 
     references: name -> tasks, texts, how many texts are too short to be found, and how many tasks
-    are in the data.
+    are in the data. tasks: name -> these tasks.
     """
 
     data: str
@@ -51,6 +51,7 @@ class Decontamination:
     rows: int
     overlapping: int
     references: dict[str, dict[str, int]]
+    tasks: dict[str, list[str]]
     found: tuple[Finding, ...]
 
     @property
@@ -101,7 +102,10 @@ def decontaminate(
             elif write is not None:
                 write(example.fields)
     summary = _summary(texts, index, tasks)
-    return Decontamination(str(data), ngram, threshold, rows, overlapping, summary, tuple(findings))
+    named = {name: sorted(task for of, task in tasks if of == name) for name in summary}
+    return Decontamination(
+        str(data), ngram, threshold, rows, overlapping, summary, named, tuple(findings)
+    )
 
 
 def write_report(result: Decontamination, path: Path) -> None:

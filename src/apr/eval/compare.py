@@ -2,42 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from apr.errors import UsageError
-from apr.eval.history import Run
-from apr.eval.result import natural
-from apr.eval.significance import mcnemar, paired_interval, paired_permutation
+from apr.eval.history import Run, Written, select
+from apr.eval.history_table import shown_samples
+from apr.eval.result import natural, percent
+from apr.eval.scoring import mean_interval, pass_at_k
+from apr.eval.significance import mcnemar, permutation_p
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-# Settings that have to be the same, or scores mean different things; others are told.
-_SAME = ("data",)
+# Follow from the model or the file that was scored, so they are no news of their own.
+_OF_THE_SUBJECT = ("model", "chat_template", "samples")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of pass@k: A's, B's, B - A with its 95 % bootstrap interval over tasks."""
+
+    a: float
+    b: float
+    low: float
+    high: float
+
+    @property
+    def points(self) -> float:
+        return self.b - self.a
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of run B with run A. fixed, broken: tasks that only B, or only A, passes with every sample
-    (of one sample: passes). flaky: tasks whose samples differ among themselves in either run.
-    difference: of pass@1, with its 95 % interval. p_value: of a difference as large by chance;
-    test: which one gave it. differing: settings that differ -> (A's, B's). missing: tasks that
-    only one of them has, which are left out.
+    """Of run B with run A; every common task is in one of five groups.
+
+    fixed, broken: all samples fail in A and pass in B, and the reverse. flaky: samples of one run
+    differ among themselves, or the same completion got two verdicts: task -> share that passes in
+    A, in B. scores: k -> difference of pass@k. p_value: of a difference of pass@1 as large by
+    chance; test: which one gave it. differing: settings that differ -> (A's, B's), None where
+    unknown. missing: tasks that only one of them has, which are left out.
     """
 
     a: str
     b: str
-    scores: tuple[float, float]
-    difference: float
-    interval: tuple[float, float]
+    scores: dict[int, Difference]
     p_value: float
     test: str
     fixed: tuple[str, ...]
     broken: tuple[str, ...]
-    flaky: tuple[str, ...]
-    both_pass: int
-    both_fail: int
+    flaky: dict[str, tuple[float, float]]
+    both_pass: tuple[str, ...]
+    both_fail: tuple[str, ...]
     differing: dict[str, tuple[Any, Any]]
     missing: tuple[str, ...]
 
@@ -45,16 +63,22 @@ class Comparison:
         return {
             "a": self.a,
             "b": self.b,
-            "pass@1": list(self.scores),
-            "difference": self.difference,
-            "difference_ci95": list(self.interval),
+            "scores": {
+                f"pass@{k}": {
+                    "a": d.a,
+                    "b": d.b,
+                    "difference": d.points,
+                    "difference_ci95": [d.low, d.high],
+                }
+                for k, d in self.scores.items()
+            },
             "p_value": self.p_value,
             "test": self.test,
             "fixed": list(self.fixed),
             "broken": list(self.broken),
-            "flaky": list(self.flaky),
-            "both_pass": self.both_pass,
-            "both_fail": self.both_fail,
+            "flaky": {task: list(rates) for task, rates in self.flaky.items()},
+            "both_pass": list(self.both_pass),
+            "both_fail": list(self.both_fail),
             "differing_settings": {name: list(pair) for name, pair in self.differing.items()},
             "tasks_in_one_only": list(self.missing),
         }
@@ -67,53 +91,101 @@ def compare(a: Run, b: Run) -> Comparison:
             f"{a.path} is a run of {a.benchmark}, {b.path} of {b.benchmark}",
             "compare runs of one benchmark",
         )
-    settings = [run.results.get("settings", {}) for run in (a, b)]
-    differing = {
-        name: (settings[0].get(name), settings[1].get(name))
-        for name in {**settings[0], **settings[1]}
-        if settings[0].get(name) != settings[1].get(name)
-    }
-    for name in _SAME:
-        if name in differing:
-            raise UsageError(
-                f"{name} of the two runs differs: {differing[name][0]} and {differing[name][1]}",
-                "score both with the same version of the benchmark's file",
-            )
+    differing = _differing(a, b)
+    if "data" in differing:
+        raise UsageError(
+            f"data of the two runs differs: {' and '.join(map(str, differing['data']))}",
+            "score both with the same version of the benchmark's file",
+        )
     passes_a, passes_b = a.passes(), b.passes()
     tasks = sorted(passes_a.keys() & passes_b.keys(), key=natural)
     if not tasks:
         raise UsageError(f"{a.path} and {b.path} have no task in common")
-    rates_a = [_mean(passes_a[task]) for task in tasks]
-    rates_b = [_mean(passes_b[task]) for task in tasks]
-    pairs = list(zip(tasks, rates_a, rates_b, strict=True))
-    fixed = tuple(task for task, x, y in pairs if x < 1 and y == 1)
-    broken = tuple(task for task, x, y in pairs if x == 1 and y < 1)
-    single = all(rate in (0.0, 1.0) for rate in (*rates_a, *rates_b))
-    score_a, score_b = _mean(rates_a), _mean(rates_b)
-    if single:
-        p_value = mcnemar(len(fixed), len(broken))
+    groups = _groups(tasks, passes_a, passes_b, _unsteady(a, b))
+    if groups["flaky"]:
+        p_value = permutation_p([_rate(passes_b[t]) - _rate(passes_a[t]) for t in tasks])
     else:
-        p_value = paired_permutation(rates_a, rates_b)
+        p_value = mcnemar(len(groups["fixed"]), len(groups["broken"]))
     return Comparison(
         a=str(a.path),
         b=str(b.path),
-        scores=(score_a, score_b),
-        difference=score_b - score_a,
-        interval=paired_interval(rates_a, rates_b),
+        scores=_scores([passes_a[t] for t in tasks], [passes_b[t] for t in tasks]),
         p_value=p_value,
-        test="McNemar, exact" if single else "paired permutation of tasks",
-        fixed=fixed,
-        broken=broken,
-        flaky=tuple(task for task, x, y in pairs if 0 < x < 1 or 0 < y < 1),
-        both_pass=sum(x == 1 and y == 1 for _, x, y in pairs),
-        both_fail=sum(x == 0 and y == 0 for _, x, y in pairs),
-        differing=dict(sorted(differing.items())),
+        test="paired permutation of tasks, exact" if groups["flaky"] else "McNemar, exact",
+        fixed=tuple(groups["fixed"]),
+        broken=tuple(groups["broken"]),
+        flaky={t: (float(_rate(passes_a[t])), float(_rate(passes_b[t]))) for t in groups["flaky"]},
+        both_pass=tuple(groups["both_pass"]),
+        both_fail=tuple(groups["both_fail"]),
+        differing=differing,
         missing=tuple(sorted(passes_a.keys() ^ passes_b.keys(), key=natural)),
     )
 
 
-def _mean(values: list[bool] | list[float]) -> float:
-    return sum(values) / len(values)
+def _differing(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
+    """Settings and circumstances that differ, except what has to when the models do."""
+    first, second = ({**run.results.get("settings", {})} for run in (a, b))
+    for found, run in ((first, a), (second, b)):
+        found["isolation"] = run.results.get("isolation")
+    same_subject = first.get("model") == second.get("model")
+    return {
+        name: (first.get(name), second.get(name))
+        for name in sorted({*first, *second})
+        if first.get(name) != second.get(name) and (same_subject or name not in _OF_THE_SUBJECT)
+    }
+
+
+def _rate(passes: Sequence[bool]) -> Fraction:
+    return Fraction(sum(passes), len(passes))
+
+
+def _unsteady(a: Run, b: Run) -> set[str]:
+    """Tasks with a completion that passed and failed: the verdict depends on more than it."""
+    verdicts: dict[tuple[str, str], set[bool]] = {}
+    for run in (a, b):
+        written: dict[tuple[str, int], Written] = run.written()
+        for sample in run.samples():
+            found = written.get((sample.task_id, sample.sample))
+            if found is not None:
+                passed = verdicts.setdefault((sample.task_id, found.completion), set())
+                passed.add(sample.passed)
+    return {task for (task, _), found in verdicts.items() if len(found) > 1}
+
+
+def _groups(
+    tasks: Sequence[str],
+    a: dict[str, list[bool]],
+    b: dict[str, list[bool]],
+    unsteady: set[str],
+) -> dict[str, list[str]]:
+    kinds = {
+        (True, True): "both_pass",
+        (False, False): "both_fail",
+        (False, True): "fixed",
+        (True, False): "broken",
+    }
+    groups: dict[str, list[str]] = {name: [] for name in (*kinds.values(), "flaky")}
+    for task in tasks:
+        steady = len({*a[task]}) == 1 == len({*b[task]}) and task not in unsteady
+        groups[kinds[a[task][0], b[task][0]] if steady else "flaky"].append(task)
+    return groups
+
+
+def _scores(a: list[list[bool]], b: list[list[bool]]) -> dict[int, Difference]:
+    """pass@k for the usual k that all tasks have samples for."""
+    fewest = min(map(len, [*a, *b]))
+    scores = {}
+    for k in (k for k in (1, 10, 100) if k <= fewest):
+        values = [[pass_at_k(len(p), sum(p), k) for p in passes] for passes in (a, b)]
+        low, high = mean_interval([y - x for x, y in zip(*values, strict=True)])
+        score_a, score_b = (sum(found) / len(found) for found in values)
+        scores[k] = Difference(score_a, score_b, low, high)
+    return scores
+
+
+def chance(p_value: float) -> str:
+    """A p-value in words that fit any."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
 def comparison_table(found: Comparison) -> Table:
@@ -122,17 +194,35 @@ def comparison_table(found: Comparison) -> Table:
     table = Table(title=f"A {found.a}\nB {found.b}", show_header=False)
     table.add_column(style="bold")
     table.add_column()
-    table.add_row("pass@1", f"A {100 * found.scores[0]:.1f} %, B {100 * found.scores[1]:.1f} %")
-    low, high = found.interval
-    interval = f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
-    table.add_row("B - A", f"{100 * found.difference:+.1f} points   ({interval})")
-    chance = "below 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}"
-    table.add_row("by chance", f"p = {chance} ({found.test})")
-    table.add_row("both", f"pass {found.both_pass}, fail {found.both_fail}")
-    for name, tasks in (("fixed", found.fixed), ("broken", found.broken), ("flaky", found.flaky)):
+    for k, d in found.scores.items():
+        table.add_row(f"pass@{k}", f"A {percent(d.a)}, B {percent(d.b)}")
+        interval = f"95 % interval {100 * d.low:+.1f} to {100 * d.high:+.1f}"
+        table.add_row("B - A", f"{100 * d.points:+.1f} points   ({interval})")
+    verdict = "" if found.p_value < 0.05 else ": no difference is shown"
+    table.add_row("by chance", f"{chance(found.p_value)} ({found.test}){verdict}")
+    table.add_row("both pass", str(len(found.both_pass)))
+    table.add_row("both fail", str(len(found.both_fail)))
+    flaky = tuple(f"{t} ({100 * x:.0f} → {100 * y:.0f} %)" for t, (x, y) in found.flaky.items())
+    for name, tasks in (("fixed", found.fixed), ("broken", found.broken), ("flaky", flaky)):
         table.add_row(name, f"{len(tasks)}: {', '.join(tasks)}" if tasks else "none")
     for name, (x, y) in found.differing.items():
-        table.add_row(f"{name} differs", f"A {x}\nB {y}")
+        table.add_row(f"{name} differs", f"A {_told(x)}\nB {_told(y)}")
     if found.missing:
         table.add_row("in one only", f"{len(found.missing)} tasks, left out")
     return table
+
+
+SHOWN = ("fixed", "broken", "flaky")
+
+
+def shown_tasks(found: Comparison, a: Run, b: Run, group: str) -> str:
+    """What both runs wrote for each task of a group (one of SHOWN), with verdicts and reasons."""
+    return "\n".join(
+        f"##### {name}\n{shown_samples(run, select(run, task))}"
+        for task in getattr(found, group)
+        for name, run in (("A", a), ("B", b))
+    )
+
+
+def _told(value: Any) -> str:
+    return "unknown" if value is None else str(value)

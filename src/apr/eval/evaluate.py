@@ -17,6 +17,7 @@ from typing import Any
 
 from apr.errors import AprError, UsageError
 from apr.eval.benchmarks import load_benchmark
+from apr.eval.contamination import repeated_references
 from apr.eval.interpreter import find_interpreter
 from apr.eval.judging import Judging, judged_by_reference
 from apr.eval.manifest import make_manifest
@@ -30,6 +31,7 @@ from apr.eval.sandbox import Outcome, Sandbox
 from apr.eval.settings import EvalSettings
 from apr.eval.store import Generation, Store, StoredVerdict
 from apr.eval.strategies.turns import notes_on, prompts_of_task, with_turns
+from apr.eval.suspect import suspects
 from apr.eval.task import (
     Benchmark,
     Mode,
@@ -47,7 +49,7 @@ def shown_prompts(settings: EvalSettings, model: Model | None = None) -> list[Pr
     """What the model would be asked of the first task, with <words> for what is not known yet.
     Raises AprError for what `evaluate` would refuse before it begins.
     """
-    _check(settings)
+    check(settings)
     benchmark = load_benchmark(settings.benchmark, settings.data, settings.window, settings.split)
     style = _style(settings, benchmark, model or find_model(settings))
     task = next(iter(benchmark.tasks.values()))
@@ -65,7 +67,7 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
 
     model: for tests and other sources of samples; default: `settings.model`.
     """
-    _check(settings)
+    check(settings)
     benchmark = load_benchmark(settings.benchmark, settings.data, settings.window, settings.split)
     traits = traits_of(benchmark)
     if settings.max_tokens is None:
@@ -119,7 +121,8 @@ def sample_seed(seed: int, task_id: str) -> int:
     return (seed << 32) + zlib.crc32(task_id.encode())
 
 
-def _check(settings: EvalSettings) -> None:
+def check(settings: EvalSettings) -> None:
+    """Raises UsageError for numbers that cannot be meant."""
     numbers = {
         "n-samples": settings.n_samples,
         "max-tokens": settings.max_tokens,
@@ -359,10 +362,15 @@ def _result(
     generations = [g for g in store.generations() if (g.task_id, g.sample) in chosen]
     tokens, seconds = store.facts().get("speed", (0, 0.0))
     endings = Counter(g.finish_reason for g in generations)
+    verdicts = [v for v in store.verdicts() if (v.task_id, v.sample) in chosen]
+    programs = {
+        (g.task_id, g.sample): (g.completion, _to_judge(benchmark, g)[1]) for g in generations
+    }
+    whole = {key: program for key, (_, program) in programs.items()}
     return make_result(
         benchmark=benchmark.name,
         subject=model.name,
-        verdicts=[v for v in store.verdicts() if (v.task_id, v.sample) in chosen],
+        verdicts=verdicts,
         ks=settings.ks,
         settings=identity,
         generation={
@@ -384,6 +392,8 @@ def _result(
         references=references.to_json(),
         parts=traits_of(benchmark).parts,
         chosen=taken,
+        suspects=suspects(benchmark, verdicts, programs),
+        repeated=repeated_references(benchmark, whole),
     )
 
 

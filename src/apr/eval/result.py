@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from apr.eval.rerank.choose import Choice
 
 DEFAULT_KS = (1, 10, 100)
+NAMED = 10  # suspect samples that the table names
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Result:
     references: Mapping[str, Any] = field(default_factory=dict)  # what References.to_json gives
     parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # scores with some tests
     reranked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method
+    suspects: Mapping[tuple[str, int], Sequence[str]] = field(default_factory=dict)  # suspect.py
+    repeated: Mapping[str, Any] = field(default_factory=dict)  # contamination.repeated_references
 
     @property
     def per_task(self) -> dict[str, list[StoredVerdict]]:
@@ -68,17 +71,21 @@ class Result:
             "isolation_note": self.isolation_note,
             "judges": dict(Counter(v.judge for v in self.verdicts)),
             "judged_again_alone": sum(v.retried for v in self.verdicts),
+            "suspect_samples": len(self.suspects),
+            **({"repeats_of_references": dict(self.repeated)} if self.repeated else {}),
             "program_cpu_seconds": round(sum(v.cpu_seconds for v in self.verdicts), 3),
             "settings": dict(self.settings),
             "generation": dict(self.generation),
             "model": dict(self.model),
             "versions": versions(),
             "machine": f"{platform.system()} {platform.machine()}",
-            "per_task": {
-                task: [{"sample": v.sample, "verdict": v.verdict, "detail": v.detail} for v in vs]
-                for task, vs in tasks.items()
-            },
+            "per_task": {task: [self._sample(v) for v in vs] for task, vs in tasks.items()},
         }
+
+    def _sample(self, v: StoredVerdict) -> dict[str, Any]:
+        reasons = self.suspects.get((v.task_id, v.sample))
+        found = {"sample": v.sample, "verdict": v.verdict, "detail": v.detail}
+        return {**found, "suspect": list(reasons)} if reasons else found
 
 
 def make_result(
@@ -90,15 +97,19 @@ def make_result(
     generation: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
     isolation_note: str = "",
-    groups: Mapping[str, str] | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
     notes: Sequence[str] = (),
     references: Mapping[str, Any] | None = None,
     parts: Sequence[str] = (),
     chosen: Mapping[str, Mapping[str, Choice]] | None = None,
+    suspects: Mapping[tuple[str, int], Sequence[str]] | None = None,
+    repeated: Mapping[str, Any] | None = None,
 ) -> Result:
     """Score verdicts. ks: which pass@k; default 1, and 10 and 100 where every task has as many.
-    groups: task id -> group of tasks that gets scores of its own. parts: of the tests, that get
+    groups: task id -> groups of tasks that get scores of their own. parts: of the tests, that get
     scores of their own. chosen: way of reranking -> task -> number of the sample taken.
+    suspects: (task, sample) -> reasons to look at it, which change nothing. repeated: as
+    `repeated_references` gives it.
 
     Raises AprError if the sandbox itself failed on a sample: that is never counted as a fail.
     """
@@ -131,6 +142,8 @@ def make_result(
             for part in parts
         },
         {method: _reranked(found, taken) for method, taken in (chosen or {}).items()},
+        suspects or {},
+        repeated or {},
     )
 
 
@@ -164,11 +177,11 @@ def _counts(verdicts: Iterable[StoredVerdict], part: str = "") -> dict[str, tupl
 
 
 def _group_scores(
-    counts: Mapping[str, tuple[int, int]], groups: Mapping[str, str], ks: Sequence[int]
+    counts: Mapping[str, tuple[int, int]], groups: Mapping[str, Sequence[str]], ks: Sequence[int]
 ) -> dict[str, dict[str, float]]:
     """Group -> {"tasks", "pass@k"}, in the order the groups first occur."""
     members: dict[str, dict[str, tuple[int, int]]] = {}
-    for task, group in groups.items():
+    for task, group in ((task, group) for task, found in groups.items() for group in found):
         if task in counts:
             members.setdefault(group, {})[task] = counts[task]
     return {
@@ -219,16 +232,34 @@ def summary_table(result: Result) -> Table:
         table.add_row("other", ", ".join(f"{name} {n}" for name, n in others.most_common()))
     counted = {name: value for name, value in result.generation.items() if value}
     for name, value in {**result.settings, **counted}.items():
-        table.add_row(name.replace("_", " "), _shown(value))
+        table.add_row(name.replace("_", " "), shown_setting(value))
     if "server" in result.model:
         left = result.model.get("left_to_the_server")
         table.add_row("server", result.model["server"] + (f"; its own {left}" if left else ""))
+    if result.suspects:
+        table.add_row("suspect", _shown_suspects(result.suspects))
+    if result.repeated.get("samples"):
+        told = "{samples} of {of} samples repeat a reference solution word for word: ".format(
+            **result.repeated
+        )
+        table.add_row("contamination", told + ", ".join(result.repeated["tasks"][:NAMED]))
     levels = ", ".join(sorted({v.level for v in result.verdicts}))
     judges = ", ".join(sorted({v.judge for v in result.verdicts}))
     table.add_row("isolation", f"{levels}; verdict by {judges}")
     if result.isolation_note:
         table.add_row("not stronger", result.isolation_note)
     return table
+
+
+def _shown_suspects(suspects: Mapping[tuple[str, int], Sequence[str]]) -> str:
+    """How many, and the first of them by name with their reasons."""
+    found = sorted(suspects.items(), key=lambda item: (natural(item[0][0]), item[0][1]))
+    lines = [f"{len(found)} samples to look at; no score depends on it"]
+    for (task, sample), reasons in found[:NAMED]:
+        lines.append(f"{task} sample {sample}: {'; '.join(reasons)}")
+    if len(found) > NAMED:
+        lines.append(f"and {len(found) - NAMED} more, all in results.json")
+    return "\n".join(lines)
 
 
 def task_table(result: Result) -> Table:
@@ -256,7 +287,11 @@ def natural(task_id: str) -> tuple[str, int | str]:
     return (name, int(number)) if number.isdigit() else (task_id, 0)
 
 
-def _shown(value: Any) -> str:
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def shown_setting(value: Any) -> str:
     """A setting in few words: of sampling settings only those that are not off."""
     if not isinstance(value, Mapping):
         return str(value)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from apr.errors import UsageError
 from apr.eval.benchmarks import load_benchmark
+from apr.eval.contamination import repeated_references
 from apr.eval.interpreter import find_interpreter
 from apr.eval.judging import judged_by_reference
 from apr.eval.progress import EvalProgress
@@ -19,6 +20,7 @@ from apr.eval.result import Result, make_result
 from apr.eval.sample_files import read_samples, samples_sha256
 from apr.eval.sandbox import Level, Outcome, Sandbox
 from apr.eval.store import StoredVerdict
+from apr.eval.suspect import suspects
 from apr.eval.task import Benchmark, Task, Window, measured, prepare, traits_of
 
 
@@ -95,6 +97,10 @@ def score_samples(
             note = sandbox.level_reason
     finally:
         shown.close()
+    programs = {
+        (task.task_id, int(name.rpartition("#")[2])): (whole.removeprefix(task.prompt), whole)
+        for name, (task, whole, _) in numbered.items()
+    }
     return make_result(
         benchmark.name,
         path.name,
@@ -114,6 +120,8 @@ def score_samples(
         references=references.to_json(),
         parts=traits_of(benchmark).parts,
         chosen=chosen,
+        suspects=suspects(benchmark, verdicts.values(), programs),
+        repeated=repeated_references(benchmark, {k: whole for k, (_, whole) in programs.items()}),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -38,9 +38,16 @@ def benchmark_pass_at_k(counts: Mapping[str, tuple[int, int]], k: int) -> float:
 def confidence_interval(
     counts: Mapping[str, tuple[int, int]], k: int, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Bootstrap interval over tasks (Efron 1979; percentiles), as fractions."""
-    values = np.array([pass_at_k(n, c, k) for n, c in counts.values()])
-    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    means = values[draws].mean(axis=1)
+    """Bootstrap interval over tasks, as fractions."""
+    return mean_interval([pass_at_k(n, c, k) for n, c in counts.values()], level, seed)
+
+
+def mean_interval(
+    values: Sequence[float], level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap interval of the mean (Efron 1979; percentiles), one value a task."""
+    found = np.array(values)
+    draws = np.random.default_rng(seed).integers(0, len(found), (RESAMPLES, len(found)))
+    means = found[draws].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -53,8 +53,8 @@ def evaluate_suite(settings: EvalSettings, model: Model | None = None) -> SuiteR
     model = model or find_model(settings)
     chosen: dict[str, EvalSettings] = {}
     left_out: dict[str, str] = {}
-    for name, optional in _names(settings.benchmark).items():
-        single = _settings_of(settings, name)
+    for name, optional in names_of(settings.benchmark).items():
+        single = settings_of(settings, name)
         try:
             if optional and name.startswith("bigcodebench") and not settings.python:
                 raise UsageError("--python names no interpreter that has its libraries")
@@ -104,7 +104,7 @@ def _score(score: tuple[float, float, float]) -> str:
     return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
-def _names(text: str) -> dict[str, bool]:
+def names_of(text: str) -> dict[str, bool]:
     """The benchmarks of a list, each once -> whether it may be left out."""
     names: dict[str, bool] = {}
     for part in (part.strip() for part in text.split(",")):
@@ -113,9 +113,9 @@ def _names(text: str) -> dict[str, bool]:
     return names
 
 
-def _settings_of(settings: EvalSettings, name: str) -> EvalSettings:
+def settings_of(settings: EvalSettings, name: str) -> EvalSettings:
     """For one benchmark: without what only others have, if there are others that do."""
-    names = _names(settings.benchmark)
+    names = names_of(settings.benchmark)
     has_split = any(other.startswith("bigcodebench") for other in names)
     has_dates = any(other.startswith("livecodebench") for other in names)
     return replace(

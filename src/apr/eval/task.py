@@ -94,7 +94,7 @@ def _one_sample(row: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
 class Traits:
     """Where benchmarks may differ from what most do.
 
-    groups: task id -> group that gets a score of its own. notes: to be told with every score.
+    groups: task id -> groups that get a score of their own. notes: to be told with every score.
     preload: modules that programs find imported. max_tokens: of a sample, by default. prefill:
     whether there is a beginning of the answer to give. read_row: the samples (`task_id`,
     `completion` or `solution`) of a row of a samples file; told where it is, for its UsageError.
@@ -105,7 +105,7 @@ class Traits:
     export: further files of a run, name -> text, from (task id, completion, text) of each sample.
     """
 
-    groups: Mapping[str, str] = field(default_factory=dict)
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     preload: tuple[str, ...] = DEFAULT_PRELOAD
     max_tokens: int = 512

@@ -23,7 +23,8 @@ from apr.eval.sandbox.calls import (
 from apr.eval.sandbox.codec import BadData, NotPlain
 from apr.eval.sandbox.extensions import LONG, Digest, Opaque, digest
 
-from . import hostile, hostile_cases
+from . import hostile
+from .styles import ANSWERS, PAIRS, small, surroundings
 
 MIB = 1 << 20
 Pairs = list[tuple[tuple[Any, ...], Any]]
@@ -235,32 +236,17 @@ def test_jobs_are_checked() -> None:
 
 # Hostile programs. ------------------------------------------------------------------------------
 
-# What is no attack here: its daemon answers what the program would.
-_SKIPPED = {"daemonising and answering from the daemon"}
 
-
-@pytest.mark.parametrize("ask", [False, True], ids=["judged", "asked"])
-def test_hostile_functions_do_not_pass(ask: bool, tmp_path: Path) -> None:
-    """The whole table. Asked only, none may give the right answers to all calls."""
-    names = f"OUTSIDE = {str(tmp_path)!r}\nSECRET_FILE = {str(tmp_path / 'secret')!r}\nPORT = 9\n"
-    (tmp_path / "secret").write_text("a secret")
-    pairs: Pairs = [((1, 2), 3), ((40, 2), 42)]
+def test_hostile_functions_that_are_only_asked(tmp_path: Path) -> None:
+    """The whole list: none may give the right answers to all calls."""
     jobs = []
-    with Sandbox(2) as opened:
+    with surroundings(tmp_path) as names, Sandbox(2) as opened:
         for item in hostile.PROGRAMS:
-            if opened.level not in item.levels or item.name in _SKIPPED:
-                continue
-            program = names + item.program
-            make = asked if ask else judged
-            calls: Any = [given for given, _ in pairs] if ask else pairs
-            job = make(item.name, program, calls, 0.25)
-            limits = {"memory_bytes": 512 * MIB, "output_bytes": 16 * MIB}
-            jobs.append(replace(job, entry_point="add", **limits))
+            if opened.level in item.levels and item.name != ANSWERS:
+                job = asked(item.name, names + item.program, [given for given, _ in PAIRS], 0.25)
+                jobs.append(small(replace(job, entry_point="add")))
         outcomes = list(opened.run_many(jobs))
     assert len(outcomes) == len(jobs)
-    if not ask:
-        assert [o for o in outcomes if o.verdict not in hostile_cases.NOT_PASSED] == []
-        return
-    right = [3, 42]
+    right = [answer for _, answer in PAIRS]
     assert [o for o in outcomes if o.passed and [a.value for a in answers(o)] == right] == []
     assert not any(o.verdict == "sandbox-error" for o in outcomes)

@@ -339,34 +339,3 @@ def test_the_searches_find_what_is_there() -> None:
     code = f"kept = [{hostile_cases.ANSWER!r}]\nexec({search.program!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == hostile_cases.ANSWER + "\n"
-
-
-# hostile.py's programs in the two other styles. One is no attack there: a daemon that answers.
-_SKIPPED = {"daemonising and answering from the daemon"}
-_TAIL = "\na, b = map(int, input().split())\nprint(add(a, b))\n"
-
-
-@pytest.mark.parametrize("style", ["stdin", "functional"])
-def test_hostile_functions_do_not_pass_either(style: str, tmp_path: Path) -> None:
-    """The whole table, on numbers as input."""
-    names = f"OUTSIDE = {str(tmp_path)!r}\nSECRET_FILE = {str(tmp_path / 'secret')!r}\nPORT = 9\n"
-    (tmp_path / "secret").write_text("a secret")
-    pairs = [((1, 2), "3"), ((40, 2), "42")]
-    jobs = []
-    with Sandbox(2) as opened:
-        for item in hostile.PROGRAMS:
-            if opened.level not in item.levels or item.name in _SKIPPED:
-                continue
-            if style == "stdin":
-                cases = [(f"{a} {b}\n", answer) for (a, b), answer in pairs]
-                job = script(item.name, names + item.program + _TAIL, *cases, time_limit=0.25)
-            else:
-                cases = [(f"{a}\n{b}", answer) for (a, b), answer in pairs]
-                job = calls(
-                    item.name, names + item.program, *cases, function="add", time_limit=0.25
-                )
-            jobs.append(replace(job, memory_bytes=512 * MIB, output_bytes=16 * MIB))
-        outcomes = list(opened.run_many(jobs))
-    assert len(outcomes) == len(jobs)
-    wrong = [o for o in outcomes if o.verdict not in hostile_cases.NOT_PASSED]
-    assert wrong == []

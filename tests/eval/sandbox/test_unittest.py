@@ -162,16 +162,6 @@ def test_pretences_are_dangerous(name: str) -> None:
     assert official(hostile_unittest.FOOLING[name], hostile_unittest.TEST)
 
 
-def test_the_table_of_hostile_programs(sandbox: Sandbox) -> None:
-    jobs = [
-        job(item.program, name=item.name, time_limit=0.5)
-        for item in hostile.PROGRAMS
-        if not {"timeout", "memory"} & item.verdicts
-    ]
-    outcomes = list(sandbox.run_many([*jobs, job(RIGHT, name="right")]))
-    assert [outcome.job_id for outcome in outcomes if outcome.passed] == ["right"]
-
-
 @pytest.mark.parametrize("test", ["class TestCases(:", "import unittest\n", "1 / 0"])
 def test_a_faulty_test_is_nobodys_failure(sandbox: Sandbox, test: str) -> None:
     assert sandbox.run(job(RIGHT, test)).verdict == "sandbox-error"

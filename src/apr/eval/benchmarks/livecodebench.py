@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ class LiveCodeBench:
             for name, problem in self._problems.items()
         }
         self.traits = Traits(
-            groups=_by_difficulty(self._problems),
+            groups=_groups(self._problems, window),
             notes=_notes(self._problems, len(known), window),
             preload=PRELOAD,
             max_tokens=2000,
@@ -227,19 +228,33 @@ def _span(problems: Iterable[Problem]) -> str:
     return f"{dates[0]:%Y-%m-%d} to {dates[-1]:%Y-%m-%d}"
 
 
-def _by_difficulty(problems: Mapping[str, Problem]) -> dict[str, str]:
-    """Question id -> difficulty, the easiest first."""
+def _groups(problems: Mapping[str, Problem], window: Window) -> dict[str, tuple[str, ...]]:
+    """Question id -> difficulty, the easiest first, and the side of the cut-off it is on."""
     order = ("easy", "medium", "hard")
-    found = {name: problem.difficulty for name, problem in problems.items()}
-    ranked = sorted(found.items(), key=lambda item: (*order, item[1]).index(item[1]))
+    found = {
+        name: (problem.difficulty, *_side(problem, window.cutoff))
+        for name, problem in problems.items()
+    }
+    ranked = sorted(found.items(), key=lambda item: (*order, item[1][0]).index(item[1][0]))
     return dict(ranked)
+
+
+def _side(problem: Problem, cutoff: datetime | None) -> tuple[str, ...]:
+    if cutoff is None:
+        return ()
+    return (f"{'up to' if problem.date <= cutoff else 'after'} {cutoff:%Y-%m-%d}",)
 
 
 def _notes(problems: Mapping[str, Problem], known: int, window: Window) -> tuple[str, ...]:
     """The dates of what is scored, and how much of it a model may have been trained on."""
     notes = [f"{len(problems)} of {known} problems, contests of {_span(problems.values())}"]
     cutoff = window.cutoff
-    if cutoff is not None:
+    if cutoff is None:
+        notes.append(
+            "contamination: unknown; --cutoff, the last day of the model's training data, tells the"
+            " score of the problems that are newer"
+        )
+    else:
         older = sum(problem.date <= cutoff for problem in problems.values())
         if older:
             notes.append(

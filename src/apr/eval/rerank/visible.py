@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import doctest
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -59,8 +60,11 @@ def visible_examples(question: Question) -> list[Example]:
 
     Calls with keywords or with arguments that are no literals are left out.
     """
+    with warnings.catch_warnings():  # of escapes that prompts write
+        warnings.simplefilter("ignore")
+        told = (*_doctests(question), *_calls(question), *_inputs_and_outputs(question))
     found: list[Example] = []
-    for example in (*_doctests(question), *_calls(question), *_inputs_and_outputs(question)):
+    for example in told:
         known = next((old for old in found if _same(old.arguments, example.arguments)), None)
         if known is None:
             found.append(example)
