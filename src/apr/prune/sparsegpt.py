@@ -56,9 +56,8 @@ def inverse_factor(hessian: torch.Tensor, damping: float = DAMPING) -> Factor:
     mean = hessian.diagonal().mean()
     # Reversed, its lower factor L gives H = R R^T with R upper triangular, and U = R^-1: no
     # inverse of H is formed, which in fp32 would cost digits.
-    reversed_ = hessian.flip(0, 1)
     for step in _LADDER:
-        damped = reversed_.clone()
+        damped = hessian.flip(0, 1)
         damped.diagonal().add_(damping * step * mean + dead.flip(0))
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:

@@ -1,0 +1,77 @@
+"""What `apr prune` is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from apr.errors import UsageError
+from apr.eval.texts import BUILTIN
+from apr.prune.pattern import Pattern
+
+Method = Literal["magnitude", "wanda", "sparsegpt"]
+Allocation = Literal["uniform", "owl", "global"]
+METHODS: tuple[str, ...] = get_args(Method)
+ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """sparsity: part of the weights of the layers' matrices that becomes zero. pattern: N:M; says
+    the sparsity. allocation: the same in every layer; OWL (Yin et al. 2024), which spares layers
+    with outliers; or one threshold for the whole model (magnitude). calibration: "builtin",
+    "wikitext-2" or files. sequences, length: of the calibration. owl_spread, owl_outlier: lambda
+    and M of OWL. damping: of SparseGPT's Hessians. dtype, device: what layers are run in.
+    """
+
+    model: str
+    method: Method
+    sparsity: float
+    pattern: Pattern | None = None
+    allocation: Allocation = "uniform"
+    calibration: tuple[str, ...] = (BUILTIN,)
+    sequences: int = 128
+    length: int = 512
+    seed: int = 0
+    owl_spread: float = 0.08
+    owl_outlier: float = 5.0
+    damping: float = 0.01
+    dtype: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("--method", self.method, METHODS)
+        _one_of("--allocation", self.allocation, ALLOCATIONS)
+        if not 0 < self.sparsity < 1:
+            raise UsageError(f"--sparsity is {self.sparsity}", "it must lie between 0 and 1")
+        if self.pattern is not None and self.pattern.sparsity != self.sparsity:
+            raise UsageError(
+                f"--pattern {self.pattern} is a sparsity of {self.pattern.sparsity:g},"
+                f" --sparsity says {self.sparsity:g}",
+                "leave --sparsity out",
+            )
+        if self.pattern is not None and self.allocation != "uniform":
+            raise UsageError(f"--allocation {self.allocation} has no meaning with --pattern")
+        if self.allocation == "global" and self.method != "magnitude":
+            raise UsageError("--allocation global is for --method magnitude")
+        for flag, value in (("--sequences", self.sequences), ("--sequence-length", self.length)):
+            if value < 1:
+                raise UsageError(f"{flag} is {value}", "it must be 1 or more")
+        for flag, real in (("--owl-spread", self.owl_spread), ("--damping", self.damping)):
+            if not 0 <= real < 1:
+                raise UsageError(f"{flag} is {real}", "from 0 to below 1")
+        if not self.calibration:
+            raise UsageError("--calibration names no text")
+
+    @property
+    def runs_layers(self) -> bool:
+        """Whether calibration is needed at all."""
+        return self.method != "magnitude" or self.allocation == "owl"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "pattern": str(self.pattern) if self.pattern else None}
+
+
+def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{flag} {value} is unknown", f"one of {', '.join(known)}")
