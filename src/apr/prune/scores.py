@@ -6,6 +6,7 @@ where scores are equal (there the first are taken).
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from apr.errors import UsageError
@@ -38,14 +39,23 @@ def lowest_of_rows(scores: torch.Tensor, count: int) -> torch.Tensor:
     """
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    limit = scores.kthvalue(count, dim=1, keepdim=True).values
+    limit = _kth(scores, count)
     mask = scores <= limit
-    tied = (mask.sum(dim=1) > count).nonzero()[:, 0]
-    if len(tied):  # equal scores at the limit: the first of them
-        below, equal = scores[tied] < limit[tied], scores[tied] == limit[tied]
-        room = count - below.sum(dim=1, keepdim=True)
-        mask[tied] = below | (equal & (equal.cumsum(dim=1) <= room))
+    taken = mask.sum(dim=1)
+    if bool((taken > count).any()):  # equal scores at the limit: the first of them
+        rows, columns = (scores == limit).nonzero(as_tuple=True)
+        equal = torch.bincount(rows, minlength=len(scores))
+        rank = torch.arange(len(rows), device=rows.device) - (equal.cumsum(0) - equal)[rows]
+        mask[rows, columns] = rank < (count - taken + equal)[rows]
     return mask
+
+
+def _kth(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """The count-th smallest of each row, (rows, 1)."""
+    if scores.device.type != "cpu":
+        return scores.kthvalue(count, dim=1, keepdim=True).values
+    found = np.partition(scores.numpy(), count - 1, axis=1)[:, count - 1 : count]
+    return torch.from_numpy(found)
 
 
 def lowest_of_groups(scores: torch.Tensor, pattern: Pattern) -> torch.Tensor:

@@ -30,7 +30,8 @@ class Norms:
         self._squares = torch.zeros(size, device=device)
 
     def add(self, x: torch.Tensor) -> None:
-        self._squares += x.flatten(0, -2).float().square().sum(dim=0)
+        flat = x.flatten(0, -2)
+        self._squares += torch.linalg.vector_norm(flat, dim=0, dtype=torch.float32).square()
 
     def norms(self) -> torch.Tensor:
         return _finite(self._squares).sqrt()

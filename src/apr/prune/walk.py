@@ -2,13 +2,13 @@
 
 Each part of a layer sees what the changed parts before it give, as in SparseGPT's and GPTQ's
 sequential mode: the Hessian of o_proj is that of the pruned attention's outputs, and the next
-layer's inputs are this one's outputs. So one statistic is in memory at a time, and attention runs
-once; only the MLP's first half runs twice.
+layer's inputs are this one's outputs. So one statistic is in memory at a time, and everything runs
+once; but what is inside an MLP is computed twice rather than kept where it is large.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -16,7 +16,11 @@ import torch
 from apr.model.transformer import Attend, Layer, Tables
 from apr.prune.statistics import Statistic
 
+# An MLP's channels over all tokens are kept up to this size.
+INNER_BYTES = 512 << 20
+
 S = TypeVar("S", bound=Statistic)
+T = TypeVar("T")
 # (inputs' size) -> an empty statistic
 Observe = Callable[[int], S]
 # (names of the linear layers that share inputs, statistic of these): may change their weights
@@ -53,26 +57,37 @@ def _attention(
 ) -> None:
     attention = layer.self_attn
     names = ["qkv_proj"] if attention.fused else ["q_proj", "k_proj", "v_proj"]
-    inputs = (layer.input_layernorm(part) for part in parts)
+    normed = [layer.input_layernorm(part) for part in parts]
     # Statistics are never bound to a name: one is gone when the next begins.
-    treat([f"self_attn.{name}" for name in names], _collect(observe(parts[0].shape[-1]), inputs))
-    heads = [
-        attention.heads(layer.input_layernorm(part), tables, attend).contiguous() for part in parts
-    ]
+    treat([f"self_attn.{name}" for name in names], _collect(observe(parts[0].shape[-1]), normed))
+    heads = [attention.heads(part, tables, attend).contiguous() for part in _emptying(normed)]
     treat(["self_attn.o_proj"], _collect(observe(heads[0].shape[-1]), heads))
-    for part, attended in zip(parts, heads, strict=True):
+    for part, attended in zip(parts, _emptying(heads), strict=True):
         part.copy_(layer.add_attention(part, attention.o_proj(attended)))
 
 
 def _mlp(layer: Layer, parts: Sequence[torch.Tensor], observe: Observe[S], treat: Treat[S]) -> None:
-    mlp = layer.mlp
+    mlp, size = layer.mlp, layer.mlp.down_proj.in_features
     names = ["gate_up_proj"] if mlp.fused else ["gate_proj", "up_proj"]
-    inputs = (layer.mlp_input(part) for part in parts)
-    treat([f"mlp.{name}" for name in names], _collect(observe(parts[0].shape[-1]), inputs))
-    inner = (mlp.inner(layer.mlp_input(part)) for part in parts)
-    treat(["mlp.down_proj"], _collect(observe(mlp.down_proj.in_features), inner))
-    for part in parts:
-        part.copy_(layer.add_mlp(part, mlp(layer.mlp_input(part))))
+    normed = [layer.mlp_input(part) for part in parts]
+    treat([f"mlp.{name}" for name in names], _collect(observe(parts[0].shape[-1]), normed))
+    tokens = sum(part.shape[0] * part.shape[1] for part in parts)
+    if tokens * size * normed[0].element_size() <= INNER_BYTES:
+        inner = [mlp.inner(part) for part in _emptying(normed)]
+        treat(["mlp.down_proj"], _collect(observe(size), inner))
+        fed = (mlp.down_proj(part) for part in _emptying(inner))
+    else:
+        treat(["mlp.down_proj"], _collect(observe(size), (mlp.inner(part) for part in normed)))
+        fed = (mlp(part) for part in _emptying(normed))
+    for part, out in zip(parts, fed, strict=True):
+        part.copy_(layer.add_mlp(part, out))
+
+
+def _emptying(items: list[T]) -> Iterator[T]:
+    """The items, of which the list keeps none."""
+    items.reverse()
+    while items:
+        yield items.pop()
 
 
 def _collect(statistic: S, inputs: Iterable[torch.Tensor]) -> S:
