@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ import torch
 
 from convert import models
 from convert.models import gguf_file, small_model
+from eval.fake_server import Asked, FakeServer, Reply, completion
 from eval.runs import Canned
 
 from .command import Command
@@ -224,3 +230,53 @@ def test_a_cache_that_is_too_small_names_the_task(
     done = apr("eval", model, *arguments)
     assert (done.code, done.out) == (2, "")
     assert "apr: task T/long: " in done.err and "the cache has 1 (lower max_tokens" in done.err
+
+
+def test_a_model_behind_a_server(
+    apr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    reply = completion("\n    return None\n")
+    with FakeServer(lambda asked: reply, [{"id": "m", "owned_by": "vllm"}]).running() as server:
+        arguments = ["--endpoint", server.url.removesuffix("/v1"), "--limit", 2, "--mode", "base"]
+        done = apr("eval", "m", *arguments, "--json")
+        assert done.code == 0, done.err
+        value = json.loads(done.out)
+        assert (value["pass@1"], value["model"]["endpoint"]) == (0.0, server.url)
+        wrong = apr("eval", "n", *arguments)
+        assert (wrong.code, wrong.out) == (2, "")
+        assert wrong.err == f"apr: {server.url} has no model n (it has m)\n"
+    gone = apr("eval", "m", *arguments, "--limit", 3)
+    assert (gone.code, gone.out, gone.err.count("\n")) == (1, "", 1)
+    assert f"cannot reach {server.url}" in gone.err
+    again = apr("eval", "m", *arguments)
+    assert again.code == 0, "finished runs need no server"
+    secret = apr("eval", "m", "--endpoint", "http://me:secret@localhost")
+    assert (secret.code, secret.err.count("\n"), "secret" in secret.err) == (2, 1, False)
+
+
+def test_ctrl_c_does_not_wait_for_a_server(tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def answer(asked: Asked) -> Reply:
+        over.wait(60)
+        return completion("x")
+
+    with FakeServer(answer, [{"id": "m"}]).running() as server:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "apr", "eval", "m", "--endpoint", server.url],
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            deadline = time.monotonic() + 60
+            while not server.asked and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=30)
+            assert not over.is_set() and process.returncode == 130
+            assert "interrupted; 0 of 164 samples are stored" in said
+        finally:
+            over.set()
+            process.kill()

@@ -23,6 +23,7 @@ from apr.eval.interpreter import find_interpreter
 from apr.eval.samples import score_samples
 from apr.eval.sandbox import Sandbox
 from apr.eval.sandbox.calls import decode
+from apr.eval.sandbox.equality import _AS_SETS
 from apr.eval.sandbox.extensions import Digest
 from apr.eval.task import PromptStyle, Task
 
@@ -194,6 +195,8 @@ def test_expected_answers_are_those_that_evalplus_writes_as_literals() -> None:
         if any(isinstance(answer, Digest) for answer in answers):
             continue
         compared += 1
+        if task.entry_point in _AS_SETS:
+            answers, results = [list(map(set, pair)) for pair in (answers, results)]
         if not alike(answers, list(results)):
             different.append(task_id)
     assert compared > 300

@@ -48,7 +48,7 @@ _SAVED = re.compile(r"(\.modules_to_save|\.base_layer)?(\.default)?\.(weight|bia
 
 
 @dataclass(frozen=True)
-class _Factors:
+class Factors:
     """One layer's factors, fp32. a: (r, in), b: (out, r); for embeddings (r, V) and (width, r)."""
 
     scaling: float
@@ -74,12 +74,14 @@ class _Factors:
 
 @dataclass(frozen=True)
 class Adapter:
-    """path: the folder. config: adapter_config.json. saved: whole tensors, by the base's names."""
+    """path: the folder. config: adapter_config.json. saved: whole tensors, factors: of those with a
+    low-rank update; both by the base's names.
+    """
 
     path: Path
     config: Mapping[str, Any]
     saved: Mapping[str, torch.Tensor] = field(repr=False)
-    _factors: Mapping[str, _Factors] = field(repr=False)
+    factors: Mapping[str, Factors] = field(repr=False)
 
     @property
     def base(self) -> str | None:
@@ -89,21 +91,21 @@ class Adapter:
     @cached_property
     def targets(self) -> frozenset[str]:
         """Names of the base's tensors that differ with this adapter."""
-        return frozenset({*self.saved, *self._factors, *self._shifts})
+        return frozenset({*self.saved, *self.factors, *self._shifts})
 
     @cached_property
     def _shifts(self) -> dict[str, torch.Tensor]:
         """What is added to biases."""
         return {
             name.removesuffix("weight") + "bias": own.scaling * own.bias
-            for name, own in self._factors.items()
+            for name, own in self.factors.items()
             if own.bias is not None
         }
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """AprError naming a tensor of the adapter that fits none of the base's."""
         own: list[tuple[str, tuple[int, ...]]]
-        own = [(name, factors.shape()) for name, factors in self._factors.items()]
+        own = [(name, factors.shape()) for name, factors in self.factors.items()]
         for tensors in (self.saved, self._shifts):
             own += [(name, tuple(tensor.shape)) for name, tensor in tensors.items()]
         for name, shape in own:
@@ -128,7 +130,7 @@ class Adapter:
             rows = self.saved[name][start:end].float().view(rows.shape)
         if name in self._shifts:
             rows = rows + self._shifts[name][start:end].view(rows.shape)
-        return self._factors[name].apply(rows, start, end) if name in self._factors else rows
+        return self.factors[name].apply(rows, start, end) if name in self.factors else rows
 
 
 def is_adapter(path: Path) -> bool:
@@ -187,7 +189,7 @@ def _refuse_unknown(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _factors(
     folder: Path, config: Mapping[str, Any], module: str, found: Mapping[str, torch.Tensor]
-) -> _Factors:
+) -> Factors:
     embedding = "embedding_a" in found or "embedding_b" in found
     a = found.get("embedding_a" if embedding else "a")
     b = found.get("embedding_b" if embedding else "b")
@@ -206,7 +208,7 @@ def _factors(
     scaling = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
     transposed = embedding or bool(config.get("fan_in_fan_out"))
     magnitude = _magnitude(folder, config, module, found, transposed)
-    return _Factors(float(scaling), a, b, magnitude, transposed, found.get("bias"))
+    return Factors(float(scaling), a, b, magnitude, transposed, found.get("bias"))
 
 
 def _magnitude(

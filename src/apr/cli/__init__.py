@@ -10,6 +10,7 @@ VERB_MODULES: tuple[str, ...] = (
     "export",
     "inspect_model",
     "check",
+    "finetune",
     "merge",
     "merge_report",
     "run",
@@ -17,5 +18,7 @@ VERB_MODULES: tuple[str, ...] = (
     "bench",
     "eval_model",
     "score",
+    "results",
+    "compare",
     "doctor",
 )

@@ -31,7 +31,10 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     context: typer.Context,
-    model: str = typer.Argument(help="Short name, hf://org/name, pypi://package, folder or .gguf."),
+    model: str = typer.Argument(
+        help="Short name, hf://org/name, pypi://package, folder or .gguf; with --endpoint the"
+        " server's name for it."
+    ),
     benchmark: str = typer.Option("humaneval", help="Which benchmark."),
     n_samples: int = typer.Option(1, help="Samples a task."),
     temperature: float = typer.Option(0.0, help="0 is greedy."),
@@ -64,7 +67,12 @@ def evaluate(
         help="End of a base prompt: strip white space, keep as in the data, add a line end, or "
         "auto: as usual for the benchmark.",
     ),
-    prefill: bool = typer.Option(True, help="Begin the answer of a chat model, as EvalPlus does."),
+    prefill: bool = typer.Option(
+        None,
+        "--prefill/--no-prefill",
+        help="Begin the answer of a chat model, as EvalPlus does. Default: yes, but not with"
+        " --endpoint.",
+    ),
     max_tokens: int = typer.Option(
         None, help="At most so many new tokens a sample. Default: the benchmark's."
     ),
@@ -92,6 +100,12 @@ def evaluate(
     dtype: str = typer.Option("auto", help="bfloat16, float16 or float32."),
     device: str = typer.Option("auto", help="cpu, cuda, mps."),
     max_concurrency: int = typer.Option(32, help="Samples generated side by side."),
+    endpoint: str = typer.Option(
+        None,
+        help="URL of an OpenAI-compatible server that has the model, e.g."
+        " http://localhost:8000/v1. Its key: environment variable APR_API_KEY.",
+    ),
+    request_timeout: float = typer.Option(600.0, help="Seconds --endpoint has for an answer."),
     fresh: bool = typer.Option(False, "--fresh", help="Forget what the run's folder holds."),
     offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
     per_task: bool = typer.Option(False, "--per-task", help="Show every task."),
@@ -149,6 +163,8 @@ def evaluate(
         split=split,
         python=python,
         exclude_broken=exclude_broken,
+        endpoint=endpoint,
+        request_timeout=request_timeout,
     )
     if show_prompt:
         print_prompt(shown_prompt(settings), as_json)

@@ -253,6 +253,24 @@ def _span(values: tuple[float, ...], percent: bool = False) -> str:
     return (ends[0] if ends[0] == ends[1] else "–".join(ends)) + (" %" if percent else "")
 
 
+def print_table(table: Table) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def page(text: str) -> None:
+    """Show a long text, page by page at a terminal."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if console.is_terminal and text.count("\n") > console.height:
+        with console.pager():
+            console.print(text)
+    else:
+        print(text)
+
+
 def print_prompt(prompt: Prompt, as_json: bool) -> None:
     """A prompt as it is sent: raw text, or messages in order."""
     if as_json:

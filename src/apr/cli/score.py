@@ -26,7 +26,9 @@ def register(app: typer.Typer) -> None:
 
 def score(
     samples: Path = typer.Argument(
-        None, help="JSON lines (.jsonl, .jsonl.gz) or an array (.json) of samples."
+        None,
+        help="JSON lines (.jsonl, .jsonl.gz) or an array (.json) of samples, or EvalPlus' results"
+        " (…eval_results.json) or folder (HumanEval_0/0.py).",
     ),
     benchmark: str = typer.Option("humaneval", help="Which benchmark."),
     data: Path = typer.Option(None, help="The benchmark's file, instead of the installed one."),

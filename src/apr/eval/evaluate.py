@@ -23,8 +23,8 @@ from apr.eval.manifest import make_manifest
 from apr.eval.model import PROMPT_TOO_LONG, Answer, Ask, Model, local_model
 from apr.eval.progress import EvalProgress
 from apr.eval.references import References, check_references
-from apr.eval.rerank.behaviour import Candidate
-from apr.eval.rerank.choose import check_methods, choose_by
+from apr.eval.rerank.behaviour import Behaviour, Candidate
+from apr.eval.rerank.choose import Choice, check_methods, choose_by
 from apr.eval.result import Result, make_result, natural, write_atomically
 from apr.eval.sandbox import Outcome, Sandbox
 from apr.eval.settings import EvalSettings
@@ -46,7 +46,7 @@ from apr.eval.task import (
 def shown_prompt(settings: EvalSettings, model: Model | None = None) -> Prompt:
     """What the model would be asked of the first task."""
     benchmark = load_benchmark(settings.benchmark, settings.data, settings.window, settings.split)
-    style = _style(settings, benchmark, model or local_model(settings))
+    style = _style(settings, benchmark, model or _model(settings))
     task = next(iter(benchmark.tasks.values()))
     return settings.strategy.prompt(benchmark, task, settings.strategy.style(style))
 
@@ -78,7 +78,7 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
         preload=traits.preload,
     ) as sandbox:
         if model is None:
-            model = local_model(settings)
+            model = _model(settings)
         style = settings.strategy.style(_style(settings, benchmark, model))
         # Refused before work begins.
         settings.strategy.prompt(benchmark, next(iter(benchmark.tasks.values())), style)
@@ -112,6 +112,14 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
         finally:
             store.close()
     return result, out
+
+
+def _model(settings: EvalSettings) -> Model:
+    if settings.endpoint is None:
+        return local_model(settings)
+    from apr.eval.endpoint import endpoint_model
+
+    return endpoint_model(settings)
 
 
 def sample_seed(seed: int, task_id: str) -> int:
@@ -148,10 +156,16 @@ def _check(settings: EvalSettings) -> None:
 def _style(settings: EvalSettings, benchmark: Benchmark, model: Model) -> PromptStyle:
     """How tasks are put to the model: as asked for, else as usual."""
     modes: tuple[Mode, ...] = getattr(benchmark, "modes", ("base", "chat"))
-    usual = "chat" if "chat" in modes and model.chat_template is not None else modes[0]
+    can_chat = model.remote or model.chat_template is not None
+    usual = "chat" if "chat" in modes and can_chat else modes[0]
     mode = settings.mode or usual
     if mode not in modes:
         raise UsageError(f"--mode {mode} is not for {benchmark.name}", f"one of {', '.join(modes)}")
+    if mode in ("psm", "spm") and model.remote:
+        raise UsageError(
+            f"--endpoint with {benchmark.name}: servers take no fill-in-the-middle prompts",
+            "--mode prefix gives the left-to-right baseline",
+        )
     if mode in ("psm", "spm") and mode not in model.fim_orders:
         known = ", ".join(model.fim_orders).upper()
         raise UsageError(
@@ -160,7 +174,8 @@ def _style(settings: EvalSettings, benchmark: Benchmark, model: Model) -> Prompt
             "use a model that has them; --mode prefix gives the left-to-right baseline",
         )
     newline: Newline = getattr(benchmark, "newline", "strip")
-    prefill = settings.prefill and traits_of(benchmark).prefill
+    wanted = not model.remote if settings.prefill is None else settings.prefill
+    prefill = wanted and traits_of(benchmark).prefill
     return PromptStyle(mode, settings.newline or newline, prefill)
 
 
@@ -176,12 +191,12 @@ def _identity(
         "sampling": asdict(settings.sampling),
         "max_tokens": settings.max_tokens,
         "seed": settings.seed,
-        "dtype": settings.dtype,
-        "device": settings.device,
     }
+    if not model.remote:
+        identity |= {"dtype": settings.dtype, "device": settings.device}
     if settings.strategy.describe():
         identity["strategy"] = settings.strategy.describe()
-    if style.mode == "chat":
+    if style.mode == "chat" and not model.remote:
         template = (model.chat_template or "").encode()
         identity["chat_template"] = hashlib.sha256(template).hexdigest()[:16]
     return identity
@@ -256,6 +271,7 @@ def _fill(
                     progress.sample(answer.tokens)
                     submit(generation)
                     keep(judging.ready())
+                store.set_fact("model", dict(generator.description))  # a server tells more later
             keep(judging.rest())
         keep(judged_by_reference(benchmark, sandbox, _late(benchmark, store, wanted_ids)))
     finally:
@@ -307,15 +323,31 @@ def _rerank(
     store: Store,
     sandbox: Sandbox,
     references: References,
-) -> dict[str, dict[str, int]]:
-    """Way of reranking -> task -> the sample taken."""
+) -> dict[str, dict[str, Choice]]:
+    """Way of reranking -> task -> the sample taken. What it is taken by is stored."""
     wanted = {c for c in _chosen(settings, benchmark) if references.counts(c[0])}
     candidates = [
         Candidate(g.task_id, g.sample, _to_judge(benchmark, g)[1], g.mean_logprob)
         for g in store.generations()
         if settings.rerank and (g.task_id, g.sample) in wanted
     ]
-    return choose_by(settings.rerank, benchmark.tasks, candidates, sandbox, settings.seed)
+    known = {
+        place: (calls, Behaviour(answers, shown))
+        for place, calls, answers, shown in store.behaviours()
+    }
+    found = choose_by(
+        settings.rerank,
+        benchmark.tasks,
+        candidates,
+        sandbox,
+        settings.seed,
+        known,
+        lambda place, calls, did: store.add_behaviour(place, calls, did.answers, did.shown),
+        settings.progress,
+    )
+    for method, taken in found.items():
+        store.set_fact(f"chosen by {method}", {t: choice.sample for t, choice in taken.items()})
+    return found
 
 
 def _result(
@@ -326,7 +358,7 @@ def _result(
     store: Store,
     sandbox: Sandbox,
     references: References,
-    taken: Mapping[str, Mapping[str, int]],
+    taken: Mapping[str, Mapping[str, Choice]],
 ) -> Result:
     chosen = {c for c in _chosen(settings, benchmark) if references.counts(c[0])}
     generations = [g for g in store.generations() if (g.task_id, g.sample) in chosen]
@@ -365,10 +397,15 @@ def _write(
         (g for g in store.generations() if (g.task_id, g.sample) in scored),
         key=lambda g: (natural(g.task_id), g.sample),
     )
-    lines = [json.dumps({"task_id": g.task_id, "completion": g.completion}) for g in rows]
     files = {
-        "samples.jsonl": "\n".join(lines) + "\n",
+        "samples.jsonl": _lines(rows),
         "results.json": json.dumps(result.to_json(), indent=1) + "\n",
+        **{
+            f"reranked-{method}.jsonl": _lines(
+                g for g in rows if found["chosen"][g.task_id] == g.sample
+            )
+            for method, found in result.reranked.items()
+        },
         **traits_of(benchmark).export((g.task_id, g.completion, g.text) for g in rows),
     }
     manifest = make_manifest(
@@ -385,6 +422,12 @@ def _write(
     files["manifest.json"] = json.dumps(manifest, indent=1) + "\n"
     for name, text in files.items():
         write_atomically(out / name, text)
+
+
+def _lines(generations: Iterable[Generation]) -> str:
+    """JSON lines that the official scorers read."""
+    rows = ({"task_id": g.task_id, "completion": g.completion} for g in generations)
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def _plain(value: Any) -> Any:

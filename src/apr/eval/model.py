@@ -53,7 +53,8 @@ class Generator(Protocol):
 class Model:
     """What identifies a model in a run, and how to get its generator (which loads it).
 
-    fim_orders: the fill-in-the-middle prompts it was trained on ("psm", "spm").
+    fim_orders: the fill-in-the-middle prompts it was trained on ("psm", "spm"). remote: a server
+    has it, with a chat template, dtype and device that only the server knows.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Model:
     chat_template: str | None
     load: Callable[[Benchmark, PromptStyle, EvalSettings], Generator]
     fim_orders: tuple[str, ...] = ()
+    remote: bool = False
 
 
 def local_model(settings: EvalSettings) -> Model:

@@ -18,11 +18,14 @@ class EvalProgress:
     """Counts samples generated, judged and passed.
 
     total: samples of the whole run. generated: those there are already; None where none is made.
+    doing: the word for what is done where nothing is judged.
     """
 
-    def __init__(self, total: int, generated: int | None = None, enabled: bool = True) -> None:
+    def __init__(
+        self, total: int, generated: int | None = None, enabled: bool = True, doing: str = ""
+    ) -> None:
         self.total, self.generated, self.judged, self.passed = total, generated, 0, 0
-        self._enabled = enabled
+        self._enabled, self._doing = enabled, doing
         self._tokens = 0
         self._start = time.monotonic()
         self._next = self._start + PATIENCE
@@ -53,7 +56,9 @@ class EvalProgress:
         if not self._enabled or now < self._next:
             return
         text = f"judged {self.judged}, passed {self.passed}"
-        if self.generated is None:
+        if self._doing:
+            text = f"{self._doing} {self.judged} of {self.total}"
+        elif self.generated is None:
             text = f"judged {self.judged} of {self.total}, passed {self.passed}"
         elif self._tokens:
             rate = self._tokens / (now - self._start)

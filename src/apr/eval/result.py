@@ -17,6 +17,8 @@ from apr.eval.store import StoredVerdict
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from apr.eval.rerank.choose import Choice
+
 DEFAULT_KS = (1, 10, 100)
 
 
@@ -92,7 +94,7 @@ def make_result(
     notes: Sequence[str] = (),
     references: Mapping[str, Any] | None = None,
     parts: Sequence[str] = (),
-    chosen: Mapping[str, Mapping[str, int]] | None = None,
+    chosen: Mapping[str, Mapping[str, Choice]] | None = None,
 ) -> Result:
     """Score verdicts. ks: which pass@k; default 1, and 10 and 100 where every task has as many.
     groups: task id -> group of tasks that gets scores of its own. parts: of the tests, that get
@@ -132,9 +134,13 @@ def make_result(
     )
 
 
-def _reranked(verdicts: Sequence[StoredVerdict], taken: Mapping[str, int]) -> dict[str, Any]:
-    """Scores of the samples taken, between those of any sample and of the best one."""
-    counts = {v.task_id: (1, int(v.passed())) for v in verdicts if taken.get(v.task_id) == v.sample}
+def _reranked(verdicts: Sequence[StoredVerdict], taken: Mapping[str, Choice]) -> dict[str, Any]:
+    """Scores of the samples taken, between those of any sample and of the best one (the oracle:
+    with n samples of each task, pass@n). decided_by: how many tasks each kind of reason decided.
+    """
+    counts = {
+        v.task_id: (1, int(v.passed())) for v in verdicts if taken[v.task_id].sample == v.sample
+    }
     low, high = confidence_interval(counts, 1)
     best: dict[str, bool] = {}
     for v in verdicts:
@@ -143,7 +149,8 @@ def _reranked(verdicts: Sequence[StoredVerdict], taken: Mapping[str, int]) -> di
         "pass@1": benchmark_pass_at_k(counts, 1),
         "pass@1_ci95": [low, high],
         "best_of_all": sum(best.values()) / len(best),
-        "chosen": dict(sorted(taken.items(), key=lambda item: natural(item[0]))),
+        "decided_by": dict(Counter(choice.by for choice in taken.values()).most_common()),
+        "chosen": {name: taken[name].sample for name in sorted(taken, key=natural)},
     }
 
 
@@ -186,10 +193,12 @@ def summary_table(result: Result) -> Table:
         table.add_row(f"pass@{k}", text)
     for method, found in result.reranked.items():
         low, high = found["pass@1_ci95"]
+        reasons = ", ".join(f"{reason} {n}" for reason, n in found["decided_by"].items())
         table.add_row(
             f"by {method}",
             f"{100 * found['pass@1']:.1f} %   (95 % interval {100 * low:.1f} to {100 * high:.1f};"
-            f" the best of all samples {100 * found['best_of_all']:.1f} %)",
+            f" the best of all samples {100 * found['best_of_all']:.1f} %)\n"
+            f"decided by {reasons}",
         )
     for part, scores in result.parts.items():
         shown = [f"{k} {100 * value:.1f} %" for k, value in scores.items()]

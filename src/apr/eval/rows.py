@@ -43,16 +43,28 @@ def read_row_at(path: Path, at: int) -> dict[str, Any]:
         return _object(path, 0, lines.readline().decode("utf-8-sig"))
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The one JSON object of a file, which may be packed. Raises UsageError."""
+    found = _json(path)
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is not a JSON object")
+    return found
+
+
 def _array(path: Path) -> list[dict[str, Any]]:
-    with _opened(path) as file:
-        text = file.read().decode("utf-8-sig")
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON: {error}") from None
+    rows = _json(path)
     if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
         raise UsageError(f"{path} is not an array of JSON objects")
     return rows
+
+
+def _json(path: Path) -> Any:
+    with _opened(path) as file:
+        text = file.read().decode("utf-8-sig")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not JSON: {error}") from None
 
 
 @contextmanager

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from apr.eval.references import References, check_references
 from apr.eval.rerank.behaviour import Candidate
 from apr.eval.rerank.choose import check_methods, choose_by
 from apr.eval.result import Result, make_result
-from apr.eval.rows import read_rows
+from apr.eval.sample_files import read_samples, samples_sha256
 from apr.eval.sandbox import Level, Outcome, Sandbox
 from apr.eval.store import StoredVerdict
 from apr.eval.task import Benchmark, Task, Window, measured, prepare, traits_of
@@ -38,7 +37,8 @@ def score_samples(
     exclude_broken: bool = False,
     rerank: Sequence[str] = (),
 ) -> Result:
-    """Judge a samples file (.jsonl, or .json with one array; each also with .gz).
+    """Judge samples: a file (.jsonl, or .json with one array; each also with .gz), EvalPlus'
+    results, or a folder of programs as EvalPlus writes it.
 
     Rows: `task_id` and `completion` (appended to the task's prompt) or `solution` (a whole
     program), or what the benchmark's own tools write. Rows of the same task are its samples.
@@ -48,7 +48,7 @@ def score_samples(
     """
     benchmark = load_benchmark(benchmark_name, data, window)
     interpreter = find_interpreter(python)
-    rows = _read(path, benchmark)
+    rows = read_samples(path, benchmark)
     check_methods(rerank, max(Counter(row["task_id"] for row in rows).values(), default=0))
     _check_complete(path, rows, benchmark, allow_partial)
     numbered = _numbered(rows, benchmark)
@@ -91,7 +91,7 @@ def score_samples(
                 Candidate(task.task_id, int(name.rpartition("#")[2]), program)
                 for name, (task, program, _) in numbered.items()
             ]
-            chosen = choose_by(rerank, benchmark.tasks, candidates, sandbox)
+            chosen = choose_by(rerank, benchmark.tasks, candidates, sandbox, progress=progress)
             note = sandbox.level_reason
     finally:
         shown.close()
@@ -103,7 +103,7 @@ def score_samples(
         settings={
             "benchmark": benchmark.version,
             "data": benchmark.data_sha256[:16],
-            "samples": hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+            "samples": samples_sha256(path)[:16],
         },
         generation=measured(
             benchmark, [(r["task_id"], r["completion"]) for r in rows if "completion" in r]
@@ -172,42 +172,3 @@ def _check_complete(
             f" first {missing[0]}",
             "--allow-partial scores the others alone",
         )
-
-
-def _read(path: Path, benchmark: Benchmark) -> list[Mapping[str, Any]]:
-    rows = []
-    for where, row in _samples(path, benchmark):
-        task_id = row.get("task_id")
-        if not isinstance(task_id, str):
-            raise UsageError(f"{where} has no text in field 'task_id'")
-        if task_id not in benchmark.tasks:
-            raise UsageError(f"{where}: task_id {task_id!r} is not in {benchmark.name}")
-        present = [f for f in ("completion", "solution") if isinstance(row.get(f), str)]
-        if not present:
-            raise UsageError(f"{where} has neither a 'completion' nor a 'solution' text")
-        for name in present:
-            if not _is_unicode(row[name]):
-                raise UsageError(
-                    f"{where} field {name!r} is not text: a surrogate without its pair"
-                )
-        rows.append(row)
-    if not rows:
-        raise UsageError(f"{path} has no samples")
-    return rows
-
-
-def _samples(path: Path, benchmark: Benchmark) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The samples of each row, and where they are."""
-    for number, row in read_rows(path):
-        where = f"{path} line {number}"
-        for sample in traits_of(benchmark).read_row(row, where):
-            yield where, sample
-
-
-def _is_unicode(text: str) -> bool:
-    """JSON can hold half of a character, which no program file can."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

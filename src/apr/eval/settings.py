@@ -15,7 +15,9 @@ from apr.eval.task import Mode, Newline, Window
 @dataclass(frozen=True)
 class EvalSettings:
     """What an evaluation is asked to do. limit: only the first tasks. mode, newline None: what
-    is usual for the benchmark and the model. out None: a folder under runs/ named after the run.
+    is usual for the benchmark and the model. prefill None: yes, if apr itself runs the model. out
+    None: a folder under runs/ named after the run. endpoint: URL of an OpenAI-compatible server
+    that has `model`; request_timeout: seconds until it has answered.
     """
 
     model: str
@@ -26,7 +28,7 @@ class EvalSettings:
     limit: int | None = None
     mode: Mode | None = None
     newline: Newline | None = None
-    prefill: bool = True
+    prefill: bool | None = None
     max_tokens: int | None = None  # of a sample; None: as many as the benchmark says
     seed: int = 0
     data: Path | None = None
@@ -44,5 +46,7 @@ class EvalSettings:
     split: str | None = None
     python: str | None = None  # runs the programs; None: our own interpreter
     exclude_broken: bool = False
+    endpoint: str | None = None
+    request_timeout: float = 600.0
     strategy: Strategy = field(default_factory=Strategy)
     rerank: tuple[str, ...] = ()  # ways of choosing one of several samples (rerank.choose)

@@ -31,6 +31,10 @@ CREATE TABLE IF NOT EXISTS verdict (
   part TEXT NOT NULL DEFAULT '',
   PRIMARY KEY (task_id, sample)
 );
+CREATE TABLE IF NOT EXISTS behaviour (
+  task_id TEXT, sample INTEGER, calls TEXT NOT NULL, answers TEXT NOT NULL, shown INTEGER,
+  PRIMARY KEY (task_id, sample)
+);
 """
 # What runs of the first version lack.
 _LATER = (
@@ -182,6 +186,18 @@ class Store:
             weaker,
         )
         return [Generation(*row) for row in rows]
+
+    def add_behaviour(
+        self, place: tuple[str, int], calls: str, answers: tuple[str, ...], shown: int
+    ) -> None:
+        """What a sample's program does (rerank.behaviour). calls: the version of the calls."""
+        row = (*place, calls, json.dumps(answers), shown)
+        self._db.execute("INSERT OR REPLACE INTO behaviour VALUES (?, ?, ?, ?, ?)", row)
+
+    def behaviours(self) -> Iterator[tuple[tuple[str, int], str, tuple[str, ...], int]]:
+        """What `add_behaviour` was told."""
+        for task_id, sample, calls, answers, shown in self._db.execute("SELECT * FROM behaviour"):
+            yield (task_id, sample), calls, tuple(json.loads(answers)), shown
 
     def set_fact(self, name: str, value: Any) -> None:
         """Remember something about the run that does not identify it."""

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from apr.kernels import reference
+from apr.kernels import differentiable, reference
 from apr.model.config import ModelConfig
 from apr.model.rope import inverse_frequencies, needs_long_factors
 
@@ -36,7 +36,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.full((size,), 1.0 - offset))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return reference.rms_norm(x, self.weight, self.eps, self.offset)
+        return differentiable.rms_norm(x, self.weight, self.eps, self.offset)
 
 
 class Attention(nn.Module):
@@ -72,7 +72,7 @@ class Attention(nn.Module):
         q, k, v = (t.unflatten(-1, (-1, self.head_dim)) for t in (q, k, v))  # (..., T, H or K, D)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = reference.rotate(q, *tables), reference.rotate(k, *tables)
+        q, k = differentiable.rotate(q, *tables), differentiable.rotate(k, *tables)
         return attend(self.layer, q, k, v).flatten(-2)
 
 
@@ -99,8 +99,7 @@ class MLP(nn.Module):
             gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         else:
             gate, up = self.gate_proj(x), self.up_proj(x)
-        opened = F.silu(gate) if self.activation == "silu" else F.gelu(gate, approximate="tanh")
-        return opened * up
+        return differentiable.gated(gate, up, self.activation)
 
 
 class Layer(nn.Module):
@@ -201,24 +200,17 @@ class Transformer(nn.Module):
         """What `forward` computes before the output layer: (B, T, C) in the weights' dtype."""
         index = torch.arange(input_ids.shape[1], device=input_ids.device)
         positions = index.expand_as(input_ids) if position_ids is None else position_ids
-        longest = int(positions.max()) + 1 if self.config.rope_scaling else 0
-        attend = self.dense_attend(index, attention_mask)
-        return self.run(input_ids, positions, attend, needs_long_factors(self.config, longest))
-
-    def dense_attend(
-        self, index: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> Attend:
-        """What attention means for whole sequences: index is 0 .. T - 1."""
         full = _dense_mask(index, attention_mask, None)
         window = self.config.sliding_window if any(self.slides) else None
         # A sequence no longer than the window sees all of itself.
-        fits = window is None or len(index) <= window
+        fits = window is None or input_ids.shape[1] <= window
         local = full if fits else _dense_mask(index, attention_mask, window)
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             return self.attend(q, k, v, local if self.slides[layer] else full)
 
-        return attend
+        longest = int(positions.max()) + 1 if self.config.rope_scaling else 0
+        return self.run(input_ids, positions, attend, needs_long_factors(self.config, longest))
 
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
@@ -233,16 +225,25 @@ class Transformer(nn.Module):
         return reference.attention(q, k, v, mask, self.attention_scale, cap)
 
     def run(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, attend: Attend, long: bool = False
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        attend: Attend,
+        long: bool = False,
+        recompute: bool = False,
     ) -> torch.Tensor:
         """All layers over tokens (..., T) at `positions` (..., T); returns (..., T, C) normed.
 
-        attend: what attention means for these rows. long: LongRoPE's long factors.
+        attend: what attention means for these rows. long: LongRoPE's long factors. recompute: keep
+        only layers' inputs for a backward pass, which runs each layer again.
         """
         x = self.embed(input_ids)
         tables = self.rotary(positions, long)
         for layer, local in zip(self.model.layers, self.slides, strict=True):
-            x = layer(x, tables[local], attend)
+            if recompute:
+                x = checkpoint(layer, x, tables[local], attend, use_reentrant=False)
+            else:
+                x = layer(x, tables[local], attend)
         return self.model.norm(x)
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:

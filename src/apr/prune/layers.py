@@ -17,7 +17,7 @@ from apr.prune.scores import prune_count, wanda_scores
 from apr.prune.settings import PruneSettings
 from apr.prune.statistics import Norms, Statistic
 from apr.prune.stream import ModelStream, layer_prefix
-from apr.prune.walk import Observe, run_layer
+from apr.prune.walk import Observe, Part, run_layer
 
 # Tokens a layer runs over at a time.
 BATCH_TOKENS = 4096
@@ -96,13 +96,10 @@ def walk(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Run all layers over sequences, one layer in memory at a time; (index, its outputs).
 
-    ids: int64 (sequences, tokens). observe, treat: as in `run_layer`. The outputs (sequences, T,
-    C) are overwritten by the next layer's.
+    ids: int64 (sequences, tokens). observe, treat: as in `run_layer`. The outputs (tokens of all
+    sequences, C) are overwritten by the next layer's.
     """
-    length = ids.shape[1]
-    with torch.inference_mode():
-        x = stream.embedded(ids)
-        tables, attend = stream.tables(length), stream.attend(length)
+    x, parts = _parts(stream, ids)
     for index in counted(range(stream.config.num_layers), label, progress):
         layer = stream.layer(index)
 
@@ -111,17 +108,20 @@ def walk(
         ) -> None:
             treat(index, layer, names, found)
 
-        run_layer(
-            layer,
-            x,
-            tables[stream.slides(index)],
-            attend,
-            batch=max(1, BATCH_TOKENS // length),
-            observe=observe,
-            treat=treat_here,
-        )
+        run_layer(layer, parts, stream.slides(index), observe, treat_here)
         del layer, treat_here
         yield index, x
+
+
+@torch.no_grad()
+def _parts(stream: ModelStream, ids: torch.Tensor) -> tuple[torch.Tensor, list[Part]]:
+    """The first layer's input, and views of it of about BATCH_TOKENS."""
+    count, length = ids.shape
+    each = max(1, BATCH_TOKENS // length)
+    sizes = {min(each, count - first) for first in range(0, count, each)}
+    context = {n * length: (stream.tables(n, length), stream.attend(n, length)) for n in sizes}
+    x = stream.embedded(ids.flatten())
+    return x, [Part(part, *context[len(part)]) for part in x.split(each * length)]
 
 
 def _owl(

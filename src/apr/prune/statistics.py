@@ -31,7 +31,12 @@ class Norms:
 
     def add(self, x: torch.Tensor) -> None:
         flat = x.flatten(0, -2)
-        self._squares += torch.linalg.vector_norm(flat, dim=0, dtype=torch.float32).square()
+        if _is_compiled(flat):
+            from apr.kernels.cpu.gram import add_squares
+
+            add_squares(flat.contiguous(), self._squares, team())
+            return
+        self._squares += flat.float().square().sum(dim=0)
 
     def norms(self) -> torch.Tensor:
         return _finite(self._squares).sqrt()
@@ -48,7 +53,7 @@ class Hessian:
 
     def add(self, x: torch.Tensor) -> None:
         flat = x.flatten(0, -2)
-        if flat.device.type == "cpu" and flat.dtype is torch.bfloat16:
+        if _is_compiled(flat):
             from apr.kernels.cpu.gram import add_upper_gram
 
             add_upper_gram(flat.contiguous(), self._upper, team())
@@ -71,6 +76,10 @@ class Hessian:
 
     def norms(self) -> torch.Tensor:
         return _finite(self._upper.diagonal()).sqrt()
+
+
+def _is_compiled(x: torch.Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype is torch.bfloat16
 
 
 def _finite(squares: torch.Tensor) -> torch.Tensor:

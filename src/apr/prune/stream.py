@@ -9,6 +9,7 @@ from apr.checkpoint import Checkpoint
 from apr.checkpoint.safetensors_folder import SafetensorsSource
 from apr.errors import AprError
 from apr.model.config import ModelConfig
+from apr.model.documents import document_attention
 from apr.model.families import config_from_checkpoint
 from apr.model.load import expected_shapes, read_weight, stored_names
 from apr.model.rope import needs_long_factors
@@ -75,20 +76,21 @@ class ModelStream:
         return layer
 
     def embedded(self, ids: torch.Tensor) -> torch.Tensor:
-        """The first layer's input (sequences, T, C) of ids (sequences, T)."""
+        """The first layer's input (..., C) of ids (...)."""
         used, places = ids.unique(return_inverse=True)
         rows = self.tensor("model.embed_tokens.weight")[used].to(self.device, self.dtype)
         table = nn.Parameter(rows, requires_grad=False)
         self._skeleton.model.embed_tokens.weight = table
         return self._skeleton.embed(places.to(self.device))
 
-    def tables(self, length: int) -> dict[bool, Tables]:
-        """Rotary tables of sequences of so many tokens, by whether a layer slides."""
-        positions = torch.arange(length, device=self.device)[None]
+    def tables(self, count: int, length: int) -> dict[bool, Tables]:
+        """Rotary tables of sequences one after another, by whether a layer slides."""
+        positions = torch.arange(length, device=self.device).repeat(count)
         return self._skeleton.rotary(positions, needs_long_factors(self.config, length))
 
-    def attend(self, length: int) -> Attend:
-        return self._skeleton.dense_attend(torch.arange(length, device=self.device))
+    def attend(self, count: int, length: int) -> Attend:
+        """Attention inside each of `count` sequences one after another."""
+        return document_attention(self._skeleton, tuple(range(0, (count + 1) * length, length)))
 
     def slides(self, index: int) -> bool:
         return self._skeleton.slides[index]

@@ -9,6 +9,7 @@ once; but what is inside an MLP is computed twice rather than kept where it is l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -27,43 +28,48 @@ Observe = Callable[[int], S]
 Treat = Callable[[Sequence[str], S], None]
 
 
-@torch.inference_mode()
-def run_layer(
-    layer: Layer,
-    x: torch.Tensor,
-    tables: Tables,
-    attend: Attend,
-    *,
-    batch: int,
-    observe: Observe[S],
-    treat: Treat[S],
-) -> None:
-    """Replace x (sequences, T, C) by the layer's output, `batch` sequences at a time.
+@dataclass(frozen=True)
+class Part:
+    """Sequences one after another. x: (tokens, C), the input of the layer that comes next.
 
-    treat is called for each group of linear layers that share an input, in the order they run,
-    with names as in the layer ("self_attn.q_proj").
+    tables: rotary, by whether a layer slides.
     """
-    _attention(layer, x.split(batch), tables, attend, observe, treat)
-    _mlp(layer, x.split(batch), observe, treat)
+
+    x: torch.Tensor
+    tables: dict[bool, Tables]
+    attend: Attend
+
+
+# Not inference mode, in which the transformer leaves out its compiled kernels for whole sequences.
+@torch.no_grad()
+def run_layer(
+    layer: Layer, parts: Sequence[Part], slides: bool, observe: Observe[S], treat: Treat[S]
+) -> None:
+    """Replace each part's x by the layer's output.
+
+    slides: whether this layer's attention has a window. treat is called for each group of linear
+    layers that share an input, in the order they run, with names as in the layer
+    ("self_attn.q_proj").
+    """
+    _attention(layer, parts, slides, observe, treat)
+    _mlp(layer, [part.x for part in parts], observe, treat)
 
 
 def _attention(
-    layer: Layer,
-    parts: Sequence[torch.Tensor],
-    tables: Tables,
-    attend: Attend,
-    observe: Observe[S],
-    treat: Treat[S],
+    layer: Layer, parts: Sequence[Part], slides: bool, observe: Observe[S], treat: Treat[S]
 ) -> None:
     attention = layer.self_attn
     names = ["qkv_proj"] if attention.fused else ["q_proj", "k_proj", "v_proj"]
-    normed = [layer.input_layernorm(part) for part in parts]
+    normed = [layer.input_layernorm(part.x) for part in parts]
     # Statistics are never bound to a name: one is gone when the next begins.
-    treat([f"self_attn.{name}" for name in names], _collect(observe(parts[0].shape[-1]), normed))
-    heads = [attention.heads(part, tables, attend).contiguous() for part in _emptying(normed)]
+    treat([f"self_attn.{name}" for name in names], _collect(observe(normed[0].shape[-1]), normed))
+    heads = [
+        attention.heads(x, part.tables[slides], part.attend)
+        for part, x in zip(parts, _emptying(normed), strict=True)
+    ]
     treat(["self_attn.o_proj"], _collect(observe(heads[0].shape[-1]), heads))
     for part, attended in zip(parts, _emptying(heads), strict=True):
-        part.copy_(layer.add_attention(part, attention.o_proj(attended)))
+        part.x.copy_(layer.add_attention(part.x, attention.o_proj(attended)))
 
 
 def _mlp(layer: Layer, parts: Sequence[torch.Tensor], observe: Observe[S], treat: Treat[S]) -> None:
@@ -71,8 +77,7 @@ def _mlp(layer: Layer, parts: Sequence[torch.Tensor], observe: Observe[S], treat
     names = ["gate_up_proj"] if mlp.fused else ["gate_proj", "up_proj"]
     normed = [layer.mlp_input(part) for part in parts]
     treat([f"mlp.{name}" for name in names], _collect(observe(parts[0].shape[-1]), normed))
-    tokens = sum(part.shape[0] * part.shape[1] for part in parts)
-    if tokens * size * normed[0].element_size() <= INNER_BYTES:
+    if sum(map(len, parts)) * size * normed[0].element_size() <= INNER_BYTES:
         inner = [mlp.inner(part) for part in _emptying(normed)]
         treat(["mlp.down_proj"], _collect(observe(size), inner))
         fed = (mlp.down_proj(part) for part in _emptying(inner))

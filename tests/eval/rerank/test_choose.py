@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import collections
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from apr.engine.request import Sampling
-from apr.errors import UsageError
+from apr.errors import AprError, UsageError
 from apr.eval.evaluate import evaluate
 from apr.eval.model import Answer
-from apr.eval.rerank.behaviour import INPUTS, Candidate, behaviours, canonical, syntax
-from apr.eval.rerank.choose import choose_by
+from apr.eval.rerank.behaviour import INPUTS, UNSEEN, Behaviour, Candidate, behaviours
+from apr.eval.rerank.canonical import canonical
+from apr.eval.rerank.choose import Choice, choose_by, majority
+from apr.eval.rerank.syntax import normal_form
 from apr.eval.rerank.visible import Question
 from apr.eval.samples import score_samples
 from apr.eval.sandbox import Sandbox
 from apr.eval.sandbox.extensions import Opaque
+from apr.eval.store import Store
 from apr.eval.task import Task
 
 from ..runs import SETTINGS, Canned
@@ -50,7 +58,7 @@ def a_task(prompt: str = PROMPT, name: str = "double_all", test: str = "") -> Ta
     return Task("t", prompt, name, test, "")
 
 
-def candidates(*programs: str, logprobs: tuple[float, ...] = ()) -> list[Candidate]:
+def candidates(*programs: str, logprobs: tuple[float | None, ...] = ()) -> list[Candidate]:
     likely = logprobs or (None,) * len(programs)
     return [
         Candidate("t", i, p, lp) for i, (p, lp) in enumerate(zip(programs, likely, strict=True))
@@ -58,7 +66,8 @@ def candidates(*programs: str, logprobs: tuple[float, ...] = ()) -> list[Candida
 
 
 def chosen(method: str, sandbox: Sandbox, task: Task, *programs: str, **more: Any) -> int:
-    return choose_by([method], {"t": task}, candidates(*programs, **more), sandbox)[method]["t"]
+    found = choose_by([method], {"t": task}, candidates(*programs, **more), sandbox)
+    return found[method]["t"].sample
 
 
 def test_the_largest_group_that_does_the_same_wins(sandbox: Sandbox) -> None:
@@ -73,8 +82,59 @@ def test_a_majority_that_only_fails_is_none(sandbox: Sandbox) -> None:
     assert chosen("majority", sandbox, a_task(), *failing, RIGHT[0]) == 4
 
 
+def test_six_right_ones_outvote_four_that_err_each_in_its_own_way(sandbox: Sandbox) -> None:
+    """All ten are right as shown; the prompt alone does not tell them apart."""
+    right = (
+        "def double_all(xs): return [x + x for x in xs]",
+        "def double_all(xs): return list(map(lambda x: 2 * x, xs))",
+        "def double_all(items):\n    return [item << 1 for item in items]",
+        "def double_all(xs):\n    return [xs[0] * 2, *double_all(xs[1:])] if xs else []",
+        "def double_all(xs):\n    ys = list(xs)\n    for i in range(len(ys)): ys[i] *= 2\n"
+        "    return ys",
+        "import math\ndef double_all(xs): return [math.prod((x, 2)) for x in xs]",
+    )
+    wrong = (
+        "def double_all(xs): return [2, 4]",
+        "def double_all(xs): return [2 * x for x in xs[:2]]",
+        "def double_all(xs): return [2 * x for x in sorted(set(xs))]",
+        "def double_all(xs): return [2 * x if x < 3 else x for x in xs]",
+    )
+    programs = [*wrong[:2], right[0], wrong[2], *right[1:], wrong[3]]
+    # The wrong ones are the likelier ones, which decides only among equals.
+    logprobs = tuple(-0.1 if program in wrong else -1.0 - i for i, program in enumerate(programs))
+    assert chosen("majority", sandbox, a_task(), *programs, logprobs=logprobs) == 2
+    assert chosen("tests", sandbox, a_task(), *programs, logprobs=logprobs) == 0
+    did = behaviours({"t": Question("t", PROMPT, "double_all")}, candidates(*programs), sandbox)
+    groups = [did["t", i].answers for i in range(10)]
+    assert sorted(groups.count(group) for group in set(groups)) == [1, 1, 1, 1, 6]
+
+
+def test_examples_come_before_numbers(sandbox: Sandbox) -> None:
+    """Three that agree on what the prompt says is wrong lose to one that does as it says."""
+    assert chosen("majority", sandbox, a_task(), WRONG[1], WRONG[1], WRONG[1], RIGHT[0]) == 3
+
+
+def test_the_largest_group_is_what_mbr_exec_takes() -> None:
+    """Against a brute force over pairs: gain 1 for a program that runs and gives the same (Shi et
+    al. 2022, section 3), the log-probability among equals.
+    """
+    rng = random.Random(0)
+    for _ in range(300):
+        did = [
+            Behaviour((f"={rng.randrange(3)}",) * 2 if rng.random() < 0.8 else ("~ValueError",) * 2)
+            for _ in range(rng.randint(2, 9))
+        ]
+        group = candidates(*["def f(): pass"] * len(did), logprobs=tuple(
+            round(-rng.random(), 1) for _ in did))  # fmt: skip
+        gains = [sum(a.returns and a == b for b in did) for a in did]
+        if not any(gains):
+            continue
+        best = max(range(len(did)), key=lambda i: (gains[i], group[i].mean_logprob, -i))
+        assert majority(group, dict(enumerate(did))) == Choice(best, "behaviour")
+
+
 def test_ties_go_to_the_likeliest_then_to_the_first(sandbox: Sandbox) -> None:
-    pair = (WRONG[1], RIGHT[0])
+    pair = (WRONG[0], RIGHT[0])  # both right as shown
     assert chosen("majority", sandbox, a_task(), *pair) == 0
     assert chosen("majority", sandbox, a_task(), *pair, logprobs=(-2.0, -1.0)) == 1
 
@@ -85,7 +145,10 @@ def test_tests_are_those_that_the_prompt_shows(sandbox: Sandbox) -> None:
 
 def test_logprob(sandbox: Sandbox) -> None:
     assert chosen("logprob", sandbox, a_task(), *RIGHT, logprobs=(-0.4, -0.1, -0.2)) == 1
-    with pytest.raises(UsageError, match="t sample 0 has no log-probability"):
+    # An empty answer has no tokens; that does not keep the others from being ranked.
+    empty = chosen("logprob", sandbox, a_task(), *RIGHT, logprobs=(None, -0.4, -0.1))
+    assert empty == 2
+    with pytest.raises(UsageError, match="no log-probabilities"):
         chosen("logprob", sandbox, a_task(), *RIGHT)
 
 
@@ -140,6 +203,39 @@ def test_hostile_candidates_change_nothing(sandbox: Sandbox) -> None:
     assert chosen("majority", sandbox, a_task(), *hostile, RIGHT[0], RIGHT[1]) == len(hostile)
 
 
+def test_a_program_that_hangs_is_known_by_what_it_gave_before(sandbox: Sandbox) -> None:
+    hangs = "def double_all(xs):\n    while len(xs) != 2: pass\n    return [2 * x for x in xs]\n"
+    dies = "import os\n" + RIGHT[0].replace("    ", "    len(xs) == 2 or os._exit(3)\n    ", 1)
+    questions = {"t": Question("t", PROMPT, "double_all")}
+    did = behaviours(questions, candidates(hangs, dies, RIGHT[0]), sandbox)
+    right = did["t", 2].answers
+    at = next(i for i, answer in enumerate(right) if answer.count(",") != 1)
+    assert at > 0
+    rest = (UNSEEN,) * (INPUTS - at - 1)
+    assert did["t", 0].answers == (*right[:at], "!timeout", *rest)
+    assert did["t", 1].answers == (*right[:at], "!error", *rest)
+    assert did["t", 0].shown == did["t", 1].shown == 1
+
+
+def test_values_no_test_would_return() -> None:
+    """Texts stay short, and no answer of a program stops the evaluation."""
+    nested: list[Any] = []
+    for _ in range(100):
+        nested = [nested, nested]  # as a tree it would have 2**100 nodes
+    cyclic: list[Any] = [1]
+    cyclic.append(cyclic)
+    values = [10**5000, -(10**5000), nested, cyclic, "x" * 10**6, b"\0" * 10**6, "\ud800",
+              float("inf"), Decimal("sNaN"), Fraction(10**400), range(10**30), {1: {2}}.items(),
+              np.array([[1.0, 2.0]]), np.int64(3), collections.deque([1]), 1j, complex(2, 0),
+              bytearray(b"a"), {}.keys()]  # fmt: skip
+    texts = [canonical(value) for value in values]
+    assert len(set(texts)) == len(texts)
+    assert all(len(text) < 200 for text in texts)
+    assert canonical(np.int64(3)) == canonical(3)
+    assert canonical(complex(2, 0)) == canonical(2)
+    assert canonical(1234567890.5) != canonical(1234567890)
+
+
 @pytest.mark.parametrize(
     ("a", "b", "same"),
     [
@@ -160,9 +256,15 @@ def test_values_that_count_as_the_same(a: Any, b: Any, same: bool) -> None:
 
 
 def test_syntax_that_counts_as_the_same() -> None:
-    assert syntax("def f(a):\n  return a") == syntax("def f(b: int) -> int:\n    return (b)")
-    assert syntax("def f(a):\n  return a") != syntax("def f(a):\n  return -a")
-    assert syntax("def f(:") == "def f(:"
+    plain = normal_form("def f(a):\n  return a")
+    assert plain == normal_form("def f(b: int) -> int:\n    'Says.'\n    return (b)  # so")
+    assert plain != normal_form("def f(a):\n  return -a")
+    assert normal_form("def f(a):\n  return g(a)") != normal_form("def f(a):\n  return h(a)")
+    nested = "def f({0}):\n  def g({1}):\n    return {0} + {1}\n  return [g({2}) for {2} in {0}]"
+    assert normal_form(nested.format("a", "b", "c")) == normal_form(nested.format("x", "y", "z"))
+    assert normal_form(nested.format("a", "b", "c")) != normal_form(nested.format("a", "a", "c"))
+    assert normal_form("def f(:") is None
+    assert normal_form("x = " + "-" * 100_000 + "1") is None
 
 
 # In an evaluation. ------------------------------------------------------------------------------
@@ -201,9 +303,50 @@ def test_an_evaluation_with_all_ways(tmp_path: Path) -> None:
     assert result.reranked["majority"]["chosen"]["HumanEval/1"] == 1
     written = json.loads((folder / "results.json").read_text())
     assert written["reranked"]["logprob"]["chosen"]["HumanEval/1"] == 0
+    assert written["reranked"]["majority"]["decided_by"] == {"behaviour": 6}
+    taken = [json.loads(row) for row in (folder / "reranked-logprob.jsonl").open()]
+    assert [row["task_id"] for row in taken] == [f"HumanEval/{i}" for i in range(6)]
+    assert taken[1]["completion"] == "    return 0\n"
     again, _ = evaluate(settings, canned.model())
     assert again.reranked == result.reranked
     assert canned.loads == 1
+
+
+def test_what_was_observed_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that dies while it observes goes on where it was."""
+    settings = replace(
+        SETTINGS,
+        limit=4,
+        n_samples=3,
+        sampling=Sampling(temperature=0.8),
+        out=tmp_path / "run",
+        rerank=("majority",),
+    )
+    original, told = Store.add_behaviour, []
+
+    def dies(self: Store, *args: Any) -> None:
+        if len(told) == 5:
+            raise AprError("no power")
+        told.append(args[0])
+        original(self, *args)
+
+    monkeypatch.setattr(Store, "add_behaviour", dies)
+    with pytest.raises(AprError, match="no power"):
+        evaluate(settings, Canned(write).model())
+    assert not (tmp_path / "run" / "results.json").exists()
+    first, told[:] = list(told), []
+    monkeypatch.setattr(
+        Store, "add_behaviour", lambda self, *args: (told.append(args[0]), original(self, *args))
+    )
+    result, _ = evaluate(settings, Canned(write).model())
+    assert set(first).isdisjoint(told) and len(first) + len(told) == 12
+    whole, _ = evaluate(replace(settings, out=tmp_path / "other"), Canned(write).model())
+    assert whole.reranked == result.reranked
+    told.clear()
+    evaluate(settings, Canned(write).model())
+    assert told == []
 
 
 def test_a_samples_file(tmp_path: Path) -> None:

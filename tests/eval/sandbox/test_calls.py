@@ -182,6 +182,14 @@ def test_each_call_has_its_own_time(sandbox: Sandbox) -> None:
     assert outcome.verdict == "timeout"
 
 
+def test_a_call_with_more_time_has_it_from_its_beginning(sandbox: Sandbox) -> None:
+    program = "def f(n):\n    while n > 0: n -= 1\n    return n\n"
+    cases = [(encode((n,)), encode(0), limit) for n, limit in ((5, 0.2), (12_000_000, 20.0))]
+    assert sandbox.run(_job("a", program, [cases[0], cases[1], cases[0]], 20.0)).passed
+    swapped = [(given, expected, 20.2 - limit) for given, expected, limit in cases]
+    assert sandbox.run(_job("b", program, swapped, 20.0)).verdict == "timeout"
+
+
 def test_long_answers(sandbox: Sandbox) -> None:
     program = "def f(n):\n    return [str(i % 9) for i in range(n)]\n"
     n = LONG + 5

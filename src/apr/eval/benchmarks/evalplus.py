@@ -32,10 +32,10 @@ BASE_STOP = {
     "mbpp": (*_END, '\n"""', "\nassert"),
 }
 MAX_TOKENS = 768
-# A test has 4 s, or 4 times what its reference takes here. All together have the sum of that, but
-# no more than 60 s or, unlike the official limit, 4 times the references: that one fails right but
-# slow programs on slow machines.
-LEAST_LIMIT, REFERENCE_FACTOR, WHOLE_LIMIT = 4.0, 4.0, 60.0
+# A test has 6 s of processor time, or 4 times what its reference takes here. All together have the
+# sum of that, but no more than 60 s or 4 times the references. Officially 4 s by the clock and 60 s
+# whatever the references take: that fails right but slow programs on slow or busy machines.
+LEAST_LIMIT, REFERENCE_FACTOR, WHOLE_LIMIT = 6.0, 4.0, 60.0
 MEMORY = 4 << 30
 # MBPP's functions with results that no file holds: what counts is whether there is one.
 NOT_NONE = ("check_str", "text_match_three", "text_starta_endb")

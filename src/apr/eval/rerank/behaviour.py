@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import ast
+import hashlib
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from apr.errors import AprError
+from apr.eval.progress import EvalProgress
+from apr.eval.rerank.canonical import canonical
 from apr.eval.rerank.mutate import inputs_of_type, more_inputs
 from apr.eval.rerank.visible import (
     UNKNOWN,
@@ -17,15 +20,18 @@ from apr.eval.rerank.visible import (
     parameter_annotations,
     visible_examples,
 )
-from apr.eval.sandbox import Job, Sandbox
+from apr.eval.sandbox import Job, Outcome, Sandbox
 from apr.eval.sandbox.calls import Answer, encode, read_answer
 from apr.eval.sandbox.codec import BadData, NotPlain
-from apr.eval.sandbox.extensions import Digest, Opaque
 
+RULES = 1  # to be raised when calls, limits or texts of answers change their meaning
 INPUTS = 40  # calls of each candidate, those shown in the prompt among them
-CALL_LIMIT, TOTAL_LIMIT = 2.0, 8.0  # CPU seconds
-OUTPUT = 8 << 20
-DIGITS = 9  # of a float that count
+# CPU seconds: of a call, of the program's own statements, of all calls together.
+CALL_LIMIT, START_LIMIT, TOTAL_LIMIT = 1.0, 3.0, 10.0
+OUTPUT = 1 << 20
+UNSEEN = "-"  # of a call that a program did not come to
+
+SampleId = tuple[str, int]  # task id, number of the sample
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,32 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """answers: one text a call; empty where the program could not be called at all. shown: how
-    many of the examples that the prompt shows with their answer it gets right. returns: whether
-    any call gave an answer, rather than an exception.
+    """answers: a text for each call: "=" with what it returned, "~" with the class of what it
+    raised, "!" with what ended the program there; none if there are no calls. shown: how many of
+    the examples that the prompt shows with their answer it gets right.
     """
 
     answers: tuple[str, ...] = ()
     shown: int = 0
-    returns: bool = False
+
+    @property
+    def returns(self) -> bool:
+        """Whether a call returned something. Bodies that are missing or only print return None."""
+        return any(answer.startswith("=") and answer != "=None" for answer in self.answers)
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What the programs of one task are asked. version: names the calls and RULES."""
+
+    entry_point: str
+    examples: tuple[Example, ...]
+    arguments: tuple[bytes, ...]
+    version: str
+
+
+Known = Mapping[SampleId, tuple[str, Behaviour]]  # with the version of the calls
+Keep = Callable[[SampleId, str, Behaviour], None]
 
 
 def behaviours(
@@ -55,45 +79,55 @@ def behaviours(
     candidates: Iterable[Candidate],
     sandbox: Sandbox,
     seed: int = 0,
-) -> dict[tuple[str, int], Behaviour]:
-    """(task id, sample) -> what the program does with its task's calls.
+    known: Known | None = None,
+    keep: Keep = lambda *_: None,
+    progress: bool = False,
+) -> dict[SampleId, Behaviour]:
+    """What the program of each sample does with its task's calls.
 
-    Programs that are the same run once. A task whose prompt shows no call has none to run.
+    Programs that are the same run once. A task whose prompt gives rise to no call has none to
+    run. known: what was found before; it counts if it was of the same calls. keep: told of each
+    that is found here. Raises AprError if the sandbox itself fails.
     """
-    members: dict[tuple[str, str], list[tuple[str, int]]] = {}
+    calls: dict[str, Calls] = {}
+    found: dict[SampleId, Behaviour] = {}
+    members: dict[tuple[str, str], list[SampleId]] = {}
     for candidate in candidates:
-        key = candidate.task_id, candidate.program
-        members.setdefault(key, []).append((candidate.task_id, candidate.sample))
-    calls = {name: _calls(questions[name], seed) for name, _ in members}
-    jobs, same = [], {}
-    for number, (task_id, program) in enumerate(members):
-        if calls[task_id]:
-            same[str(number)] = task_id, program
-            jobs.append(_job(str(number), program, questions[task_id], calls[task_id]))
-    found = {place: Behaviour() for places in members.values() for place in places}
-    for outcome in sandbox.run_many(jobs):
-        key = same[outcome.job_id]
-        if outcome.passed:
-            try:
-                answers = [read_answer(*answer) for answer in outcome.answers]
-            except BadData:
-                continue  # it answers nonsense: like a program that cannot be called
-            behaviour = _behaviour(answers, calls[key[0]])
+        name, place = candidate.task_id, (candidate.task_id, candidate.sample)
+        if name not in calls:
+            calls[name] = make_calls(questions[name], seed)
+        version, behaviour = (known or {}).get(place, ("", Behaviour()))
+        if version == calls[name].version or not calls[name].arguments:
+            found[place] = behaviour
         else:
-            behaviour = Behaviour((outcome.verdict,))
-        found |= dict.fromkeys(members[key], behaviour)
+            members.setdefault((name, candidate.program), []).append(place)
+    todo = {f"{name}#{number}": (name, text) for number, (name, text) in enumerate(members)}
+    programs = {key: (text, calls[name]) for key, (name, text) in todo.items()}
+    shown = EvalProgress(len(todo), enabled=progress, doing="observed")
+    try:
+        for key, behaviour in observe(programs, sandbox):
+            for place in members[todo[key]]:
+                found[place] = behaviour
+                keep(place, programs[key][1].version, behaviour)
+            shown.verdict(False)
+    finally:
+        shown.close()
     return found
 
 
-def _calls(question: Question, seed: int) -> list[Example]:
+def make_calls(question: Question, seed: int = 0) -> Calls:
+    """The calls that a prompt shows, and others made from these; the same ones for a seed."""
     shown = visible_examples(question)
     if not shown:
         made = inputs_of_type(list(parameter_annotations(question).values()))
         shown = [] if made is None else [Example(made)]
     salt = zlib.crc32(question.task_id.encode())
     more = more_inputs([e.arguments for e in shown], INPUTS - len(shown), (seed << 32) + salt)
-    found = [*shown, *(Example(arguments) for arguments in more)]
-    return [example for example in found if _is_plain(example.arguments)]
+    examples = [*shown, *(Example(arguments) for arguments in more)]
+    examples = [example for example in examples if _is_plain(example.arguments)]
+    arguments = tuple(encode(example.arguments) for example in examples)
+    digest = hashlib.sha256(f"{RULES} {question.entry_point} {examples!r}".encode())
+    return Calls(question.entry_point, tuple(examples), arguments, digest.hexdigest()[:16])
 
 
 def _is_plain(arguments: tuple[Any, ...]) -> bool:
@@ -103,96 +137,94 @@ def _is_plain(arguments: tuple[Any, ...]) -> bool:
         return False
 
 
-def _job(name: str, program: str, question: Question, calls: list[Example]) -> Job:
-    cases = [(encode(example.arguments), None, CALL_LIMIT) for example in calls]
+def observe(
+    programs: Mapping[str, tuple[str, Calls]], sandbox: Sandbox
+) -> Iterator[tuple[str, Behaviour]]:
+    """(key, behaviour) of programs, as they come. programs: key -> (program, its calls).
+
+    A program whose process ends early is run again with a process for each call, up to the one
+    that ends it: what comes after that is UNSEEN. Raises AprError if the sandbox itself fails.
+    """
+    ended = []
+    for outcome in _run(sandbox, (_job(key, *programs[key]) for key in programs)):
+        calls = programs[outcome.job_id][1]
+        if outcome.passed:
+            yield outcome.job_id, _behaviour(outcome, calls)
+        elif outcome.verdict == "failed":  # before any call: what calls raise is an answer
+            yield outcome.job_id, _behaviour(outcome, calls, "does not run")
+        else:
+            ended.append(outcome.job_id)
+    for outcome in _run(sandbox, (_job(key, *programs[key], apart=True) for key in ended)):
+        cause = "" if outcome.passed else outcome.verdict
+        yield outcome.job_id, _behaviour(outcome, programs[outcome.job_id][1], cause)
+
+
+def _run(sandbox: Sandbox, jobs: Iterable[Job]) -> Iterator[Outcome]:
+    for outcome in sandbox.run_many(jobs):
+        if outcome.verdict == "sandbox-error":
+            raise AprError(
+                f"the sandbox failed on a sample of {outcome.job_id.partition('#')[0]}:"
+                f" {outcome.detail}",
+                "run the command again; apr doctor shows what this machine offers",
+            )
+        yield outcome
+
+
+def _job(key: str, program: str, calls: Calls, apart: bool = False) -> Job:
+    """All calls in one process, or `apart` in one each."""
     return Job(
-        job_id=name,
+        job_id=key,
         program=program,
-        entry_point=question.entry_point,
+        entry_point=calls.entry_point,
         judge="calls",
-        cases=lambda: cases,
-        time_limit=CALL_LIMIT,
+        cases=lambda: [(arguments, None, CALL_LIMIT) for arguments in calls.arguments],
+        parts=[(str(number), 1) for number in range(len(calls.arguments))] if apart else (),
+        time_limit=START_LIMIT,
         total_limit=TOTAL_LIMIT,
         output_bytes=OUTPUT,
     )
 
 
-def _behaviour(answers: list[Answer], calls: list[Example]) -> Behaviour:
-    right = [
-        answer.error is None and is_as_shown(answer.value, example.expected)
-        for answer, example in zip(answers, calls, strict=True)
-        if example.expected is not UNKNOWN
-    ]
-    texts = [a.error if a.error is not None else canonical(a.value) for a in answers]
-    returns = any(a.error is None for a in answers)
-    return Behaviour(tuple(texts), sum(right), returns)
+def _behaviour(outcome: Outcome, calls: Calls, cause: str = "") -> Behaviour:
+    """cause: what ended the program after the answers that there are."""
+    answers = [_answer(seconds, reply) for seconds, reply in outcome.answers]
+    right = sum(
+        answer is not None
+        and answer.error is None
+        and example.expected is not UNKNOWN
+        and is_as_shown(answer.value, example.expected)
+        for answer, example in zip(answers, calls.examples, strict=False)
+    )
+    texts = [_text(answer) for answer in answers]
+    if cause:
+        texts.append(f"!{cause}")
+    unseen = [UNSEEN] * (len(calls.examples) - len(texts))
+    return Behaviour((*texts, *unseen), right)
+
+
+def _answer(seconds: float, reply: bytes) -> Answer | None:
+    """None for nonsense."""
+    try:
+        return read_answer(seconds, reply)
+    except (BadData, RecursionError):
+        return None
+
+
+def _text(answer: Answer | None) -> str:
+    if answer is None:
+        return "!nonsense"
+    return f"~{answer.error[:80]}" if answer.error else f"={canonical(answer.value)}"
 
 
 def is_as_shown(value: Any, expected: Any) -> bool:
     """Whether an answer is what an example says. expected: see Example."""
     if isinstance(expected, Truth):
-        return bool(value) is expected.value
+        return _is_true(value) is expected.value
     return canonical(value) == canonical(expected)
 
 
-def canonical(value: Any) -> str:
-    """A text that is the same for values a test would take to be the same."""
-    if isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, int | float):
-        if isinstance(value, int) or (
-            value == value and abs(value) < 2**53 and value == int(value)
-        ):
-            return str(int(value))  # 2 == 2.0
-        return f"{value:.{DIGITS}g}"
-    if isinstance(value, list | tuple):
-        inside = ",".join(map(canonical, value))
-        return f"[{inside}]" if isinstance(value, list) else f"({inside})"
-    if isinstance(value, set | frozenset):
-        return "{" + ",".join(sorted(map(canonical, value))) + "}"
-    if isinstance(value, dict):
-        items = sorted((canonical(k), canonical(v)) for k, v in value.items())
-        return "{" + ",".join(f"{k}:{v}" for k, v in items) + "}"
-    if isinstance(value, Opaque):
-        return f"<{value.type_name}>"
-    if isinstance(value, Digest):
-        return value.value.hex()
-    return repr(value)
-
-
-def syntax(program: str) -> str:
-    """A program without what does not matter to what it does: names of its own variables,
-    docstrings, comments, layout. The program itself where it does not parse.
-    """
+def _is_true(value: Any) -> bool:
     try:
-        tree = ast.parse(program)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return program
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            _without_docstring(node)
-            _rename_locals(node)
-            node.returns = None
-    return ast.dump(tree)
-
-
-def _without_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
-    first = node.body[0]
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-        node.body = node.body[1:] or [ast.Pass()]
-
-
-def _rename_locals(function: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
-    """Number parameters and variables in the order they are met."""
-    names: dict[str, str] = {}
-    for node in ast.walk(function):
-        if isinstance(node, ast.arg):
-            names.setdefault(node.arg, f"_{len(names)}")
-            node.annotation = None
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.setdefault(node.id, f"_{len(names)}")
-    for node in ast.walk(function):
-        if isinstance(node, ast.arg):
-            node.arg = names[node.arg]
-        elif isinstance(node, ast.Name):
-            node.id = names.get(node.id, node.id)
+        return bool(value)
+    except ValueError:  # an array has no truth value
+        return False

@@ -1,19 +1,39 @@
-"""Which sample of each task to take (`--rerank`)."""
+"""Which sample of each task to take (`--rerank`).
+
+Majority is self-consistency (Wang et al. 2023, arXiv:2203.11171) with behaviour in place of the
+answer: what MBR-exec takes under its 0/1 loss (Shi et al. 2022, arXiv:2204.11454, section 3) is a
+member of the largest group of programs that give the same outputs. That the examples of the prompt
+count first is AlphaCode's filtering (Li et al. 2022, arXiv:2203.07814, section 4.5). The mean
+log-probability of a token is Codex's way (Chen et al. 2021, arXiv:2107.03374, section 3.3).
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from apr.errors import UsageError
-from apr.eval.rerank.behaviour import Behaviour, Candidate, behaviours, syntax
+from apr.eval.rerank.behaviour import Behaviour, Candidate, Keep, Known, SampleId, behaviours
+from apr.eval.rerank.syntax import normal_form
 from apr.eval.rerank.visible import Question
 from apr.eval.sandbox import Sandbox
 from apr.eval.task import Task
 
 Method = Literal["majority", "logprob", "tests"]
 METHODS: tuple[str, ...] = get_args(Method)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The sample taken, and what decided: "behaviour", "syntax" where no program could be called,
+    "examples", "logprob", or "order" where nothing told the samples apart.
+    """
+
+    sample: int
+    by: Literal["behaviour", "syntax", "examples", "logprob", "order"]
 
 
 def check_methods(methods: Sequence[str], samples: int) -> None:
@@ -33,67 +53,76 @@ def choose_by(
     candidates: Sequence[Candidate],
     sandbox: Sandbox,
     seed: int = 0,
-) -> dict[str, dict[str, int]]:
-    """Method -> task id -> number of the sample chosen.
+    known: Known | None = None,
+    keep: Keep = lambda *_: None,
+    progress: bool = False,
+) -> dict[str, dict[str, Choice]]:
+    """Method -> task id -> choice. Of a task only its prompt and the name of its function are
+    looked at. known, keep: see `behaviours`.
 
-    majority: of the largest group of programs that answer the same calls alike (self-consistency,
-    Wang et al. 2023, arXiv:2203.11171, over behaviour as in Shi et al. 2022, arXiv:2204.11454,
-    MBR-exec): the calls the prompt shows, and others made from these. Where no program can be
-    called, of the largest group with the same syntax tree. tests: one that gets most of the
-    examples right that the prompt shows. logprob: the likeliest a token (Chen et al. 2021, section
-    3.3). Ties go to the likeliest, then to the first.
-
-    Of a task only its prompt and the name of its function are looked at. Raises UsageError for
-    logprob where samples have none.
+    Raises UsageError for logprob where no sample has one.
     """
-    questions = {name: Question(name, t.prompt, t.entry_point) for name, t in tasks.items()}
-    did: Mapping[tuple[str, int], Behaviour] = {}
-    if {"majority", "tests"} & set(methods):
-        did = behaviours(questions, candidates, sandbox, seed)
-    return {method: _best(candidates, _ranking(method, candidates, did)) for method in methods}
-
-
-_Rank = Callable[[Sequence[Candidate]], list[tuple[int, ...]]]
-
-
-def _ranking(
-    method: str,
-    candidates: Sequence[Candidate],
-    did: Mapping[tuple[str, int], Behaviour],
-) -> _Rank:
-    """What a method thinks of the candidates of one task; more is better."""
-    if method == "majority":
-        return lambda group: _sizes(group, [did[c.task_id, c.sample] for c in group])
-    if method == "tests":
-        return lambda group: [(did[c.task_id, c.sample].shown,) for c in group]
-    unknown = next((c for c in candidates if c.mean_logprob is None), None)
-    if unknown is not None:
+    if "logprob" in methods and all(c.mean_logprob is None for c in candidates):
         raise UsageError(
-            f"--rerank logprob: {unknown.task_id} sample {unknown.sample} has no log-probability",
-            "--rerank majority needs none",
+            "--rerank logprob: these samples have no log-probabilities",
+            "apr eval measures them when it generates (--fresh); majority and tests need none",
         )
-    return lambda group: [(0,)] * len(group)
-
-
-def _best(candidates: Sequence[Candidate], rank: _Rank) -> dict[str, int]:
-    """Of each task the candidate of the highest rank."""
     groups: dict[str, list[Candidate]] = defaultdict(list)
     for candidate in candidates:
         groups[candidate.task_id].append(candidate)
-    chosen = {}
-    for task_id, group in groups.items():
-        ranked = zip(rank(group), group, strict=True)
-        _, best = max(ranked, key=lambda item: (item[0], _likely(item[1]), -item[1].sample))
-        chosen[task_id] = best.sample
-    return chosen
+    did: Mapping[SampleId, Behaviour] = {}
+    if {"majority", "tests"} & set(methods):
+        questions = {
+            name: Question(name, tasks[name].prompt, tasks[name].entry_point) for name in groups
+        }
+        did = behaviours(questions, candidates, sandbox, seed, known, keep, progress)
+    return {
+        method: {name: _choose(method, group, did) for name, group in groups.items()}
+        for method in methods
+    }
 
 
-def _likely(candidate: Candidate) -> float:
-    return float("-inf") if candidate.mean_logprob is None else candidate.mean_logprob
+def _choose(method: str, group: Sequence[Candidate], did: Mapping[SampleId, Behaviour]) -> Choice:
+    """group: all candidates of one task."""
+    if method == "logprob":
+        measured = any(c.mean_logprob is not None for c in group)
+        return Choice(max(group, key=_likely).sample, "logprob" if measured else "order")
+    behaviour = {c.sample: did[c.task_id, c.sample] for c in group}
+    if method == "majority":
+        return majority(group, behaviour)
+    best = max(found.shown for found in behaviour.values())
+    first = min(c.sample for c in group if behaviour[c.sample].shown == best)
+    return Choice(first, "examples" if best else "order")
 
 
-def _sizes(group: Sequence[Candidate], did: Sequence[Behaviour]) -> list[tuple[int, ...]]:
-    """(whether it ever answers, size of its group) of each candidate of one task."""
-    works = any(behaviour.returns for behaviour in did)
-    keys = [b.answers if works else (syntax(c.program),) for c, b in zip(group, did, strict=True)]
-    return [(int(b.returns), keys.count(key)) for b, key in zip(did, keys, strict=True)]
+def majority(group: Sequence[Candidate], behaviour: Mapping[int, Behaviour]) -> Choice:
+    """Of the programs that return anything those that get most of the prompt's examples right; of
+    these one of the largest group that does the same. Where none returns anything, one of the
+    largest group with the same syntax tree.
+
+    Between groups of one size and within a group: the likeliest a token, then the first.
+    """
+    running = [c for c in group if behaviour[c.sample].returns]
+    if running:
+        best = max(behaviour[c.sample].shown for c in running)
+        passing = [c for c in running if behaviour[c.sample].shown == best]
+        answers = [behaviour[c.sample].answers for c in passing]
+        return Choice(_of_most(passing, answers).sample, "behaviour")
+    forms = {c.sample: normal_form(c.program) for c in group}
+    parsed = [c for c in group if forms[c.sample] is not None]
+    if not parsed:
+        return Choice(max(group, key=_likely).sample, "order")
+    return Choice(_of_most(parsed, [forms[c.sample] for c in parsed]).sample, "syntax")
+
+
+def _of_most(group: Sequence[Candidate], keys: Sequence[object]) -> Candidate:
+    """keys: of each candidate, equal for those that belong together."""
+    sizes = Counter(keys)
+    pairs = zip(group, keys, strict=True)
+    return max(pairs, key=lambda pair: (sizes[pair[1]], *_likely(pair[0])))[0]
+
+
+def _likely(candidate: Candidate) -> tuple[float, int]:
+    """The likeliest first, then in order. Empty answers have no tokens: unlikely."""
+    logprob = candidate.mean_logprob
+    return (-math.inf if logprob is None else logprob, -candidate.sample)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 MAX_LENGTH = 200  # of a container or text: longer ones are not made longer
+ROOM = 10  # what a number may always grow to
 
 
 def more_inputs(shown: Sequence[tuple[Any, ...]], count: int, seed: int) -> list[tuple[Any, ...]]:
     """Up to so many argument tuples that differ from those shown and from each other.
 
-    Each is made from one shown by changing values, never their types. Deterministic by seed.
+    Each is made from one shown by changing values, never their types. Numbers grow little above
+    the largest shown, and below 0 only where one shown is: right programs, too, may hang on the
+    60th Fibonacci number or on the -5th. Deterministic by seed.
     """
     draw = random.Random(seed)
     pool = [tuple(arguments) for arguments in shown if arguments]
     seen = {repr(arguments) for arguments in shown}
     found: list[tuple[Any, ...]] = []
+    numbers = list(_numbers(shown))
+    most = max([ROOM, *(abs(number) + 2 for number in numbers)])
+    least = -most if any(number < 0 for number in numbers) else 0
     for _ in range(20 * count):
         if len(found) == count or not pool:
             break
@@ -25,7 +31,7 @@ def more_inputs(shown: Sequence[tuple[Any, ...]], count: int, seed: int) -> list
         for place in draw.sample(range(len(arguments)), draw.randint(1, len(arguments))):
             arguments[place] = _changed(arguments[place], draw, _values(pool))
         made = tuple(arguments)
-        if repr(made) not in seen:
+        if repr(made) not in seen and all(least <= n <= most for n in _numbers(made)):
             seen.add(repr(made))
             found.append(made)
             pool.append(made)
@@ -62,6 +68,16 @@ def _seed(annotation: str) -> Any:
     items = random.Random(0)
     changed = [_changed(member, items, []) for _ in range(3)]
     return [member, *changed] if kind == "list" else {member}
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set | frozenset):
+        for member in value:
+            yield from _numbers(member)
+    elif type(value) in (int, float):
+        yield value
 
 
 def _values(pool: Sequence[Any]) -> list[Any]:

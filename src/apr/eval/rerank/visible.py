@@ -16,8 +16,12 @@ UNKNOWN = object()  # the expected answer of a call that the prompt shows withou
 _ARROWS = re.compile(
     r"\s*(?:==>|==|=>|->|=|➞|→|returns?:?|should return|should be|is|#\s*(?:returns?|=>|->)?)\s*"
 )
-_INPUT_OUTPUT = re.compile(
-    r"^\s*Input\s*:\s*(?P<given>.+?)\n\s*Output\s*:\s*(?P<result>.+?)$", re.MULTILINE
+_INPUT_OUTPUT = (
+    re.compile(r"^\s*Input\s*:\s*(?P<given>.+?)\n\s*Output\s*:\s*(?P<result>.+?)$", re.M),
+    re.compile(
+        r"^\s*For (?P<given>\w+ = .+?),?\s+the (?:output|result) should be\s+(?P<result>.+?)\.?$",
+        re.M,
+    ),
 )
 _NAMED = re.compile(r"(?:^|,)\s*[A-Za-z_]\w*\s*[=:]\s*")
 _WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
@@ -50,7 +54,7 @@ class Example:
 
 def visible_examples(question: Question) -> list[Example]:
     """Doctests, asserts, lines like `f(1, 2) == 3` or `f(1) ➞ 2`, and pairs of lines `Input: 1` and
-    `Output: 2`, all with literals in them.
+    `Output: 2` (or `For n = 1 the output should be 2`), all with literals in them.
 
     Calls with keywords or with arguments that are no literals are left out.
     """
@@ -93,9 +97,9 @@ def _calls_inside(source: str, name: str) -> Iterator[tuple[Any, ...]]:
 
 
 def _inputs_and_outputs(question: Question) -> Iterator[Example]:
-    """`Input: grid = [[1]], capacity = 2` above `Output: 1`."""
+    """`Input: grid = [[1]], capacity = 2` above `Output: 1`; `For n = 4 the output should be 2`."""
     parameters = parameter_annotations(question)
-    for match in _INPUT_OUTPUT.finditer(question.prompt):
+    for match in (m for form in _INPUT_OUTPUT for m in form.finditer(question.prompt)):
         text = _NAMED.sub(",", match["given"]).strip().strip(",")
         given = _literal(f"({text},)")
         if given is not UNKNOWN and len(given) == len(parameters):

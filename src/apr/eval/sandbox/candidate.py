@@ -129,10 +129,15 @@ class _Many:
         self._answers: list[tuple[float, bytes]] = []
         self._held = 0
 
-    def serve(self, function: Any, calls: list[bytes], go_on: bool) -> None:
-        """One answer a call: (seconds, reply). go_on: also after a call that raised."""
+    def serve(self, function: Any, calls: list[bytes], go_on: bool, told_before: list[int]) -> None:
+        """One answer a call: (seconds, reply). go_on: also after a call that raised. told_before:
+        calls before which all answers are sent.
+        """
         flushed = time.monotonic()
-        for call in calls:
+        pauses = set(told_before)
+        for number, call in enumerate(calls):
+            if number in pauses:
+                self._flush()
             args = codec.Decoder(call, extend=extensions.build).value()
             begin = time.process_time()
             try:
@@ -156,6 +161,8 @@ class _Many:
         self._flush()
 
     def _flush(self) -> None:
+        if not self._answers:
+            return
         if os.getpid() != self._own_pid:
             os._exit(0)
         channel.send(self._fd, self._answers)

@@ -75,12 +75,15 @@ class Candidate:
             raise answer.error
         return answer
 
-    def many(self, calls: list[bytes], go_on: bool) -> Iterator[tuple[float, bytes]]:
+    def many(
+        self, calls: list[bytes], go_on: bool, told_before: list[int]
+    ) -> Iterator[tuple[float, bytes]]:
         """Answers to calls of the entry point, (seconds, reply) each, as they come. calls: encoded
-        arguments. go_on: also after a call that raised; else that is the last answer.
+        arguments. go_on: also after a call that raised; else that is the last answer. told_before:
+        numbers of the calls before which all answers are sent.
         """
         encoder = codec.Encoder()
-        encoder.value(("many", (calls, go_on), ()))
+        encoder.value(("many", (calls, go_on, told_before), ()))
         left = len(calls)
         try:
             channel.send_frame(self._fd, encoder.out)

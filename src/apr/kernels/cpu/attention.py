@@ -20,7 +20,7 @@ TILE_ROWS = 48
 LOWEST = float32(-1e30)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def softmax_block(scores, probabilities, top, norm, total, first, last, scale):
     """Fold one block of scores (64,) into a row's running softmax; columns first..last-1 count.
 
@@ -52,7 +52,7 @@ def softmax_block(scores, probabilities, top, norm, total, first, last, scale):
     norm[0] += added
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def attend(
     queries, group, head_dim, value_dim, first_position, tokens, window, scale,
     table, keys, values, block_stride_k, block_stride_v,

@@ -47,7 +47,7 @@ def delta_statistics(addresses, kinds, base_address, base_kind, count, models_ou
     return -1
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def _pair(x, y, out):
     conflicts, product = float32(0.0), float32(0.0)
     conflict_size, total_size = float32(0.0), float32(0.0)

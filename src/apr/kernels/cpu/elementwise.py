@@ -11,7 +11,7 @@ from apr.kernels.cpu.microkernel import PANEL
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def exp(x):
     """e**x in fp32, |relative error| < 2e-7 (range reduction, degree-6 polynomial); vectorises."""
     x = min(max(x, float32(-87.0)), float32(88.0))
@@ -28,7 +28,7 @@ def exp(x):
     return p * bits_float(uint32((int32(n) + int32(127)) << int32(23)))
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def rms_scale(row, eps):
     """1 / sqrt(mean(row**2) + eps) (Zhang & Sennrich 2019, eq. 4)."""
     total = float32(0.0)
@@ -37,7 +37,7 @@ def rms_scale(row, eps):
     return float32(1.0) / np.sqrt(total / float32(row.shape[0]) + eps)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def rms_norm_bf16(row, weight, eps, out):
     """out (bf16 bits) = row * rms_scale * weight."""
     scale = rms_scale(row, eps)
@@ -45,20 +45,20 @@ def rms_norm_bf16(row, weight, eps, out):
         out[i] = to_bf16(row[i] * scale * weight[i])
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def rms_norm_in_place(row, weight, eps):
     scale = rms_scale(row, eps)
     for i in range(row.shape[0]):
         row[i] = row[i] * scale * weight[i]
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def add_rows(row, other):
     for i in range(row.shape[0]):
         row[i] += other[i]
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def rotate(head, cos, sin):
     """Rotary embedding in place (Su et al. 2021), halves convention: i pairs with i + n."""
     n = cos.shape[0]
@@ -89,7 +89,7 @@ def store_value(row, block, lane):
         block[i // PANEL, lane // 2, i % PANEL, lane % 2] = to_bf16(row[i])
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def silu_product(gate, up, out):
     """out (bf16 bits) = silu(gate) * up (Shazeer 2020, SwiGLU)."""
     for i in range(gate.shape[0]):
@@ -97,7 +97,7 @@ def silu_product(gate, up, out):
         out[i] = to_bf16(g / (float32(1.0) + exp(-g)) * up[i])
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def gelu_product(gate, up, out):
     """out (bf16 bits) = gelu_tanh(gate) * up (Shazeer 2020, GeGLU); x * sigmoid(2u) form."""
     for i in range(gate.shape[0]):

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numba import njit
 
+from apr.kernels.cpu.elementwise import FAST
+from apr.kernels.cpu.intrinsics import from_bf16
 from apr.kernels.cpu.matmul import PAIR_BYTES, linear
 from apr.kernels.cpu.microkernel import PANEL
 from apr.kernels.cpu.packing import aligned_zeros, pack_panels
@@ -40,3 +43,20 @@ def add_upper_gram(x: torch.Tensor, total: torch.Tensor, team: Team) -> None:
             keep=(turned, panels, scratch),
         )  # fmt: skip
         total[:right, left:right] += result[:right, : right - left]
+
+
+def add_squares(x: torch.Tensor, total: torch.Tensor, team: Team) -> None:
+    """total += the sum of x * x over rows. x: bf16 (rows, C), contiguous. total: fp32 (C,)."""
+    shares = np.zeros((team.threads, x.shape[1]), np.float32)
+    team.run(_squares, x.view(torch.uint16).numpy(), shares, keep=(x, shares))
+    total += torch.from_numpy(shares.sum(axis=0))
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _squares(tid, threads, bits, totals):
+    rows, total = bits.shape[0], totals[tid]
+    for r in range(tid * rows // threads, (tid + 1) * rows // threads):
+        row = bits[r]
+        for i in range(row.shape[0]):
+            value = from_bf16(row[i])
+            total[i] += value * value

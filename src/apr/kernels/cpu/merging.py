@@ -85,7 +85,7 @@ def _prefetch(address, nbytes):
         _prefetch_line(address + line)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def widen(address, kind, first, tile):
     """Elements first .. first + len(tile) as fp32. Returns whether all are finite."""
     n = tile.shape[0]
@@ -106,7 +106,7 @@ def widen(address, kind, first, tile):
     return nothing == float32(0.0)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def _subtract(tile, base):
     for i in range(tile.shape[0]):
         tile[i] -= base[i]
@@ -224,7 +224,7 @@ def _lowest_bit(typingctx, word):
     return types.int64(types.uint32), codegen
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def _collect(x, low, high, found, kept):
     """Append what lies strictly between low and high. The new length, or -1 when full."""
     n = x.shape[0]
@@ -345,7 +345,7 @@ def _random_run(key, first, out):
         out[i] = _mixed(uint32(_mixed(uint32(uint32(begin + uint32(i)) ^ low)) + high))
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def _thin(d, start, mode, rule, key, words):
     """Set the deltas of a tile to zero that are not kept, and scale the others, in place.
 

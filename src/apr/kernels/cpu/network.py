@@ -120,7 +120,7 @@ class Scratch(NamedTuple):
     sync: np.ndarray  # int64: barrier in [0:2], from 8 on one tile counter a layer, 8 apart
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def _embed(tid, threads, shape, weights, inputs, stream):
     rows = inputs.token_ids.shape[0]
     scale = float32(shape.embedding_scale)
@@ -133,13 +133,13 @@ def _embed(tid, threads, shape, weights, inputs, stream):
                 stream[r, i] = from_bf16(weights.embedding[token, i]) * scale
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def _norm(tid, threads, rows, stream, weight, eps, normed):
     for r in range(tid * rows // threads, (tid + 1) * rows // threads):
         rms_norm_bf16(stream[r], weight, eps, normed[r])
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def _add_update(tid, threads, rows, shape, after, stream, update):
     """stream += update, normalised first in sandwich-norm networks (Gemma)."""
     for r in range(tid * rows // threads, (tid + 1) * rows // threads):
@@ -149,7 +149,7 @@ def _add_update(tid, threads, rows, shape, after, stream, update):
         add_rows(stream[r], delta)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def _place_heads(tid, threads, layer, shape, weights, inputs, cache, scratch):
     """Bias, query/key norm and rotation; queries to their buffer, keys and values to the cache."""
     rows = inputs.token_ids.shape[0]
@@ -181,7 +181,7 @@ def _place_heads(tid, threads, layer, shape, weights, inputs, cache, scratch):
             store_value(head, cache.values[layer, block, slot - heads - kv_heads], lane)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def _attention(tid, layer, shape, weights, inputs, cache, scratch):
     """Tiles are handed out by a shared counter: their cost differs with the cached length."""
     rows = inputs.token_ids.shape[0]
@@ -214,7 +214,7 @@ def _attention(tid, layer, shape, weights, inputs, cache, scratch):
         )  # fmt: skip
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def _gate_up(tid, threads, rows, shape, weight, normed, gates, inner):
     """inner = act(normed @ gate) * (normed @ up), one block of rows and columns at a time."""
     blocks = row_blocks(rows)
@@ -244,7 +244,7 @@ def _gate_up(tid, threads, rows, shape, weight, normed, gates, inner):
                 silu_product(gate[i], up[i], out)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def _keep_logit_rows(logit_rows, stream, attended):
     """Move the rows whose logits are wanted to the front; nothing needs the others any more."""
     for i in range(logit_rows.shape[0]):

@@ -1,0 +1,116 @@
+"""LoRA training of SmolLM2-135M on CPU: apr against trl and a bare transformers + peft loop.
+
+    python benchmarks/finetune.py [--rounds 5] [--steps 2] [--dtype bf16] [--threads N]
+        [--model FOLDER] [--peer-python PYTHON] [--out FILE.json]
+
+Rank 16 on q_proj and v_proj, sequences of 512 tokens, all with loss, batch 4, AdamW. Every engine
+is a process that waits while the others work; each round takes a few steps in each, in turn.
+Figures are medians over the rounds, ratios medians of the rounds' ratios; memory is the largest
+resident set. trl runs without activation recomputation (its default keeps less and is slower).
+The peers' environment is made on the first run unless --peer-python names one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from inference import CONSTRAINTS, ENVS, HERE, MODEL, environment
+
+BATCH, LENGTH, RANK = 4, 512, 16
+OURS = "apr"
+
+
+class Engine:
+    def __init__(self, command: list[Any], threads: int) -> None:
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
+        )
+        self._answer()
+
+    def _answer(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(map(str, self.process.args))} ended early")
+        return json.loads(line)
+
+    def run(self, steps: int) -> dict[str, float]:
+        assert self.process.stdin is not None
+        print(steps, file=self.process.stdin, flush=True)
+        return self._answer()
+
+
+def model_folder() -> Path:
+    from apr.convert.import_checkpoint import import_checkpoint
+    from apr.hub import resolve
+
+    folder = ENVS / "hf-bf16"
+    if not folder.exists():
+        import_checkpoint(resolve(MODEL), folder, dtype="bf16")
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--peer-python", type=Path)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    peer = args.peer_python or environment(
+        "trl", ["-c", str(CONSTRAINTS), "torch", "transformers", "peft", "trl", "datasets"], {}
+    )
+    folder = args.model or model_folder()
+    shape = [args.dtype, BATCH, LENGTH, RANK]
+    ours = [sys.executable, HERE / "peers/apr_finetune_worker.py", folder, *shape]
+    theirs = HERE / "peers/finetune_worker.py"
+    engines = {
+        OURS: Engine(ours, args.threads),
+        "apr, recomputing": Engine([*ours, "recompute"], args.threads),
+        "transformers + peft": Engine([peer, theirs, "bare", folder, *shape], args.threads),
+        "trl": Engine([peer, theirs, "trl", folder, *shape], args.threads),
+    }
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
+    for engine in engines.values():
+        engine.run(1)
+    for number in range(args.rounds):
+        for name, engine in engines.items():
+            rounds[name].append(engine.run(args.steps))
+        print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
+    report(args.dtype, rounds)
+    if args.out:
+        args.out.write_text(json.dumps(rounds, indent=1))
+
+
+def report(dtype: str, rounds: dict[str, list[dict[str, float]]]) -> None:
+    print(f"{dtype}, batch {BATCH} of {LENGTH} tokens, rank {RANK} on q_proj and v_proj")
+    rates = {name: [r["tokens"] / r["seconds"] for r in runs] for name, runs in rounds.items()}
+    ours, memory = rates[OURS], rounds[OURS][-1]["peak"]
+    for name, values in rates.items():
+        ratios = [a / b for a, b in zip(ours, values, strict=True)]
+        peak = rounds[name][-1]["peak"]
+        print(
+            f"  {name:20} {statistics.median(values):7.1f} tok/s"
+            f" (min {min(values):.1f}, max {max(values):.1f})  apr/this"
+            f" {statistics.median(ratios):5.2f}  peak {peak / 1e9:.2f} GB"
+            f"  apr/this {memory / peak:.2f}  loss {rounds[name][-1]['loss']:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

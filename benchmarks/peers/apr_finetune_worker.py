@@ -1,0 +1,57 @@
+"""Times LoRA training steps of apr. Protocol as finetune_worker.py; its loss and optimizer."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+
+import numpy as np
+import torch
+
+from apr.convert.dtypes import DTYPES
+from apr.model.load import load_transformer
+from apr.train.forward import token_loss
+from apr.train.lora import LoraSettings, add_lora
+from apr.train.optimizer import Optimizer
+from apr.train.packing import Document, make_batch
+from apr.train.settings import TrainSettings
+
+
+def main() -> None:
+    folder, dtype = sys.argv[1:3]
+    batch, length, rank = map(int, sys.argv[3:6])
+    recompute = "recompute" in sys.argv
+    model = load_transformer(folder, DTYPES[dtype])
+    add_lora(model, LoraSettings(rank=rank, alpha=2.0 * rank))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = Optimizer(trained, TrainSettings(learning_rate=2e-4))
+    learned = np.ones(length, bool)
+    step = 0
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        count = int(line)
+        start = time.perf_counter()
+        for _ in range(count):
+            generator = torch.Generator().manual_seed(step)
+            ids = torch.randint(1000, 40000, (batch, length), generator=generator).numpy()
+            documents = [Document(row.astype(np.int32), learned) for row in ids]
+            data = make_batch(documents)
+            loss = token_loss(model.train(), data, recompute) / data.weight
+            loss.backward()
+            optimizer.step(2e-4)
+            step += 1
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        answer = {
+            "seconds": seconds,
+            "tokens": count * batch * length,
+            "peak": peak,
+            "loss": float(loss.detach()),
+        }
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

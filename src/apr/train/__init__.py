@@ -1,0 +1,1 @@
+"""Training: adapters, losses, packed data and one loop for every method."""

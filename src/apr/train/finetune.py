@@ -1,0 +1,385 @@
+"""`apr finetune`: from a request to a trained adapter or model in a folder.
+
+OUT/            the adapter (PEFT's files) or model, the best by evaluation where there is one
+OUT/run.json    what was asked for; the same request again goes on where it stopped
+OUT/metrics.jsonl, OUT/checkpoints/, OUT/best/, OUT/last/   see `apr.train.loop`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from apr.checkpoint import Checkpoint, CheckpointWriter, open_checkpoint
+from apr.checkpoint.adapter import CONFIG_FILE
+from apr.convert.dtypes import DTYPES
+from apr.convert.folders import exact_source, files_from_folder, refuse_overlap
+from apr.convert.import_checkpoint import files_from_gguf
+from apr.convert.manifest import MANIFEST_NAME, folder_manifest
+from apr.errors import UsageError
+from apr.hub import Pulled, pull
+from apr.hub.checksums import file_records, file_sha256
+from apr.model.config import ModelConfig
+from apr.model.families import config_from_checkpoint
+from apr.model.load import load_transformer
+from apr.model.transformer import Transformer
+from apr.text import Tokenizer, load_tokenizer
+from apr.train.adapter_files import load_adapter, save_adapter
+from apr.train.dataset import DataReport, read_documents, split_off
+from apr.train.forward import token_loss
+from apr.train.loop import CHECKPOINTS, METRICS, Task, TrainReport, total_steps, train
+from apr.train.lora import LoraSettings, add_lora
+from apr.train.packing import Batch, Document, PackedData
+from apr.train.plan import MemoryPlan, plan_memory
+from apr.train.settings import TrainSettings
+
+RUN_FILE = "run.json"
+Method = Literal["lora", "full"]
+METHODS: tuple[Method, ...] = ("lora", "full")
+
+
+@dataclass(frozen=True)
+class FinetuneRequest:
+    """model: any reference. data, eval_data: JSONL files; eval_split: part of the documents held
+    out instead. adapter: PEFT folder to train on. dtype: of weights and activations; what is
+    trained is kept in fp32. max_length: tokens of a sequence. recompute: run layers again in the
+    backward pass instead of keeping what they computed.
+    """
+
+    model: str
+    data: tuple[Path, ...]
+    method: Method = "lora"
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    adapter: Path | None = None
+    eval_data: tuple[Path, ...] = ()
+    eval_split: float = 0.0
+    dtype: str = "bf16"
+    max_length: int = 512
+    packing: bool = True
+    chat: bool = False
+    skip_bad_rows: bool = False
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"--method {self.method} is unknown", f"one of {', '.join(METHODS)}")
+        if self.dtype not in ("bf16", "fp32"):
+            raise UsageError(f"--dtype {self.dtype} is unknown", "bf16 or fp32")
+        if self.max_length < 2:
+            raise UsageError(f"--max-seq-len is {self.max_length}", "it must be 2 or more")
+        if not 0 <= self.eval_split < 1:
+            raise UsageError(f"--eval-split is {self.eval_split}", "0 or more, below 1")
+        if self.eval_split and self.eval_data:
+            raise UsageError("--eval-split and --eval-data exclude each other", "choose one")
+        if self.adapter is not None and self.method != "lora":
+            raise UsageError("--adapter is trained by --method lora only")
+        if not self.data:
+            raise UsageError("no training data", "--data FILE.jsonl")
+
+    def to_json(self) -> dict[str, Any]:
+        """What the result depends on, as plain data."""
+        return json.loads(json.dumps(asdict(self), default=str))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known before a weight is read."""
+
+    request: FinetuneRequest
+    pulled: Pulled
+    checkpoint: Checkpoint
+    config: ModelConfig
+    tokenizer: Tokenizer
+    documents: list[Document]
+    held_out: list[Document]
+    report: DataReport
+    eval_report: DataReport | None
+    memory: MemoryPlan
+
+    @property
+    def data(self) -> PackedData:
+        request = self.request
+        settings = request.train
+        return PackedData(
+            self.documents, request.max_length, settings.batch_size, settings.seed, request.packing
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What `--plan` shows; memory in bytes."""
+        request, settings = self.request, self.request.train
+        batches = len(self.data.batches(0))
+        return {
+            "model": request.model,
+            "method": request.method,
+            "dtype": request.dtype,
+            "trainable_parameters": self.memory.trainable,
+            "parameters": self.memory.parameters,
+            "memory": self.memory.components(),
+            "peak_memory_bytes": self.memory.peak,
+            "batches_per_epoch": batches,
+            "steps": total_steps(self.data, settings),
+            "tokens_per_epoch": self.report.tokens,
+            "data": self.report.to_json(),
+            "eval_documents": len(self.held_out),
+        }
+
+
+def prepare(request: FinetuneRequest, *, offline: bool = False, progress: bool = True) -> Prepared:
+    """Find the model, read and check all data, plan memory and steps; no weight is loaded.
+
+    Raises UsageError naming the flag, or the file and line, that is wrong.
+    """
+    pulled = pull(request.model, offline=offline, progress=progress)
+    checkpoint = open_checkpoint(pulled.path)
+    config = config_from_checkpoint(checkpoint)
+    if request.max_length > config.max_position:
+        raise UsageError(
+            f"--max-seq-len {request.max_length} is beyond the model's context",
+            f"at most {config.max_position}",
+        )
+    tokenizer = load_tokenizer(pulled.path)
+    options: dict[str, Any] = {"chat": request.chat, "skip_bad_rows": request.skip_bad_rows}
+    seed = request.train.seed
+    documents, report = read_documents(
+        request.data, tokenizer, request.max_length, seed=seed, **options
+    )
+    held_out: list[Document] = []
+    eval_report = None
+    if request.eval_data:
+        held_out, eval_report = read_documents(
+            request.eval_data, tokenizer, request.max_length, **options
+        )
+    elif request.eval_split:
+        documents, held_out = split_off(documents, request.eval_split, seed)
+        if not held_out:
+            raise UsageError(
+                f"--eval-split {request.eval_split} of {len(documents)} documents is none",
+                "a larger part, or --eval-data",
+            )
+    if not documents:
+        raise UsageError(f"{request.data[0]}: no row is left to learn from", "see --max-seq-len")
+    memory = plan_memory(config, request.method, request.lora, request.dtype, request.recompute,
+                         _largest(request, documents), request.adapter)  # fmt: skip
+    return Prepared(
+        request, pulled, checkpoint, config, tokenizer, documents, held_out, report, eval_report,
+        memory,
+    )  # fmt: skip
+
+
+def _largest(request: FinetuneRequest, documents: list[Document]) -> tuple[int, int, int]:
+    """(tokens, targets, longest document) of the largest batch there will be."""
+    longest = max(map(len, documents))
+    room = request.max_length if request.packing else longest
+    tokens = min(request.train.batch_size * room, sum(map(len, documents)))
+    share = sum(d.targets for d in documents) / sum(map(len, documents))
+    return tokens, max(1, round(tokens * share)), longest
+
+
+def finetune(
+    prepared: Prepared,
+    folder: str | Path,
+    *,
+    force: bool = False,
+    on_log: Callable[[dict[str, Any]], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train, or go on with a run that was stopped. Returns what `--json` prints.
+
+    force: begin anew where the folder holds another run. Raises UsageError (the folder is in the
+    way), AprError (a loss that is not finite, a full disk).
+    """
+    request, target = prepared.request, Path(folder).expanduser()
+    refuse_overlap(target, prepared.pulled.path)
+    inputs = {str(path): file_sha256(path) for path in (*request.data, *request.eval_data)}
+    open_run(target, {**request.to_json(), "sha256": inputs}, force)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = DTYPES[request.dtype]
+    model = load_transformer(prepared.checkpoint, dtype, device)
+    _make_trainable(model, request)
+    task = Task(
+        model=model,
+        parameters={n: p for n, p in model.named_parameters() if p.requires_grad},
+        step=lambda model, batch: (token_loss(model, batch, request.recompute), {}),
+        data=_on(prepared.data, device),
+        save=_saver(prepared, model),
+        evaluate=_evaluator(prepared, model, device) if prepared.held_out else None,
+        on_log=on_log,
+    )
+    report = train(task, request.train, target)
+    best = report.best_epoch is not None
+    publish(target / ("best" if best else "last"), target)
+    result = _result(prepared, target, report)
+    _write_manifest(prepared, target, inputs, result)
+    return result
+
+
+def _make_trainable(model: Transformer, request: FinetuneRequest) -> None:
+    if request.method == "full":
+        for parameter in model.parameters():
+            # Not a view of the file: what is trained is written to.
+            parameter.data = parameter.data.clone()
+            parameter.requires_grad_(True)
+    elif request.adapter is not None:
+        load_adapter(model, request.adapter, request.lora.dropout)
+    else:
+        add_lora(model, request.lora, request.train.seed)
+
+
+def _on(data: PackedData, device: torch.device) -> PackedData:
+    return PackedData(data.documents, data.room, data.batch_size, data.seed, data.packing, device)
+
+
+def _evaluator(prepared: Prepared, model: Transformer, device: torch.device) -> Callable[[], float]:
+    request = prepared.request
+    data = PackedData(
+        prepared.held_out, request.max_length, request.train.batch_size, 0, request.packing, device
+    )
+
+    @torch.no_grad()
+    def evaluate() -> float:
+        loss, weight = 0.0, 0
+        for group in data.batches(0):
+            batch: Batch = data.load(group)
+            loss += float(token_loss(model, batch))
+            weight += batch.weight
+        return loss / weight
+
+    return evaluate
+
+
+def _saver(prepared: Prepared, model: Transformer) -> Callable[[Path], None]:
+    request = prepared.request
+    if request.method == "lora":
+        base = base_name(request.model)
+        return lambda folder: save_adapter(model, folder, base, {})
+    if prepared.checkpoint.format == "gguf":
+        files, _ = files_from_gguf(prepared.checkpoint, prepared.config, request.dtype)
+    else:
+        files = files_from_folder(prepared.checkpoint, request.dtype)
+
+    def save(folder: Path) -> None:
+        with CheckpointWriter(folder, overwrite=True) as writer:
+            for name, parameter in model.named_parameters():
+                writer.add(name, parameter.detach())
+            for name, content in files.items():
+                writer.add_file(name, content)
+
+    return save
+
+
+def base_name(ref: str) -> str:
+    """A model as adapter_config.json names it: org/name, or a folder's whole path."""
+    path = Path(ref).expanduser()
+    return str(path.resolve()) if path.exists() else ref.removeprefix("hf://")
+
+
+def open_run(target: Path, request: dict[str, Any], force: bool) -> None:
+    """Make the folder of a run, or find the same run in it.
+
+    Raises UsageError where it holds something else, or the same run already at its end.
+    """
+    record = target / RUN_FILE
+    if target.is_file():
+        raise UsageError(f"{target} is a file", "name a folder")
+    if target.is_dir() and any(target.iterdir()) and not record.is_file():
+        raise UsageError(f"{target} exists and is no training run", "choose another folder")
+    if record.is_file():
+        if force:
+            _clear(target)
+        else:
+            _check_same(target, json.loads(record.read_text()), request)
+            return
+    target.mkdir(parents=True, exist_ok=True)
+    temporary = record.with_name(record.name + ".new")
+    temporary.write_text(json.dumps(request, indent=1) + "\n")
+    temporary.replace(record)
+
+
+def _check_same(target: Path, before: dict[str, Any], request: dict[str, Any]) -> None:
+    old, new = dict(_flat(before)), dict(_flat(request))
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if changed:
+        key = changed[0]
+        raise UsageError(
+            f"{target} holds a run with other settings: {key} was {old.get(key)}, now"
+            f" {new.get(key)}",
+            "choose another folder, or --force to begin anew",
+        )
+    if (target / MANIFEST_NAME).is_file():
+        raise UsageError(
+            f"{target} holds this run, and it is complete", "--force trains it once more"
+        )
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _flat(inner, f"{prefix}{key}.")
+        else:
+            yield prefix + key, inner
+
+
+def _clear(target: Path) -> None:
+    """Remove what a run writes, and nothing else."""
+    for name in (CHECKPOINTS, "best", "last"):
+        shutil.rmtree(target / name, ignore_errors=True)
+    for path in target.iterdir():
+        if path.is_file():
+            path.unlink()
+
+
+def publish(source: Path, target: Path) -> None:
+    """Put a saved model's files in `target` as well (hard links where the disk has them).
+
+    The file that makes a folder an adapter or a model comes last.
+    """
+    last = (CONFIG_FILE, "config.json")
+    paths = sorted((p for p in source.rglob("*") if p.is_file()), key=lambda p: p.name in last)
+    for path in paths:
+        goal = target / path.relative_to(source)
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        temporary = goal.with_name(f".{goal.name}.new")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+        temporary.replace(goal)
+
+
+def _result(prepared: Prepared, target: Path, report: TrainReport) -> dict[str, Any]:
+    values = asdict(report)
+    losses = values.pop("losses")
+    return {
+        "folder": str(target),
+        **values,
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+        "tokens_per_second": report.tokens / max(report.seconds, 1e-9),
+        "trainable_parameters": prepared.memory.trainable,
+        "data": prepared.report.to_json(),
+        "metrics": str(target / METRICS),
+    }
+
+
+def _write_manifest(
+    prepared: Prepared, target: Path, inputs: dict[str, str], result: dict[str, Any]
+) -> None:
+    content = folder_manifest(
+        "finetune",
+        source=exact_source(prepared.pulled),
+        inputs=file_records(prepared.pulled, threading.Event()),
+        settings={**prepared.request.to_json(), "data_sha256": inputs, "result": result},
+        tensors={},
+        files={},
+        notes=tuple(prepared.tokenizer.notes),
+    )
+    (target / MANIFEST_NAME).write_bytes(content)

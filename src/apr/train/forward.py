@@ -1,0 +1,45 @@
+"""A batch of packed documents through the model."""
+
+from __future__ import annotations
+
+import torch
+
+from apr.model.documents import document_attention
+from apr.model.rope import needs_long_factors
+from apr.model.transformer import Transformer
+from apr.train.lora import LoraLinear
+from apr.train.losses import chunked_cross_entropy
+from apr.train.packing import Batch
+
+
+def hidden_states(model: Transformer, batch: Batch, recompute: bool = False) -> torch.Tensor:
+    """What the output layer reads: (T, C) in the weights' dtype.
+
+    recompute: keep only each layer's input and run layers again in the backward pass (Chen et al.
+    2016, arXiv:1604.06174).
+    """
+    attend = document_attention(model, batch.starts)
+    longest = int(batch.positions.max()) + 1
+    long = needs_long_factors(model.config, longest)
+    return model.run(batch.ids, batch.positions, attend, long, recompute)
+
+
+def token_loss(model: Transformer, batch: Batch, recompute: bool = False) -> torch.Tensor:
+    """Sum over the batch's targets of -log p(token | those before in its document), in nats."""
+    hidden = hidden_states(model, batch, recompute)[batch.rows]
+    hidden, weight = output_factors(model, hidden)
+    return chunked_cross_entropy(hidden, weight, batch.labels, model.config.logit_softcap)
+
+
+def output_factors(model: Transformer, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, C) and (V, C) whose product is the logits of hidden (N, C).
+
+    An adapter of rank r on the output layer becomes r more columns of both: W h + B (s A h).
+    """
+    head = model.model.embed_tokens if model.lm_head is None else model.lm_head
+    if not isinstance(head, LoraLinear):
+        return hidden, head.weight
+    dtype = hidden.dtype
+    inner = (head.drop(hidden) @ head.lora_a.to(dtype).T) * head.scaling
+    weight = torch.cat([head.base.weight, head.lora_b.to(dtype)], dim=1)
+    return torch.cat([hidden, inner], dim=1), weight

@@ -1,0 +1,256 @@
+"""Low-rank adapters on a frozen transformer (Hu et al. 2022, arXiv:2106.09685).
+
+y = W x + s B A x, with W frozen in whatever form its module stores it and A, B in fp32. The
+products with A and B are taken in the dtype of x. Gradients stop where nothing is left to train:
+autograd follows only what depends on an adapter, so layers below the lowest one are never walked
+back through, and no frozen weight gets a gradient.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from apr.errors import UsageError
+from apr.model.transformer import Transformer
+
+ALL_LINEAR = "all-linear"
+# What a model with fused projections has instead of the ones asked for.
+_FUSED = {
+    "q_proj": "qkv_proj",
+    "k_proj": "qkv_proj",
+    "v_proj": "qkv_proj",
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+}
+OUTPUT_LAYER = "lm_head"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """rank, alpha: s = alpha / rank, or alpha / sqrt(rank) with rslora (Kalajdzievski 2023,
+    arXiv:2312.03732). dropout: of the adapter's input. dora: learn each output row's length apart
+    from its direction (Liu et al. 2024, arXiv:2402.09353).
+
+    targets: ends of module names ("q_proj"), patterns of whole names ("*.layers.2?.mlp.*"), or
+    "all-linear" (every linear layer but the output layer).
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    rslora: bool = False
+    dora: bool = False
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UsageError(f"--rank is {self.rank}", "it must be 1 or more")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise UsageError(f"--lora-alpha is {self.alpha}", "it must be above 0")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"--lora-dropout is {self.dropout}", "0 or more, below 1")
+        if not self.targets:
+            raise UsageError("--targets is empty", "e.g. q_proj,v_proj or all-linear")
+
+    def scaling(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear module with a low-rank update.
+
+    base: any module that maps (..., in) to (..., out) linearly and has `in_features`,
+    `out_features` and `bias`; how it stores its weight is its own business. lora_a: fp32 (r, in),
+    lora_b: fp32 (out, r). magnitude: fp32 (out,), of DoRA, or None.
+    """
+
+    lora_a: nn.Parameter
+    lora_b: nn.Parameter
+    magnitude: nn.Parameter | None
+
+    def __init__(self, base: Any, rank: int, scaling: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.base, self.scaling, self.dropout = base, scaling, dropout
+        device = next(base.parameters()).device
+        self.lora_a = nn.Parameter(torch.zeros(rank, base.in_features, device=device))
+        self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        self.magnitude = None
+
+    @property
+    def rank(self) -> int:
+        return self.lora_a.shape[0]
+
+    def reset(self, generator: torch.Generator, dora: bool = False) -> None:
+        """A uniform within 1 / sqrt(in) (as PEFT and the authors' code draw it), B zero."""
+        bound = self.lora_a.shape[1] ** -0.5
+        drawn = torch.rand(self.lora_a.shape, generator=generator) * (2 * bound) - bound
+        with torch.no_grad():
+            self.lora_a.copy_(drawn)
+            self.lora_b.zero_()
+        if dora:
+            self.magnitude = nn.Parameter(self.row_lengths())
+
+    @torch.no_grad()
+    def row_lengths(self) -> torch.Tensor:
+        """fp32 (out,): the length of each row of W + s B A, without making that matrix.
+
+        |w + s b A|^2 = |w|^2 + 2 s b (A w) + s^2 b (A A^T) b^T.
+        """
+        if not hasattr(self, "_squares"):
+            self._squares = _row_squares(self.base)
+        a, b = self.lora_a, self.lora_b
+        crossed = (_product(self.base, a) * b.T).sum(0)  # (r, out) -> (out,)
+        grown = ((b @ (a @ a.T)) * b).sum(1)
+        squares = self._squares + 2 * self.scaling * crossed + self.scaling**2 * grown
+        return squares.clamp(min=0).sqrt()
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """fp32 (out, in): W + s B A, for the output layer, whose matrix is asked for."""
+        return self.base.weight.float() + self.scaling * (self.lora_b @ self.lora_a)
+
+    def drop(self, x: torch.Tensor) -> torch.Tensor:
+        """The adapter's input."""
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dropped = self.drop(x)
+        if self.magnitude is None:
+            update = (dropped, self.lora_a, self.lora_b, self.scaling)
+            return _AddLowRank.apply(self.base(x), *update)
+        # DoRA (eq. 5): the rows of W + s B A at learned lengths. Their own length counts as a
+        # constant (section 4.3).
+        bias = self.base.bias
+        plain = self.base(dropped)
+        if bias is not None:
+            plain = plain - bias
+        stretch = self.magnitude / self.row_lengths()
+        frozen = plain.clone() if dropped is not x else None
+        turned = _AddLowRank.apply(plain, dropped, self.lora_a, self.lora_b, self.scaling)
+        y = turned * stretch  # fp32: the lengths move by less than bf16 can tell
+        if frozen is not None:
+            # As PEFT: what dropout hides from the adapter is still seen by the frozen weight.
+            return (self.base(x) + (y - frozen)).to(x.dtype)
+        return (y if bias is None else y + bias).to(x.dtype)
+
+
+class _AddLowRank(torch.autograd.Function):
+    """y + s (x A^T) B^T, written into y. x: (..., in), y: (..., out); a, b: fp32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        narrow_a, narrow_b = a.to(x.dtype), b.to(x.dtype)
+        inner = x.flatten(0, -2) @ narrow_a.T  # (N, r)
+        y.view(-1, y.shape[-1]).addmm_(inner, narrow_b.T, alpha=scaling)
+        ctx.save_for_backward(x, inner, narrow_a, narrow_b)
+        ctx.scaling = scaling
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (dy,) = gradients
+        x, inner, a, b = ctx.saved_tensors
+        flat = dy.flatten(0, -2)
+        dinner = (flat @ b) * ctx.scaling  # (N, r)
+        dx = (dinner @ a).view(x.shape) if ctx.needs_input_grad[1] else None
+        da = (dinner.T @ x.flatten(0, -2)).float()
+        db = (flat.T @ inner).float() * ctx.scaling
+        return dy, dx, da, db, None
+
+
+def linear_modules(model: Transformer) -> list[str]:
+    """Names of all linear modules, in the order of the model."""
+    kinds = (nn.Linear, LoraLinear)
+    inside = (".base",)
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) and not name.endswith(inside)
+    ]
+
+
+def matching_modules(model: Transformer, targets: Iterable[str]) -> list[str]:
+    """The linear modules that targets mean. UsageError for a target that means none."""
+    names = linear_modules(model)
+    chosen: set[str] = set()
+    for target in targets:
+        if target == ALL_LINEAR:
+            found = [name for name in names if name != OUTPUT_LAYER]
+        elif any(sign in target for sign in "*?["):
+            found = [name for name in names if fnmatch.fnmatchcase(name, target)]
+        else:
+            wanted = _FUSED.get(target, target) if model.config.fused_projections else target
+            found = [n for n in names if n == wanted or n.endswith("." + wanted)]
+        if not found:
+            known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
+            raise UsageError(f"--targets: no linear layer is called {target}", f"there are {known}")
+        chosen.update(found)
+    return [name for name in names if name in chosen]
+
+
+def add_lora(model: Transformer, settings: LoraSettings, seed: int = 0) -> list[LoraLinear]:
+    """Freeze a model and put a fresh adapter on each target, in the order of the model.
+
+    Raises UsageError where a target names no linear layer.
+    """
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    adapters = []
+    for name in matching_modules(model, settings.targets):
+        if name == OUTPUT_LAYER and settings.dora:
+            raise UsageError("--dora does not go with the output layer", "leave out lm_head")
+        adapter = attach(model, name, settings.rank, settings.scaling(), settings.dropout)
+        adapter.reset(generator, settings.dora)
+        adapters.append(adapter)
+    return adapters
+
+
+def attach(
+    model: Transformer, name: str, rank: int, scaling: float, dropout: float = 0.0
+) -> LoraLinear:
+    """Wrap one linear module, which must not carry an adapter yet; the update is zero."""
+    base = model.get_submodule(name)
+    if isinstance(base, LoraLinear):
+        raise UsageError(f"{name} carries an adapter already")
+    parent, _, leaf = name.rpartition(".")
+    adapter = LoraLinear(base, rank, scaling, dropout)
+    setattr(model.get_submodule(parent), leaf, adapter)
+    return adapter
+
+
+def adapters_of(model: Transformer) -> dict[str, LoraLinear]:
+    """Adapters by the name of the module they are on."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
+
+
+def _product(base: Any, rows: torch.Tensor) -> torch.Tensor:
+    """rows @ W^T in fp32, through the module where its weight is not plain. rows: (n, in)."""
+    if isinstance(base, nn.Linear):
+        return rows.float() @ base.weight.float().T
+    found = base(rows).float()
+    return found if base.bias is None else found - base.bias.float()
+
+
+def _row_squares(base: Any, block: int = 256) -> torch.Tensor:
+    """fp32 (out,): squared lengths of the rows of W; columns of the unit matrix show W."""
+    if isinstance(base, nn.Linear):
+        return base.weight.float().square().sum(1)
+    eye = torch.eye(base.in_features, device=next(base.parameters()).device)
+    parts = [_product(base, rows).square().sum(0) for rows in eye.split(block)]
+    return torch.stack(parts).sum(0)

@@ -1,0 +1,133 @@
+"""What training will need, worked out from the configuration alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import psutil
+import torch
+
+from apr.checkpoint.adapter import open_adapter
+from apr.convert.dtypes import DTYPES
+from apr.model.config import ModelConfig
+from apr.model.transformer import Transformer
+from apr.train.lora import LoraSettings, matching_modules
+from apr.train.losses import CHUNK
+
+# Gradient and AdamW's two moments in fp32 beside each trained parameter, which is fp32 itself.
+_STATE_BYTES = 4 + 4 + 8
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """parameters: of the model; trainable: of these and of adapters. The rest in bytes. process:
+    the interpreter and its libraries. weights: as they are stored. trained: fp32 values, gradients
+    and optimizer state. activations: kept for the backward pass. work: what a layer or the loss
+    needs for a moment, the larger.
+    """
+
+    parameters: int
+    trainable: int
+    process: int
+    weights: int
+    trained: int
+    activations: int
+    work: int
+
+    @property
+    def peak(self) -> int:
+        return sum(self.components().values())
+
+    def components(self) -> dict[str, int]:
+        names = ("process", "weights", "trained", "activations", "work")
+        return {name: getattr(self, name) for name in names}
+
+
+def plan_memory(
+    config: ModelConfig,
+    method: str,
+    lora: LoraSettings,
+    dtype: str,
+    recompute: bool,
+    batch: tuple[int, int, int],
+    adapter: Path | None = None,
+) -> MemoryPlan:
+    """batch: (tokens, targets, longest document) of the largest batch.
+
+    Raises UsageError where targets name no linear layer, and what `open_adapter` raises.
+    """
+    with torch.device("meta"):
+        model = Transformer(config)
+    width = DTYPES[dtype].itemsize
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    parameters = sum(prod(shape) for shape in shapes.values())
+    if method == "full":
+        trainable, masters = parameters, parameters * (_STATE_BYTES if width < 4 else 12)
+    else:
+        trainable = _adapter_size(model, lora, adapter)
+        masters = trainable * _STATE_BYTES
+    tokens, targets, longest = batch
+    layer = layer_bytes(config, width, method, lora)
+    kept = config.hidden_size * width if recompute else layer
+    activations = tokens * config.num_layers * kept
+    return MemoryPlan(
+        parameters=parameters,
+        trainable=trainable,
+        process=psutil.Process().memory_info().rss,
+        weights=parameters * width,
+        trained=masters,
+        activations=activations,
+        work=_work(config, width, tokens, targets, longest, layer if recompute else 0, method),
+    )
+
+
+def layer_bytes(config: ModelConfig, width: int, method: str, lora: LoraSettings) -> int:
+    """What one layer keeps of one token for its backward pass.
+
+    Inputs of both norms, of attention (q, k, v and its output) and of the gated product; what the
+    norms give where a linear layer behind them learns.
+    """
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    numbers = 2 * hidden + (2 * q + 2 * kv) + 2 * inner
+    names = {target.rpartition(".")[2] for target in lora.targets}
+    everything = method == "full" or "all-linear" in names
+    if everything or names & {"q_proj", "k_proj", "v_proj", "qkv_proj"}:
+        numbers += hidden
+    if everything or names & {"gate_proj", "up_proj", "gate_up_proj"}:
+        numbers += hidden
+    if everything or "down_proj" in names:
+        numbers += inner
+    return numbers * width
+
+
+def _adapter_size(model: Transformer, lora: LoraSettings, adapter: Path | None) -> int:
+    if adapter is not None:
+        return sum(f.a.numel() + f.b.numel() for f in open_adapter(adapter).factors.values())
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    total = 0
+    for name in matching_modules(model, lora.targets):
+        out, wide = shapes[f"{name}.weight"]
+        total += lora.rank * (out + wide) + (out if lora.dora else 0)
+    return total
+
+
+def _work(
+    config: ModelConfig,
+    width: int,
+    tokens: int,
+    targets: int,
+    longest: int,
+    layer: int,
+    method: str,
+) -> int:
+    """The larger of the two peaks: the loss's chunk of logits, and the widest layer going back."""
+    rows = min(CHUNK, targets)
+    logits = rows * config.vocab_size * (width + 2 * 4) + targets * config.hidden_size * width
+    if method == "full":
+        logits += config.vocab_size * config.hidden_size * 4
+    backward = tokens * (3 * config.intermediate_size + 4 * config.hidden_size) * width
+    scores = 2 * config.num_heads * longest**2 * 4
+    return max(logits, backward + layer * tokens + scores)
