@@ -89,7 +89,8 @@ class PreparedPrune:
 class PruneReport:
     """sparsity: zeros among the pruned matrices' weights; of_all: among all parameters, which
     embeddings and norms are part of. layers: sparsity of each. damping: of matrices whose Hessian
-    needed more than asked for. input_bytes, nbytes: of all tensors before and after.
+    needed more than asked for. input_bytes, nbytes: of all tensors before and after. shapes_kept:
+    whether weights became zero rather than less.
     """
 
     folder: Path
@@ -102,6 +103,7 @@ class PruneReport:
     parameters: int
     input_bytes: int
     nbytes: int
+    shapes_kept: bool
     seconds: float
     peak_memory_bytes: int
     damping: dict[str, float]
@@ -117,8 +119,11 @@ def prepare(
     data: Path | None = None,
     offline: bool = False,
     progress: bool = True,
+    needs_calibration: bool = False,
 ) -> PreparedPrune:
     """Open the model, check that it can be pruned so, draw the calibration.
+
+    needs_calibration: also where the method needs none (`analyze`).
 
     Raises UsageError (unknown model, a pattern that does not divide a row, calibration shorter
     than one sequence), AprError (damaged files, weights of types that cannot be pruned).
@@ -130,7 +135,7 @@ def prepare(
     if settings.pattern is not None:
         for name in stream.matrices(0):
             check_divides(settings.pattern, stream.shapes[name][1], name)
-    if not settings.runs_layers:
+    if not (settings.runs_layers or needs_calibration):
         return PreparedPrune(settings, pulled, stream, layout, None)
     context = short_context(stream.config)
     if settings.length > context:
@@ -205,6 +210,7 @@ def run_prune(
         parameters=output.parameters,
         input_bytes=sum(info.nbytes for info in infos),
         nbytes=output.nbytes,
+        shapes_kept=True,
         seconds=time.perf_counter() - begin,
         peak_memory_bytes=peak_memory(),
         damping=pruner.damping,

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from apr.errors import UsageError
 from apr.eval.texts import BUILTIN
-from apr.prune.pattern import Pattern
+from apr.prune.pattern import Pattern, parse_pattern
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]
 Allocation = Literal["uniform", "owl", "global"]
@@ -70,6 +70,17 @@ class PruneSettings:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "pattern": str(self.pattern) if self.pattern else None}
+
+
+def make_settings(
+    model: str, method: str, sparsity: float | None, pattern: str | None, **more: Any
+) -> PruneSettings:
+    """Settings from the words of a command line; raises UsageError naming the flag."""
+    found = parse_pattern(pattern) if pattern else None
+    if sparsity is None and found is None:
+        raise UsageError("nothing says how much to prune", "--sparsity 0.5 or --pattern 2:4")
+    part = found.sparsity if sparsity is None and found else sparsity
+    return PruneSettings(model, method, part, found, **more)  # type: ignore[arg-type]
 
 
 def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
