@@ -18,6 +18,7 @@ from convert import models
 from convert.models import gguf_file, small_model
 from eval.fake_server import Asked, FakeServer, Reply, completion
 from eval.runs import Canned
+from eval.shared import shared_data
 
 from .command import Command
 
@@ -31,7 +32,7 @@ def apr(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 def canned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Canned:
     """Every model reference means canned answers; runs/ is in tmp_path."""
     canned = Canned()
-    monkeypatch.setattr("apr.eval.evaluate.local_model", lambda settings: canned.model())
+    monkeypatch.setattr("apr.eval.model.local_model", lambda settings: canned.model())
     monkeypatch.chdir(tmp_path)
     return canned
 
@@ -280,3 +281,31 @@ def test_ctrl_c_does_not_wait_for_a_server(tmp_path: Path) -> None:
         finally:
             over.set()
             process.kill()
+
+
+def test_several_benchmarks_load_the_model_once(
+    apr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from apr.engine.session import Session
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("APR_CACHE", str(tmp_path / "cache"))
+    assert apr("data", "pull", "mbpp", "--from", shared_data()).code == 0
+    torch.manual_seed(0)
+    model = gguf_file(tmp_path / "m.gguf", small_model("Llama", max_position=2048))
+    loads, load = [], Session.load
+    monkeypatch.setattr(Session, "load", lambda *a, **k: loads.append(a) or load(*a, **k))
+    arguments = ["eval", model, "--benchmark", "humaneval,mbpp", "--limit", 1, "--max-tokens", 2]
+    arguments += ["--dtype", "float32", "--mode", "base"]
+    done = apr(*arguments, "--json")
+    assert done.code == 0, done.err
+    value = json.loads(done.out)
+    assert [entry["benchmark"] for entry in value["benchmarks"]] == ["humaneval", "mbpp"]
+    assert all(Path(entry["folder"], "results.json").is_file() for entry in value["benchmarks"])
+    assert len(loads) == 1
+    again = apr(*arguments, "--per-task", "--show-samples", 1)
+    assert again.code == 0 and len(loads) == 1
+    assert "HumanEval/0" in again.out and "mbpp" in again.out and "0.0 (0.0 to 0.0)" in again.out
+    left = apr(*arguments[:2], "--benchmark", "all", *arguments[4:])
+    assert left.code == 0, left.err
+    assert "not run: mbpp+: the data of mbpp+ is not here" in left.out

@@ -86,3 +86,12 @@ def test_gradients_are_those_of_the_documents_alone() -> None:
         token_loss(model, make_batch([one])).backward()
     for adapter, gradient in zip(adapters, together, strict=True):
         assert relative_error(gradient, adapter.lora_a.grad) < 1e-5
+
+
+def test_batches_are_filled_up_to_few_sizes() -> None:
+    """With tokens that have no loss and that nobody sees."""
+    alone, filled = make_batch([document(9)]), make_batch([document(9)], 16)
+    assert (filled.tokens, filled.weight, filled.starts) == (9, 8, (0, 9, 16))
+    _, model = make_pair("qwen2")
+    with torch.no_grad():
+        assert token_loss(model, filled).item() == pytest.approx(token_loss(model, alone).item())

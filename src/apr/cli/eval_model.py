@@ -35,7 +35,11 @@ def evaluate(
         help="Short name, hf://org/name, pypi://package, folder or .gguf; with --endpoint the"
         " server's name for it."
     ),
-    benchmark: str = typer.Option("humaneval", help="Which benchmark."),
+    benchmark: str = typer.Option(
+        "humaneval",
+        help="Which benchmark, or several: a list with commas, evalplus (humaneval+,mbpp+), or all"
+        " whose data is here.",
+    ),
     n_samples: int = typer.Option(1, help="Samples a task."),
     temperature: float = typer.Option(0.0, help="0 is greedy."),
     top_p: float = typer.Option(1.0, help="Nucleus sampling."),
@@ -46,10 +50,12 @@ def evaluate(
     prompt_strategy: str = typer.Option("standard", help=STRATEGY_HELP),
     system: str = typer.Option("", help="A system message."),
     exemplars: Path = typer.Option(
-        None, help="few-shot: JSON lines with prompt and solution, in place of the built-in ones."
+        None,
+        help="JSON lines with prompt and solution, for few-shot; for scot and cgo, which show none"
+        " otherwise, with a plan as well. own: ours.",
     ),
-    prompt_template: Path = typer.Option(
-        None, help="A Jinja file in place of the strategy's (first) template."
+    prompt_template: list[Path] = typer.Option(
+        [], help="A Jinja file in place of the strategy's template; give it twice for its second."
     ),
     rounds: int = typer.Option(None, help="reflexion: of repair. [default: 2]"),
     show_prompt: bool = typer.Option(
@@ -127,12 +133,20 @@ def evaluate(
     only_flags(context, {p.name or "" for p in context.command.params} - ours, "on a benchmark")
     if show_samples < 0:
         raise UsageError(f"--show-samples is {show_samples}", "it must be 0 or more")
-    from apr.cli.options import one_of, print_prompt, print_result, sandbox_choice
+    from apr.cli.options import (
+        one_of,
+        print_prompts,
+        print_result,
+        print_samples,
+        print_suite,
+        sandbox_choice,
+    )
     from apr.engine.request import Sampling
     from apr.eval.evaluate import evaluate as run
-    from apr.eval.evaluate import shown_prompt
+    from apr.eval.evaluate import shown_prompts
     from apr.eval.settings import EvalSettings
     from apr.eval.strategies.strategy import load_strategy
+    from apr.eval.suite import evaluate_suite, is_suite
     from apr.eval.task import Mode, Newline
 
     settings = EvalSettings(
@@ -167,16 +181,20 @@ def evaluate(
         request_timeout=request_timeout,
     )
     if show_prompt:
-        print_prompt(shown_prompt(settings), as_json)
+        print_prompts(shown_prompts(settings), as_json)
+        return
+    if is_suite(benchmark):
+        found = evaluate_suite(settings)
+        if as_json:
+            print(json.dumps(found.to_json()))
+        else:
+            print_suite(found, per_task, show_samples)
         return
     result, folder = run(settings)
     if as_json:
         print(json.dumps({**result.to_json(), "folder": str(folder)}))
         return
-    if show_samples:
-        lines = (folder / "samples.jsonl").read_text().splitlines()[:show_samples]
-        for row in map(json.loads, lines):
-            print(f"--- {row['task_id']}\n{row['completion']}")
+    print_samples(folder, show_samples)
     print_result(result, per_task)
     print(f"samples.jsonl and results.json are in {folder}")
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from apr.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import typer
     from rich.table import Table
 
     from apr.engine.session import Session, TextRequest
     from apr.eval.result import Result
     from apr.eval.sandbox import Level
+    from apr.eval.suite import SuiteResult
     from apr.eval.task import Prompt, Window
     from apr.merge.diagnostics import MergeDiagnosis
 
@@ -154,6 +157,32 @@ def print_result(result: Result, per_task: bool) -> None:
     console.print(summary_table(result))
 
 
+def print_samples(folder: Path, count: int) -> None:
+    """The first programs of a run."""
+    if not count:
+        return
+    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+    for row in map(json.loads, lines):
+        print(f"--- {row['task_id']}\n{row['completion']}")
+
+
+def print_suite(found: SuiteResult, per_task: bool, samples: int) -> None:
+    """The table of several benchmarks, and what was left out."""
+    from rich.console import Console
+
+    from apr.eval.result import task_table
+    from apr.eval.suite import suite_table
+
+    console = Console()
+    for result, folder in found.runs:
+        print_samples(folder, samples)
+        if per_task:
+            console.print(task_table(result))
+    console.print(suite_table(found))
+    for name, reason in found.left_out.items():
+        print(f"not run: {name}: {reason}")
+
+
 def show_merge_plan(summary: Mapping[str, Any], to_stderr: bool = False) -> None:
     """What a merge does, before it starts."""
     out = sys.stderr if to_stderr else sys.stdout
@@ -228,6 +257,7 @@ def show_extraction(result: Mapping[str, Any]) -> None:
 
 def merge_report_table(found: MergeDiagnosis) -> Table:
     """One row per part of the model; with several pairs of models, their range."""
+
     from rich.table import Table
 
     models = ", ".join(found.models)
@@ -271,14 +301,17 @@ def page(text: str) -> None:
         print(text)
 
 
-def print_prompt(prompt: Prompt, as_json: bool) -> None:
-    """A prompt as it is sent: raw text, or messages in order."""
+def print_prompts(prompts: Sequence[Prompt], as_json: bool) -> None:
+    """Prompts as they are sent, one after the other: raw text, or messages in order."""
     if as_json:
-        print(json.dumps(asdict(prompt)))
+        print(json.dumps({"prompts": [asdict(prompt) for prompt in prompts]}))
         return
-    if prompt.messages is None:
-        print(prompt.text)
-    for message in prompt.messages or ():
-        print(f"--- {message['role']}\n{message['content']}")
-    if prompt.prefill:
-        print(f"--- assistant begins with\n{prompt.prefill}")
+    for number, prompt in enumerate(prompts):
+        if number:
+            print("\n=== then")
+        if prompt.messages is None:
+            print(prompt.text)
+        for message in prompt.messages or ():
+            print(f"--- {message['role']}\n{message['content']}")
+        if prompt.prefill:
+            print(f"--- assistant begins with\n{prompt.prefill}")

@@ -38,9 +38,13 @@ def greedy(logits: torch.Tensor) -> list[int]:
 
 
 def token_logprobs(logits: torch.Tensor, tokens: Sequence[int]) -> list[float]:
-    """log softmax(logits)[token] of each row, fp32, of the unmodified distribution."""
-    chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
-    return (chosen - torch.logsumexp(logits, dim=-1)).tolist()
+    """log softmax(logits)[token] of each row, fp32, of the unmodified distribution.
+
+    A row's bits are the same alone and among others, which logsumexp's are not in large
+    vocabularies; and one fused pass takes a fraction of its time.
+    """
+    chosen = torch.tensor(tokens, device=logits.device)
+    return (-torch.nn.functional.cross_entropy(logits, chosen, reduction="none")).tolist()
 
 
 def penalize(logits: torch.Tensor, tokens: Sequence[int], penalty: float) -> torch.Tensor:

@@ -26,11 +26,8 @@ from apr.eval.task import Benchmark, PromptStyle, traits_of
 _CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 _OFF = Sampling()
 _FILTERS = ("top_p", "top_k", "min_p", "repetition_penalty")
-_TOO_LONG = re.compile(
-    r"maximum context length|exceeds? (the )?(available )?context|context window"
-)
-_CONTEXT = re.compile(r"maximum context length is (\d+)")
-_PROMPT = re.compile(r"(\d+) (?:in the (?:messages|prompt)|input tokens)")
+_TOO_LONG = re.compile(r"context (length|size|window)|maximum prompt length", re.IGNORECASE)
+_CONTEXT = re.compile(r"context length is (?:only )?(\d+)")
 
 
 @dataclass(frozen=True)
@@ -120,6 +117,7 @@ class EndpointGenerator:
     ) -> None:
         self._client = Client(url, settings.request_timeout)
         self._settings, self._style = settings, style
+        self._path = "/chat/completions" if style.mode == "chat" else "/completions"
         self._max_tokens = settings.max_tokens or traits_of(benchmark).max_tokens
         found = self._find_model()
         self._dialect = _dialect(url, found)
@@ -194,14 +192,14 @@ class EndpointGenerator:
     def _answers(self, request: _Request, stop: Event) -> tuple[list[Answer], list[_Request]]:
         """What the server gives, and what is still to be asked for."""
         ask, start = request.ask, perf_counter()
-        path = "/chat/completions" if self._style.mode == "chat" else "/completions"
         try:
-            found = self._client.post(path, self._body(request), stop)
+            found = self._client.post(self._path, self._body(request), stop)
         except Refused as refused:
-            return self._after(request, refused)
+            return self._after(request, refused, stop)
         choices = found.get("choices")
         if not (isinstance(choices, list) and choices):
-            raise AprError(f"{self._client.url}{path} answered without choices", "check --endpoint")
+            url = f"{self._client.url}{self._path}"
+            raise AprError(f"{url} answered without choices", "check --endpoint")
         given = [self._read(choice, ask) for choice in choices[: len(request.samples)]]
         for name in ("model", "system_fingerprint"):
             if found.get(name):
@@ -230,22 +228,38 @@ class EndpointGenerator:
             self._ask_one_by_one()
         return answers, [replace(request, samples=rest)] if rest else []
 
-    def _after(self, request: _Request, refused: Refused) -> tuple[list[Answer], list[_Request]]:
+    def _after(
+        self, request: _Request, refused: Refused, stop: Event
+    ) -> tuple[list[Answer], list[_Request]]:
         """What there is to do about a no, if anything."""
         if _TOO_LONG.search(refused.message):
-            context, prompt = _CONTEXT.search(refused.message), _PROMPT.search(refused.message)
-            prompt_tokens = int(prompt[1]) if prompt else 0
-            room = int(context[1]) - prompt_tokens if context and prompt else 0
+            room = self._room(request, refused.message, stop)
             if 0 < room < (request.max_tokens or self._max_tokens):
                 return [], [replace(request, max_tokens=room)]
             return [
-                Answer(request.ask.task_id, sample, "", PROMPT_TOO_LONG, prompt_tokens, 0, 0.0)
+                Answer(request.ask.task_id, sample, "", PROMPT_TOO_LONG, 0, 0, 0.0)
                 for sample in request.samples
             ], []
         if len(request.samples) > 1 and refused.status in (400, 422):
             self._ask_one_by_one()  # if it was not about n, the next one fails the same way
             return [], [request]
         raise refused
+
+    def _room(self, request: _Request, message: str, stop: Event) -> int:
+        """How many tokens there is room for; 0 where that is none or cannot be known.
+
+        The numbers of tokens in messages may be bounds (vLLM stops counting at its limit), so the
+        server is made to count the prompt.
+        """
+        context = _CONTEXT.search(message)
+        if context is None or request.max_tokens is not None:
+            return 0
+        one = replace(request, samples=request.samples[:1], max_tokens=1)
+        try:
+            usage = self._client.post(self._path, self._body(one), stop).get("usage")
+        except Refused:
+            return 0
+        return int(context[1]) - _count(usage, "prompt_tokens")
 
     def _ask_one_by_one(self) -> None:
         self._one_by_one = True

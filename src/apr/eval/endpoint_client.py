@@ -63,10 +63,19 @@ def normal_url(endpoint: str) -> str:
 
 
 def api_key(url: str) -> str:
-    """APR_API_KEY; for OpenAI's own hosts also OPENAI_API_KEY, which nobody else is to see."""
+    """APR_API_KEY; for OpenAI's own hosts also OPENAI_API_KEY, which nobody else is to see.
+
+    Raises UsageError for one that no header can hold.
+    """
     host = urlsplit(url).hostname or ""
     own = host == "openai.com" or host.endswith(".openai.com")
-    return os.environ.get("APR_API_KEY") or (os.environ.get("OPENAI_API_KEY", "") if own else "")
+    for name in ("APR_API_KEY", "OPENAI_API_KEY")[: 1 + own]:
+        key = os.environ.get(name, "").strip()
+        if not (key.isascii() and (key.isprintable() or not key)):
+            raise UsageError(f"{name} holds characters that no key has", "copy it again")
+        if key:
+            return key
+    return ""
 
 
 class Client:

@@ -20,7 +20,7 @@ from apr.eval.benchmarks import load_benchmark
 from apr.eval.interpreter import find_interpreter
 from apr.eval.judging import Judging, judged_by_reference
 from apr.eval.manifest import make_manifest
-from apr.eval.model import PROMPT_TOO_LONG, Answer, Ask, Model, local_model
+from apr.eval.model import PROMPT_TOO_LONG, Answer, Ask, Model, find_model
 from apr.eval.progress import EvalProgress
 from apr.eval.references import References, check_references
 from apr.eval.rerank.behaviour import Behaviour, Candidate
@@ -29,7 +29,7 @@ from apr.eval.result import Result, make_result, natural, write_atomically
 from apr.eval.sandbox import Outcome, Sandbox
 from apr.eval.settings import EvalSettings
 from apr.eval.store import Generation, Store, StoredVerdict
-from apr.eval.strategies.turns import with_turns
+from apr.eval.strategies.turns import notes_on, prompts_of_task, with_turns
 from apr.eval.task import (
     Benchmark,
     Mode,
@@ -43,12 +43,15 @@ from apr.eval.task import (
 )
 
 
-def shown_prompt(settings: EvalSettings, model: Model | None = None) -> Prompt:
-    """What the model would be asked of the first task."""
+def shown_prompts(settings: EvalSettings, model: Model | None = None) -> list[Prompt]:
+    """What the model would be asked of the first task, with <words> for what is not known yet.
+    Raises AprError for what `evaluate` would refuse before it begins.
+    """
+    _check(settings)
     benchmark = load_benchmark(settings.benchmark, settings.data, settings.window, settings.split)
-    style = _style(settings, benchmark, model or _model(settings))
+    style = _style(settings, benchmark, model or find_model(settings))
     task = next(iter(benchmark.tasks.values()))
-    return settings.strategy.prompt(benchmark, task, settings.strategy.style(style))
+    return prompts_of_task(settings.strategy, benchmark, task, style)
 
 
 class Interrupted(AprError):
@@ -60,8 +63,7 @@ class Interrupted(AprError):
 def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result, Path]:
     """Run or resume an evaluation; the result and its folder.
 
-    The fork server of the sandbox starts first, so that nothing of the model is in the processes
-    it forks. model: for tests and other sources of samples; default: `settings.model`.
+    model: for tests and other sources of samples; default: `settings.model`.
     """
     _check(settings)
     benchmark = load_benchmark(settings.benchmark, settings.data, settings.window, settings.split)
@@ -78,10 +80,8 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
         preload=traits.preload,
     ) as sandbox:
         if model is None:
-            model = _model(settings)
-        style = settings.strategy.style(_style(settings, benchmark, model))
-        # Refused before work begins.
-        settings.strategy.prompt(benchmark, next(iter(benchmark.tasks.values())), style)
+            model = find_model(settings)
+        style = _style(settings, benchmark, model)
         identity = _identity(settings, benchmark, model, style)
         if traits.references or settings.python:
             identity["interpreter"] = interpreter.fingerprint
@@ -112,14 +112,6 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
         finally:
             store.close()
     return result, out
-
-
-def _model(settings: EvalSettings) -> Model:
-    if settings.endpoint is None:
-        return local_model(settings)
-    from apr.eval.endpoint import endpoint_model
-
-    return endpoint_model(settings)
 
 
 def sample_seed(seed: int, task_id: str) -> int:
@@ -176,7 +168,11 @@ def _style(settings: EvalSettings, benchmark: Benchmark, model: Model) -> Prompt
     newline: Newline = getattr(benchmark, "newline", "strip")
     wanted = not model.remote if settings.prefill is None else settings.prefill
     prefill = wanted and traits_of(benchmark).prefill
-    return PromptStyle(mode, settings.newline or newline, prefill)
+    style = settings.strategy.style(PromptStyle(mode, settings.newline or newline, prefill))
+    # Prompts that cannot be made are refused before work begins.
+    first = settings.strategy.prompt(benchmark, next(iter(benchmark.tasks.values())), style)
+    has_system = first.messages is not None and first.messages[0]["role"] == "system"
+    return replace(style, merge_system=has_system and not model.takes_system)
 
 
 def _identity(
@@ -250,9 +246,8 @@ def _fill(
                 if (generation.task_id, generation.sample) in wanted_ids:
                     submit(generation)
             if wanted:
-                generator = stack.enter_context(
-                    with_turns(model.load(benchmark, style, settings), settings, benchmark, style)
-                )
+                loaded = model.load(benchmark, style, settings)
+                generator = stack.enter_context(with_turns(loaded, settings, benchmark, style))
                 store.set_fact("model", dict(generator.description))
                 asks = (
                     Ask(
@@ -381,7 +376,11 @@ def _result(
         model=store.facts().get("model", {}),
         isolation_note=sandbox.level_reason,
         groups=traits_of(benchmark).groups,
-        notes=(*traits_of(benchmark).notes, *references.notes()),
+        notes=(
+            *traits_of(benchmark).notes,
+            *references.notes(),
+            *notes_on(settings.strategy, benchmark, _tasks(settings, benchmark)),
+        ),
         references=references.to_json(),
         parts=traits_of(benchmark).parts,
         chosen=taken,

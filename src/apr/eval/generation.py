@@ -10,15 +10,13 @@ from statistics import fmean
 from apr.engine.request import PromptTooLong
 from apr.engine.session import Session, TextRequest
 from apr.errors import UsageError
-from apr.eval.model import PROMPT_TOO_LONG, Answer, Ask, Generator
+from apr.eval.model import PROMPT_TOO_LONG, Answer, Ask
 from apr.eval.settings import EvalSettings
 from apr.eval.task import Benchmark, PromptStyle, traits_of
 
 
-def session_generator(
-    benchmark: Benchmark, style: PromptStyle, settings: EvalSettings
-) -> Generator:
-    """Load the model and return what answers tasks with it."""
+def load_session(settings: EvalSettings) -> Session:
+    """Load the model, and say how it runs."""
     session = Session.load(
         settings.model,
         dtype=settings.dtype,
@@ -32,7 +30,7 @@ def session_generator(
         print(f"apr: {how}; {facts['cache']}", file=sys.stderr)
         if facts["kernels_note"]:
             print(f"apr: compiled kernels not used: {facts['kernels_note']}", file=sys.stderr)
-    return SessionGenerator(session, benchmark, style, settings)
+    return session
 
 
 class SessionGenerator:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
 
+from apr.errors import AprError
 from apr.eval.settings import EvalSettings
 from apr.eval.task import Benchmark, Prompt, PromptStyle
+
+if TYPE_CHECKING:
+    from apr.engine.session import Session
+    from apr.text import Tokenizer
 
 PROMPT_TOO_LONG = "prompt_too_long"  # finish_reason of a task that the model could not be asked
 
@@ -54,7 +60,8 @@ class Model:
     """What identifies a model in a run, and how to get its generator (which loads it).
 
     fim_orders: the fill-in-the-middle prompts it was trained on ("psm", "spm"). remote: a server
-    has it, with a chat template, dtype and device that only the server knows.
+    has it, with a chat template, dtype and device that only the server knows. takes_system: its
+    chat template shows system messages.
     """
 
     name: str
@@ -63,10 +70,20 @@ class Model:
     load: Callable[[Benchmark, PromptStyle, EvalSettings], Generator]
     fim_orders: tuple[str, ...] = ()
     remote: bool = False
+    takes_system: bool = True
+
+
+def find_model(settings: EvalSettings) -> Model:
+    """The model that `settings` names, here or behind a server; not loaded yet. Raises AprError."""
+    if settings.endpoint is None:
+        return local_model(settings)
+    from apr.eval.endpoint import endpoint_model
+
+    return endpoint_model(settings)
 
 
 def local_model(settings: EvalSettings) -> Model:
-    """The model `settings.model` names; its weights are loaded when samples are missing."""
+    """The model `settings.model` names; its weights are loaded when samples are first missing."""
     from apr.hub import pull
     from apr.hub.fingerprint import fingerprint
     from apr.text import fim_format_for, load_tokenizer
@@ -75,10 +92,16 @@ def local_model(settings: EvalSettings) -> Model:
     tokenizer = load_tokenizer(pulled.path)
     fim = fim_format_for(tokenizer)
 
-    def load(benchmark: Benchmark, style: PromptStyle, settings: EvalSettings) -> Generator:
-        from apr.eval.generation import session_generator
+    @cache
+    def session() -> Session:
+        from apr.eval.generation import load_session
 
-        return session_generator(benchmark, style, settings)
+        return load_session(settings)
+
+    def load(benchmark: Benchmark, style: PromptStyle, settings: EvalSettings) -> Generator:
+        from apr.eval.generation import SessionGenerator
+
+        return SessionGenerator(session(), benchmark, style, settings)
 
     return Model(
         name=settings.model,
@@ -86,4 +109,17 @@ def local_model(settings: EvalSettings) -> Model:
         chat_template=tokenizer.chat_template,
         load=load,
         fim_orders=() if fim is None else fim.orders,
+        takes_system=_takes_system(tokenizer),
     )
+
+
+def _takes_system(tokenizer: Tokenizer) -> bool:
+    """Whether a system message gets through its chat template; true where there is none."""
+    if tokenizer.chat_template is None:
+        return True
+    text = "apr asks whether this is shown"
+    messages = [{"role": "system", "content": text}, {"role": "user", "content": "Hello"}]
+    try:
+        return text in tokenizer.render_chat(messages)
+    except AprError:  # many templates refuse
+        return False

@@ -220,6 +220,9 @@ def summary_table(result: Result) -> Table:
     counted = {name: value for name, value in result.generation.items() if value}
     for name, value in {**result.settings, **counted}.items():
         table.add_row(name.replace("_", " "), _shown(value))
+    if "server" in result.model:
+        left = result.model.get("left_to_the_server")
+        table.add_row("server", result.model["server"] + (f"; its own {left}" if left else ""))
     levels = ", ".join(sorted({v.level for v in result.verdicts}))
     judges = ", ".join(sorted({v.judge for v in result.verdicts}))
     table.add_row("isolation", f"{levels}; verdict by {judges}")

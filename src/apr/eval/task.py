@@ -34,11 +34,13 @@ class PromptStyle:
     their baseline, a left-to-right continuation that never sees the suffix. newline (base):
     the end of the prompt as in the data ("keep"), without trailing white space ("strip"), or
     without it but with one newline ("add"). prefill (chat): begin the assistant's answer.
+    merge_system (chat): a system text begins the user's turn, for templates without such a role.
     """
 
     mode: Mode
     newline: Newline = "strip"
     prefill: bool = True
+    merge_system: bool = False
 
     def describe(self) -> str:
         """In words, for results and to tell runs apart."""
@@ -48,7 +50,8 @@ class PromptStyle:
             return "left to right, without the suffix"
         if self.mode != "chat":
             return f"fill in the middle, {self.mode.upper()}"
-        return f"chat, {'with' if self.prefill else 'without'} prefill"
+        where = ", system text in the user's turn" if self.merge_system else ""
+        return f"chat, {'with' if self.prefill else 'without'} prefill{where}"
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ class Traits:
     references: whether the reference solutions are run before anything counts, because what is
     installed decides which tests can pass (references.py).
     parts: of the tests, whose score alone is told as well (Job.parts).
+    base_examples: whether base prompts show solved problems already.
     export: further files of a run, name -> text, from (task id, completion, text) of each sample.
     """
 
@@ -109,6 +113,7 @@ class Traits:
     references: bool = False
     read_row: Callable[[Mapping[str, Any], str], list[Mapping[str, Any]]] = _one_sample
     parts: tuple[str, ...] = ()
+    base_examples: bool = False
     export: Callable[[Iterable[tuple[str, str, str]]], dict[str, str]] = lambda rows: {}
 
 
@@ -121,6 +126,10 @@ class Benchmark(Protocol):
     newline: the usual end of its base prompts. Default: "strip".
     prepare(sandbox, interpreter, tasks, progress): what has to be found out before any of these
         tasks is judged.
+    exemplar_question(prompt): how it asks the model about another problem, in chat. Default: as
+        `prompt` does with a task that has this prompt.
+    visible_job(task, program, job_id): how a program is judged by the examples that the model is
+        shown. Default: by those found in the prompt's text.
     measure(samples): scores of (task id, completion) pairs that need no execution.
     traits: see there.
     """

@@ -48,7 +48,7 @@ def analyze(prepared: PreparedPrune, *, progress: bool = True) -> dict[str, Any]
     scores: list[torch.Tensor] = []
 
     def treat(index: int, layer: Layer, names: Sequence[str], found: Hessian) -> None:
-        weights = {name: layer.get_parameter(f"{name}.weight") for name in names}
+        weights: dict[str, torch.Tensor] = {n: layer.get_parameter(f"{n}.weight") for n in names}
         norms, matrix = found.norms(), found.take()
         scores.extend(wanda_scores(weight, norms) for weight in weights.values())
         for name, pruned in pruner(weights, found, settings.sparsity).items():
@@ -57,7 +57,8 @@ def analyze(prepared: PreparedPrune, *, progress: bool = True) -> dict[str, Any]
     def observe(size: int) -> Hessian:
         return Hessian(size, stream.device)
 
-    rows, sizes = [], []
+    rows: list[dict[str, Any]] = []
+    sizes = []
     before = stream.embedded(prepared.calibration.ids.flatten())
     for index, x in walk(stream, prepared.calibration.ids, observe, treat, "layer", progress):
         rows.append(

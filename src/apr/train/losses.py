@@ -44,9 +44,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dhidden = torch.empty_like(hidden) if wanted[0] else None
         dweight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        # One piece of memory for all chunks of all calls' sizes: allocators keep the holes that
+        # large tensors of ever new sizes leave.
+        room = torch.empty(chunk, len(weight), dtype=hidden.dtype, device=hidden.device)
         for start in range(0, len(hidden), chunk):
             rows = hidden[start : start + chunk]
-            logits = rows @ weight.T  # (n, V)
+            logits = torch.mm(rows, weight.T, out=room[: len(rows)])  # (n, V)
             some = labels[start : start + chunk]
             total += losses_in_place(logits, some, softcap, any(wanted)).double().sum()
             if dhidden is not None:

@@ -15,6 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+# Batches of few sizes leave an allocator few sizes of holes: without, memory grows for hundreds of
+# steps.
+MULTIPLE = 128
+
 
 @dataclass(frozen=True)
 class Document:
@@ -36,7 +40,7 @@ class Document:
 class Batch:
     """Documents of T tokens in all. ids, positions: int64 (T,). starts: where each document
     begins, and T. rows: int64 (n,), positions whose next token is learned; labels: int64 (n,),
-    that token.
+    that token. filler: tokens at the end that belong to no document of the data.
     """
 
     ids: torch.Tensor
@@ -44,10 +48,11 @@ class Batch:
     starts: tuple[int, ...]
     rows: torch.Tensor
     labels: torch.Tensor
+    filler: int = 0
 
     @property
     def tokens(self) -> int:
-        return len(self.ids)
+        return len(self.ids) - self.filler
 
     @property
     def weight(self) -> int:
@@ -66,11 +71,18 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         moved = (t.to(device) for t in (self.ids, self.positions, self.rows, self.labels))
         ids, positions, rows, labels = moved
-        return Batch(ids, positions, self.starts, rows, labels)
+        return Batch(ids, positions, self.starts, rows, labels, self.filler)
 
 
-def make_batch(documents: Sequence[Document]) -> Batch:
-    """Documents, at least one, as one ragged batch."""
+def make_batch(documents: Sequence[Document], multiple: int = 1) -> Batch:
+    """Documents, at least one, as one ragged batch.
+
+    multiple: of the number of tokens; a last document without loss fills it up.
+    """
+    missing = -sum(map(len, documents)) % multiple
+    if missing:
+        filler = Document(np.zeros(missing, np.int32), np.zeros(missing, bool))
+        documents = [*documents, filler]
     lengths = [len(document) for document in documents]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     ids = np.concatenate([document.ids for document in documents]).astype(np.int64)
@@ -83,6 +95,7 @@ def make_batch(documents: Sequence[Document]) -> Batch:
         starts=tuple(int(start) for start in starts),
         rows=torch.from_numpy(targets - 1),
         labels=torch.from_numpy(ids[targets]),
+        filler=missing,
     )
 
 
@@ -155,4 +168,5 @@ class PackedData:
         )
 
     def load(self, batch: Sequence[int]) -> Batch:
-        return make_batch([self.documents[i] for i in batch]).to(self.device)
+        chosen = [self.documents[i] for i in batch]
+        return make_batch(chosen, MULTIPLE).to(self.device)

@@ -56,6 +56,11 @@ def test_what_is_no_example(line: str) -> None:
     assert ask(f'def f(x):\n    """{line}"""\n') == []
 
 
+def test_the_end_of_a_code_block_is_no_part_of_an_answer() -> None:
+    prompt = 'Solve:\n```\ndef f(x):\n    """\n    >>> f(1)\n    2\n    """\n```\n'
+    assert ask(prompt) == [Example((1,), 2)]
+
+
 def test_inputs_and_outputs() -> None:
     prompt = 'def f(grid, n):\n    """\n    Input: grid : [[1]], n = 2\n    Output: 6\n    """\n'
     assert ask(prompt) == [Example(([[1]], 2), 6)]

@@ -14,9 +14,18 @@ import pytest
 from apr.errors import UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.humaneval import HumanEval
-from apr.eval.evaluate import evaluate, shown_prompt
+from apr.eval.evaluate import evaluate, shown_prompts
 from apr.eval.model import Answer, Ask
-from apr.eval.strategies.strategy import TEMPLATES, Strategy, load_strategy, with_system
+from apr.eval.sandbox import Sandbox
+from apr.eval.strategies.checks import failures, visible_check
+from apr.eval.strategies.exemplars import fitting
+from apr.eval.strategies.strategy import (
+    FORMS,
+    Strategy,
+    load_strategy,
+    merged_system,
+    with_system,
+)
 from apr.eval.strategies.turns import TOGETHER
 from apr.eval.task import PromptStyle
 
@@ -120,7 +129,7 @@ def test_system_messages(humaneval: HumanEval) -> None:
 def test_own_templates_and_exemplars(tmp_path: Path, humaneval: HumanEval) -> None:
     template = tmp_path / "mine.jinja"
     template.write_text("{{ question }}\nThink, {{ 'then' }} write.")
-    strategy = load_strategy("scot", template=template)
+    strategy = load_strategy("scot", templates=[template])
     assert messages(humaneval, strategy)[-1]["content"].endswith("Think, then write.")
     assert strategy.describe()["mine.jinja"] != load_strategy("scot").describe()["scot-1.jinja"]
     rows = tmp_path / "shots.jsonl"
@@ -134,10 +143,10 @@ def test_own_templates_and_exemplars(tmp_path: Path, humaneval: HumanEval) -> No
     ("arguments", "complaint"),
     [
         ({"name": "magic"}, "--prompt-strategy magic is unknown"),
-        ({"name": "scot", "exemplars": Path("x")}, "takes none"),
+        ({"name": "reflexion", "exemplars": Path("x")}, "takes none"),
         ({"name": "few-shot", "exemplars": Path("nowhere")}, "no such file"),
-        ({"name": "few-shot", "template": Path("x")}, "has no template"),
-        ({"name": "scot", "template": Path("nowhere")}, "no such file"),
+        ({"name": "few-shot", "templates": [Path("x")]}, "has no template"),
+        ({"name": "scot", "templates": [Path("nowhere")]}, "no such file"),
         ({"name": "scot", "rounds": 2}, "--rounds 2"),
         ({"name": "reflexion", "rounds": 0}, "--rounds 0"),
     ],
@@ -147,27 +156,84 @@ def test_what_cannot_be(arguments: dict[str, Any], complaint: str) -> None:
         load_strategy(**arguments)
 
 
-@pytest.mark.parametrize("text", ["{{ unknown }}", "{% if %}"])
+@pytest.mark.parametrize("text", ["{{ unknown }}", "{{ question }}{{ more }}", "{% if %}"])
 def test_templates_that_cannot_be_used(tmp_path: Path, text: str, humaneval: HumanEval) -> None:
     path = tmp_path / "bad.jinja"
     path.write_text(text)
-    with pytest.raises(UsageError, match=r"prompt template bad\.jinja: "):
-        messages(humaneval, load_strategy("cgo", template=path))
+    with pytest.raises(UsageError, match=r"prompt template bad\.jinja"):
+        messages(humaneval, load_strategy("cgo", templates=[path]))
 
 
 @pytest.mark.parametrize("name", ["scot", "scot-two-step", "cgo", "reflexion"])
 def test_base_models_do_not_think(name: str) -> None:
-    with pytest.raises(UsageError, match=f"strategy {name} needs a chat model, not mode base"):
+    with pytest.raises(UsageError, match=f"strategy {name} needs a chat model and benchmark"):
         load_strategy(name).style(PromptStyle("base"))
     with pytest.raises(UsageError, match="--system needs a chat model"):
         load_strategy(system="x").style(PromptStyle("base"))
 
 
 def test_every_name_and_alias_is_known() -> None:
-    for name in (*TEMPLATES, "structured-cot", "chain-of-grounded-objectives", "zero-shot"):
-        assert load_strategy(name).name in TEMPLATES
-    sizes = {name: len(load_strategy(name).templates) for name in TEMPLATES}
-    assert sizes == {name: len(files) for name, files in TEMPLATES.items()}
+    for name in (*FORMS, "structured-cot", "chain-of-grounded-objectives", "zero-shot"):
+        assert load_strategy(name).name in FORMS
+    for name, form in FORMS.items():
+        assert len(load_strategy(name).templates) == len(form.templates)
+
+
+@pytest.mark.parametrize("name", ["scot", "scot-two-step", "cgo"])
+def test_plans_can_be_shown_by_exemplars(humaneval: HumanEval, name: str) -> None:
+    strategy = load_strategy(name, exemplars=Path("own"))
+    task = humaneval.tasks["HumanEval/0"]
+    found = messages(humaneval, strategy)
+    answers = [m["content"] for m in found if m["role"] == "assistant"]
+    assert len(answers) == 3
+    plan = strategy.exemplars[0].plan
+    assert plan and answers[0].startswith(plan)
+    assert ("```python" in answers[0]) == (name != "scot-two-step")
+    if name == "scot-two-step":
+        style = strategy.style(CHAT)
+        second = strategy.prompt(humaneval, task, style, plan="the plan itself").messages
+        assert second is not None
+        assert plan in second[0]["content"] and "```python" in second[1]["content"]
+        assert "the plan itself" in second[-1]["content"]
+
+
+def test_exemplars_that_are_programs_go_with_tasks_that_are(tmp_path: Path) -> None:
+    rows = tmp_path / "shots.jsonl"
+    program = {"prompt": "Read a number, print its double.", "solution": "print(2 * int(input()))"}
+    function = {"prompt": 'def f():\n    """One."""\n', "solution": "def f():\n    return 1\n"}
+    rows.write_text("\n".join(map(json.dumps, [program, function])))
+    exemplars = load_strategy("few-shot", exemplars=rows).exemplars
+    assert [e.is_function for e in exemplars] == [False, True]
+    assert fitting(exemplars, function=False) == [exemplars[0]]
+    assert fitting(exemplars, function=True) == [exemplars[1]]
+    assert fitting(exemplars[:1], function=True) == [exemplars[0]]
+
+
+def test_base_prompts_that_show_problems_take_no_more() -> None:
+    mbpp = load_benchmark("mbpp", shared_data("mbpp/mbpp.jsonl.gz"))
+    task = next(iter(mbpp.tasks.values()))
+    with pytest.raises(UsageError, match="show solved problems already"):
+        load_strategy("few-shot").prompt(mbpp, task, PromptStyle("base"))
+
+
+def test_system_text_moves_where_templates_have_no_such_role(humaneval: HumanEval) -> None:
+    strategy = load_strategy(system="Be brief.")
+    task = humaneval.tasks["HumanEval/0"]
+    found = strategy.prompt(humaneval, task, replace(CHAT, merge_system=True)).messages
+    assert found is not None and found[0]["role"] == "user"
+    assert found[0]["content"].startswith("Be brief.\n\n")
+    assert merged_system([{"role": "user", "content": "x"}]) == [{"role": "user", "content": "x"}]
+
+
+def test_a_template_without_a_system_role_is_noticed(tmp_path: Path) -> None:
+    talker = _Talker(lambda task, sample, said: f"{len(said)} {said[0]['content']}")
+    model = replace(talker.model(chat_template="x"), takes_system=False)
+    settings = replace(SAMPLED, limit=1, out=tmp_path / "r", strategy=load_strategy(system="Brief"))
+    result, _ = evaluate(settings, model)
+    assert "system text in the user's turn" in result.settings["prompt"]
+    (ask,) = talker.seen[0]
+    assert ask.prompt.messages is not None
+    assert [m["role"] for m in ask.prompt.messages] == ["user"]
 
 
 # Several turns. ---------------------------------------------------------------------------------
@@ -248,7 +314,30 @@ def test_another_strategy_is_another_run(tmp_path: Path) -> None:
 
 
 def test_the_prompt_can_be_shown() -> None:
-    found = shown_prompt(
+    (found,) = shown_prompts(
         replace(SAMPLED, strategy=load_strategy("cgo")), Canned().model(chat_template="x")
     )
     assert found.messages is not None and "objectives" in found.messages[-1]["content"]
+
+
+def test_all_that_will_be_asked_can_be_shown() -> None:
+    model = Canned().model(chat_template="x")
+    two = shown_prompts(replace(SAMPLED, strategy=load_strategy("scot-two-step")), model)
+    assert len(two) == 2 and "<the plan>" in str(two[1].messages)
+    two = shown_prompts(replace(SAMPLED, strategy=load_strategy("reflexion")), model)
+    assert "<an example that fails>" in str(two[1].messages)
+
+
+def test_repairs_on_public_tests_of_programs() -> None:
+    """Standard-input problems are checked by the tests their statement shows, and only these."""
+    file = shared_data("livecodebench/livecodebench-release_v1-sample40.jsonl.gz")
+    benchmark = load_benchmark("livecodebench", file)
+    task = next(t for t in benchmark.tasks.values() if not t.entry_point)
+    check = visible_check(benchmark, task, CHAT, "print('never so')", "0")
+    assert check is not None
+    hidden = benchmark.job(task, "pass", "1").cases
+    assert hidden is not None and check.job.cases is not None
+    assert 0 < len(check.job.cases()) < len(hidden())
+    with Sandbox(workers=1, allow_weak=True) as sandbox:
+        (lines,) = failures(sandbox, [check]).values()
+    assert lines and lines[0].startswith("It fails: ")

@@ -108,6 +108,15 @@ class BigCodeBench:
             stop=PREFILL_STOP if style.prefill else (),
         )
 
+    def exemplar_question(self, prompt: str) -> str:
+        if self.split == "instruct":
+            prompt = (
+                "Write the function that is described below.\n"
+                f"You should write self-contained code starting with:\n```\n{prompt.strip()}\n```"
+            )
+            return INSTRUCT_QUESTION.format(prompt=prompt)
+        return QUESTION.format(prompt=prompt.strip())
+
     def completion(self, task: Task, text: str, style: PromptStyle) -> str:
         """The body of the function; or, behind an empty one, imports and definitions."""
         gap = _gap(task.prompt)

@@ -8,7 +8,7 @@ its imitation of standard input differs from a real one (docs/evaluation.md).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from apr.eval.benchmarks.livecodebench_data import (
     data_sha256,
     read_cases,
     read_problems,
+    read_public_cases,
 )
 from apr.eval.sandbox import DEFAULT_PRELOAD, Job
 from apr.eval.task import Newline, Prompt, PromptStyle, Task, Traits, Window
@@ -38,6 +39,7 @@ PRELUDE = "\n".join(
         "",
     ]
 )
+Cases = Callable[[], Sequence[tuple[str, str]]]
 PRELOAD = (*DEFAULT_PRELOAD, *_NAMES_FROM, "threading", "traceback")
 SYSTEM = (
     "You are an expert Python programmer. You will be given a question (problem specification)"
@@ -116,6 +118,7 @@ class LiveCodeBench:
             preload=PRELOAD,
             max_tokens=2000,
             prefill=False,
+            base_examples=True,
             read_row=self._samples,
             export=_export,
         )
@@ -133,6 +136,12 @@ class LiveCodeBench:
             text = text.rstrip() + ("\n" if style.newline == "add" else "")
         return Prompt(text=text, messages=None, prefill="", stop=BASE_STOP)
 
+    def exemplar_question(self, prompt: str) -> str:
+        if prompt.startswith("def "):
+            content = "Write the function that is begun below and does what its docstring says."
+            return question(Problem("exemplar", content, starter_code=prompt.rstrip()))
+        return question(Problem("exemplar", prompt))
+
     def completion(self, task: Task, text: str, style: PromptStyle) -> str:
         return text.strip() if style.mode == "base" else last_block(text)
 
@@ -143,12 +152,20 @@ class LiveCodeBench:
     def job(self, task: Task, program: str, job_id: str, reference_seconds: float = 0.0) -> Job:
         """There are no reference solutions, so the limit is the same everywhere."""
         problem = self._problems[task.task_id]
+        return self._job(problem, program, job_id, partial(read_cases, problem))
+
+    def visible_job(self, task: Task, program: str, job_id: str) -> Job:
+        """Public tests are the examples of a problem's statement."""
+        problem = self._problems[task.task_id]
+        return self._job(problem, program, job_id, partial(read_public_cases, problem))
+
+    def _job(self, problem: Problem, program: str, job_id: str, cases: Cases) -> Job:
         return Job(
             job_id=job_id,
             program=program,
             entry_point=problem.function,
             prelude=PRELUDE,
-            cases=partial(read_cases, problem),
+            cases=cases,
             time_limit=TIME_LIMIT,
             judge="functional" if problem.function else "stdin",
         )

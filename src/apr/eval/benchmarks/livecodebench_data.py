@@ -96,16 +96,25 @@ def _problem(row: dict[str, Any], path: Path, line: int, offset: int) -> Problem
 @functools.lru_cache(maxsize=2)  # the samples of a problem are judged one after another
 def read_cases(problem: Problem) -> tuple[tuple[str, str], ...]:
     """Input and expected output of each test, public ones first. Raises UsageError."""
+    return _cases(problem, ("public_test_cases", "private_test_cases"))
+
+
+def read_public_cases(problem: Problem) -> tuple[tuple[str, str], ...]:
+    """As `read_cases`, without the private ones. Raises UsageError."""
+    return _cases(problem, ("public_test_cases",))
+
+
+def _cases(problem: Problem, fields: Sequence[str]) -> tuple[tuple[str, str], ...]:
     where = f"{problem.path}, question_id {problem.question_id!r}"
     row = read_row_at(problem.path, problem.offset)
     cases: list[tuple[str, str]] = []
-    for field in ("public_test_cases", "private_test_cases"):
+    for field in fields:
         for test in unpack_tests(row[field], f"{where}: {field}"):
             if not (isinstance(test.get("input"), str) and isinstance(test.get("output"), str)):
                 raise UsageError(f"{where}: a test of {field} lacks the text 'input' or 'output'")
             cases.append((test["input"], test["output"]))
     if not cases:
-        raise UsageError(f"{where} has no test")
+        raise UsageError(f"{where} has no test in {' or '.join(fields)}")
     return tuple(cases)
 
 

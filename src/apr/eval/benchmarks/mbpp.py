@@ -22,7 +22,7 @@ from apr.eval.data_files import find_data
 from apr.eval.extraction import chat_code, cut_at, parse
 from apr.eval.rows import read_rows
 from apr.eval.sandbox import Job
-from apr.eval.task import Newline, Prompt, PromptStyle, Task
+from apr.eval.task import Newline, Prompt, PromptStyle, Task, Traits
 
 # Task ids of each part, both ends included (README of the data).
 SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
@@ -67,6 +67,7 @@ class Mbpp:
         path = find_data(name, data)
         problems = {problem.number: problem for problem in _read_problems(path)}
         self.data_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.traits = Traits(base_examples=True)
         self._examples = [problems[n] for n in EXAMPLES if n in problems]
         first, last = SPLITS[split] if split else (1, 974)
         self._problems = {

@@ -23,6 +23,7 @@ _INPUT_OUTPUT = (
         re.M,
     ),
 )
+_FENCE = re.compile(r"^\s*```.*$", re.M)  # the line would be read as part of an answer
 _NAMED = re.compile(r"(?:^|,)\s*[A-Za-z_]\w*\s*[=:]\s*")
 _WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
 MAX_EXAMPLES = 20
@@ -70,7 +71,7 @@ def visible_examples(question: Question) -> list[Example]:
 
 def _doctests(question: Question) -> Iterator[Example]:
     try:
-        parsed = doctest.DocTestParser().get_examples(question.prompt)
+        parsed = doctest.DocTestParser().get_examples(_FENCE.sub("", question.prompt))
     except ValueError:  # inconsistent indentation
         return
     for item in parsed:

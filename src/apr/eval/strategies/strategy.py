@@ -4,77 +4,81 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from importlib import resources
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, StrictUndefined, TemplateError
+from typing import Any, NamedTuple
 
 from apr.errors import UsageError
-from apr.eval.rows import read_rows
-from apr.eval.task import Benchmark, Prompt, PromptStyle, Task
+from apr.eval.strategies.exemplars import Exemplar, fitting, load_exemplars
+from apr.eval.strategies.template import Template, load_templates
+from apr.eval.task import Benchmark, Prompt, PromptStyle, Task, traits_of
 
-# Name -> its templates, newest version. The first is the first thing a model is asked.
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "standard": (),
-    "few-shot": (),
-    "scot": ("scot-1.jinja",),
-    "scot-two-step": ("scot-plan-1.jinja", "scot-code-1.jinja"),
-    "cgo": ("cgo-1.jinja",),
-    "reflexion": ("reflexion-1.jinja",),
+
+class _Form(NamedTuple):
+    """templates: file and the names it uses, in the order in which a model is asked. plans: a
+    plan comes before the code. shots: our exemplars are shown if no others are named.
+    """
+
+    templates: tuple[tuple[str, frozenset[str]], ...] = ()
+    plans: bool = False
+    shots: bool = False
+
+
+_QUESTION = frozenset({"question"})
+FORMS: dict[str, _Form] = {
+    "standard": _Form(),
+    "few-shot": _Form(shots=True),
+    "scot": _Form((("scot-1.jinja", _QUESTION),), plans=True),
+    "scot-two-step": _Form(
+        (("scot-plan-1.jinja", _QUESTION), ("scot-code-1.jinja", _QUESTION | {"plan"})),
+        plans=True,
+    ),
+    "cgo": _Form((("cgo-1.jinja", _QUESTION),), plans=True),
+    "reflexion": _Form((("reflexion-1.jinja", frozenset({"failures"})),)),
 }
 ALIASES = {
     "structured-cot": "scot",
     "structured-chain-of-thought": "scot",
+    "scot-one-step": "scot",
     "scot-2": "scot-two-step",
     "chain-of-grounded-objectives": "cgo",
     "fewshot": "few-shot",
     "zero-shot": "standard",
 }
-EXEMPLARS = "exemplars-1.jsonl"
 THINKING_TOKENS = 512  # what a plan may take, on top of the benchmark's limit
 ROUNDS = 2  # of repair, by default
 
 
 @dataclass(frozen=True)
-class Exemplar:
-    """A solved task: `prompt` as a function with a docstring, `solution` the whole function."""
-
-    prompt: str
-    solution: str
-
-
-@dataclass(frozen=True)
 class Strategy:
-    """name: one of TEMPLATES. templates: their texts (Jinja), by file name. system: a system
-    message of the user's. rounds: of repair, for reflexion.
-    """
+    """name: one of FORMS. system: a system text of the user's. rounds: of repair, for reflexion."""
 
     name: str = "standard"
-    templates: dict[str, str] = field(default_factory=dict)
+    templates: tuple[Template, ...] = ()
     exemplars: tuple[Exemplar, ...] = ()
     system: str = ""
     rounds: int = 0
 
     @property
-    def thinks_first(self) -> bool:
-        """Whether something comes before the code, so that no answer can be begun for it."""
-        return self.name in ("scot", "scot-two-step", "cgo")
+    def plans(self) -> bool:
+        return FORMS[self.name].plans
 
     @property
     def extra_tokens(self) -> int:
-        return THINKING_TOKENS if self.name in ("scot", "cgo") else 0
+        """New tokens a sample needs more than the benchmark says. (Each of two steps has its own
+        limit.)
+        """
+        return THINKING_TOKENS if self.plans and len(self.templates) == 1 else 0
 
     def describe(self) -> dict[str, Any]:
         """What tells runs apart; empty for the standard one."""
         found: dict[str, Any] = {} if self.name == "standard" else {"name": self.name}
-        for name, text in self.templates.items():
-            found[name] = hashlib.sha256(text.encode()).hexdigest()[:8]
+        for template in self.templates:
+            found[template.name] = _digest(template.text)
         if self.exemplars:
-            text = json.dumps([[e.prompt, e.solution] for e in self.exemplars])
-            found["exemplars"] = hashlib.sha256(text.encode()).hexdigest()[:8]
+            rows = [[e.prompt, e.solution, *([e.plan] if e.plan else [])] for e in self.exemplars]
+            found["exemplars"] = _digest(json.dumps(rows))
         if self.system:
             found["system"] = self.system
         if self.rounds:
@@ -83,80 +87,104 @@ class Strategy:
 
     def style(self, style: PromptStyle) -> PromptStyle:
         """The style its answers are read in. Raises UsageError where it does not fit."""
-        if style.mode == "base" and self.name in ("standard", "few-shot") and not self.system:
-            return style
         if style.mode == "chat":
-            return replace(style, prefill=style.prefill and not self.thinks_first)
-        if self.name == "standard" and not self.system:
-            return style
-        what = "--system" if self.name in ("standard", "few-shot") else f"strategy {self.name}"
-        raise UsageError(f"{what} needs a chat model, not mode {style.mode}", "--mode chat")
+            # Where words come before the code, no answer can be begun with code.
+            return replace(style, prefill=style.prefill and not self.templates)
+        if self.name == "few-shot" and style.mode != "base":
+            raise UsageError(f"--prompt-strategy few-shot is not for mode {style.mode}")
+        if self.templates or self.system:
+            what = f"--prompt-strategy {self.name}" if self.templates else "--system"
+            raise UsageError(
+                f"{what} needs a chat model and benchmark, not mode {style.mode}",
+                "--mode chat, where there is one",
+            )
+        return style
 
-    def prompt(self, benchmark: Benchmark, task: Task, style: PromptStyle) -> Prompt:
-        """The first thing the model is asked. style: as `style` gave it."""
+    def prompt(
+        self, benchmark: Benchmark, task: Task, style: PromptStyle, plan: str | None = None
+    ) -> Prompt:
+        """What the model is asked first or, with the plan it made, next (scot-two-step). style:
+        as `style` gave it. Raises UsageError for exemplars that do not fit.
+        """
         own = benchmark.prompt(task, style)
         if own.messages is None:
-            return replace(own, text=self._shots() + (own.text or "")) if self.exemplars else own
+            return self._continued(own, benchmark)
         *before, question = own.messages
-        content = question["content"]
-        turns = [
-            turn for e in self.exemplars for turn in _turns(benchmark, e, task, style, content)
-        ]
-        if self.thinks_first:
-            content = self.render(0, question=content.rstrip())
-        messages = [*before, *turns, {**question, "content": content}]
-        return replace(own, messages=with_system(messages, self.system))
+        step = int(plan is not None)
+        turns: list[dict[str, Any]] = []
+        for exemplar in fitting(self.exemplars, function=task.entry_point != ""):
+            asked = _question(benchmark, task, exemplar, style, question["content"])
+            answer = self._answer(exemplar, step, own.prefill)
+            turns += [
+                {"role": "user", "content": self._asked(asked, step, exemplar.plan)},
+                {"role": "assistant", "content": answer},
+            ]
+        content = self._asked(question["content"], step, plan or "")
+        messages = with_system([*before, *turns, {**question, "content": content}], self.system)
+        if style.merge_system:
+            messages = merged_system(messages)
+        return replace(own, messages=messages)
 
-    def render(self, number: int, **values: Any) -> str:
-        """A template with its values. Raises UsageError for one that cannot be used."""
-        name, text = list(self.templates.items())[number]
-        environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-        try:
-            return environment.from_string(text).render(**values)
-        except TemplateError as error:
-            raise UsageError(f"prompt template {name}: {error}") from None
+    def _continued(self, own: Prompt, benchmark: Benchmark) -> Prompt:
+        """A base prompt behind exemplars."""
+        if self.exemplars and traits_of(benchmark).base_examples:
+            raise UsageError(
+                f"--prompt-strategy few-shot: base prompts of {benchmark.name} show solved"
+                " problems already",
+                "--mode chat, or --prompt-strategy standard",
+            )
+        shots = [e.continued() for e in fitting(self.exemplars, function=True)]
+        return replace(own, text="".join(shots) + (own.text or ""))
 
-    def _shots(self) -> str:
-        """Exemplars before a prompt that is to be continued: functions with their bodies."""
-        return "".join(f"{_joined(exemplar).rstrip()}\n\n\n" for exemplar in self.exemplars)
+    def _asked(self, question: str, step: int, plan: str) -> str:
+        if not self.plans:
+            return question
+        values = {"question": question.rstrip(), "plan": plan.strip()}
+        _, needed = FORMS[self.name].templates[step]
+        return self.templates[step].render(**{name: values[name] for name in needed})
+
+    def _answer(self, exemplar: Exemplar, step: int, prefill: str) -> str:
+        """How an exemplar's question is answered."""
+        if prefill:
+            return f"{prefill}{exemplar.solution.strip()}\n```"
+        code = exemplar.code_block()
+        if len(self.templates) == 2:
+            return code if step else exemplar.plan.strip()
+        return f"{exemplar.plan.strip()}\n\n{code}" if self.plans else code
 
 
 def load_strategy(
     name: str = "standard",
     system: str = "",
     exemplars: Path | None = None,
-    template: Path | None = None,
+    templates: Sequence[Path] = (),
     rounds: int | None = None,
 ) -> Strategy:
-    """A strategy by name or alias. exemplars: JSON lines with `prompt` and `solution`, in place of
-    our own. template: a file in place of its first template. Raises UsageError.
+    """A strategy by name or alias. exemplars: JSON lines with `prompt`, `solution` and, for a
+    strategy that plans, `plan`; "own" are ours. templates: files in place of its own, in order.
+    Raises UsageError.
     """
     key = ALIASES.get(name, name)
-    if key not in TEMPLATES:
-        raise UsageError(f"--prompt-strategy {name} is unknown", f"one of {', '.join(TEMPLATES)}")
-    templates = {file: _own(file) for file in TEMPLATES[key]}
-    if template is not None:
-        if not templates:
-            raise UsageError(f"--prompt-template: strategy {key} has no template")
-        if not template.is_file():
-            raise UsageError(f"--prompt-template {template}: no such file")
-        rest = list(templates)[1:]
-        text = template.read_text(encoding="utf-8")
-        templates = {template.name: text, **{file: templates[file] for file in rest}}
-    if exemplars is not None and key != "few-shot":
+    if key not in FORMS:
+        raise UsageError(f"--prompt-strategy {name} is unknown", f"one of {', '.join(FORMS)}")
+    form = FORMS[key]
+    if exemplars is not None and not (form.shots or form.plans):
         raise UsageError(f"--exemplars: strategy {key} takes none", "--prompt-strategy few-shot")
     if rounds is not None and (key != "reflexion" or rounds < 1):
         raise UsageError(f"--rounds {rounds}", "1 or more, with --prompt-strategy reflexion")
+    plans = key.partition("-")[0] if form.plans else ""  # both forms of scot plan alike
+    own = exemplars is None or exemplars == Path("own")
+    shown = form.shots or exemplars is not None
     return Strategy(
         name=key,
-        templates=templates,
-        exemplars=_exemplars(exemplars) if key == "few-shot" else (),
+        templates=load_templates(key, form.templates, templates),
+        exemplars=load_exemplars(None if own else exemplars, plans) if shown else (),
         system=system,
         rounds=(rounds or ROUNDS) if key == "reflexion" else 0,
     )
 
 
-def with_system(messages: Sequence[dict[str, Any]], system: str) -> list[dict[str, Any]]:
+def with_system(messages: Sequence[Mapping[str, Any]], system: str) -> list[dict[str, Any]]:
     """Messages with a system text first; one that is there already comes after it."""
     found = [dict(message) for message in messages]
     if not system:
@@ -167,48 +195,31 @@ def with_system(messages: Sequence[dict[str, Any]], system: str) -> list[dict[st
     return [{"role": "system", "content": system}, *found]
 
 
-def _own(file: str) -> str:
-    folder = resources.files("apr.eval.strategies") / "templates"
-    return (folder / file).read_text(encoding="utf-8")
+def merged_system(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages with the system text at the beginning of the user's first turn."""
+    found = [dict(message) for message in messages]
+    if found[0]["role"] != "system":
+        return found
+    system, first, *rest = found
+    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
 
 
-def _exemplars(path: Path | None) -> tuple[Exemplar, ...]:
-    if path is None:
-        rows = list(enumerate(map(json.loads, _own(EXEMPLARS).splitlines()), 1))
-        where = EXEMPLARS
-    else:
-        if not path.is_file():
-            raise UsageError(f"--exemplars {path}: no such file")
-        rows, where = list(read_rows(path)), str(path)
-    found = []
-    for line, row in rows:
-        for name in ("prompt", "solution"):
-            if not isinstance(row.get(name), str) or not row[name].strip():
-                raise UsageError(f"{where} line {line} has no text in field {name!r}")
-        found.append(Exemplar(row["prompt"], row["solution"]))
-    if not found:
-        raise UsageError(f"{where} has no exemplars")
-    return tuple(found)
-
-
-def _turns(
-    benchmark: Benchmark, exemplar: Exemplar, task: Task, style: PromptStyle, real: str
-) -> list[dict[str, Any]]:
-    """An exemplar asked in the benchmark's words, and answered. real: the task's own question."""
-    asked = benchmark.prompt(replace(task, prompt=exemplar.prompt), style)
-    assert asked.messages is not None
-    question = dict(asked.messages[-1])
-    if question["content"] == real:  # a benchmark whose question is not made from the prompt
-        question["content"] = (
-            f"Complete this Python function:\n```\n{exemplar.prompt.strip()}\n```\n"
+def _question(
+    benchmark: Benchmark, task: Task, exemplar: Exemplar, style: PromptStyle, real: str
+) -> str:
+    """An exemplar asked in the benchmark's words. real: the task's own question."""
+    asked = getattr(benchmark, "exemplar_question", None)
+    if asked is not None:
+        return asked(exemplar.prompt)
+    messages = benchmark.prompt(replace(task, prompt=exemplar.prompt), style).messages
+    assert messages is not None
+    if messages[-1]["content"] == real:  # it is not made of the task's prompt
+        raise UsageError(
+            f"exemplars: {benchmark.name} does not say how they are asked",
+            "give the benchmark a method exemplar_question(prompt)",
         )
-    answer = f"```python\n{exemplar.solution.strip()}\n```"
-    if asked.prefill:
-        answer = f"{asked.prefill}{exemplar.solution.strip()}\n```"
-    return [question, {"role": "assistant", "content": answer}]
+    return messages[-1]["content"]
 
 
-def _joined(exemplar: Exemplar) -> str:
-    """Prompt and body: the solution's def line gives way to the prompt's, which has a docstring."""
-    head, _, body = exemplar.solution.partition(":\n")
-    return exemplar.prompt + body if head.lstrip().startswith("def ") else exemplar.prompt
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

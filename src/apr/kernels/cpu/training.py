@@ -24,7 +24,7 @@ ROWS = 16  # of a chunk
 ELEMENTS = 1 << 14  # of a chunk
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def _norm_row(x, weight, eps, y):
     total = float32(0.0)
     for i in range(x.shape[0]):
@@ -36,7 +36,7 @@ def _norm_row(x, weight, eps, y):
     return scale
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def _norm_gradient_row(x, weight, scale, dy, dx):
     """dx = s (w dy - x s^2 mean(w dy x)), s = 1 / rms(x)."""
     total = float32(0.0)
@@ -85,7 +85,7 @@ def rms_norm_gradient(pointer):
             _norm_gradient_row(x[at:end], weight, scales[r], dy[at:end], dx[at:end])
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def _rotate_head(x, cos, sin, sign, y):
     half = cos.shape[0]
     for i in range(half):
@@ -114,14 +114,14 @@ def rotate(pointer):
                 _rotate_head(x[at : at + dim], c, s, as_float(a[10]), y[at : at + dim])
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy", forceinline=True)
 def _silu_part(gate, up, y):
     for i in range(y.shape[0]):
         g = from_bf16(gate[i])
         y[i] = to_bf16(g / (float32(1.0) + exp(-g)) * from_bf16(up[i]))
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy", forceinline=True)
 def _gelu_part(gate, up, y):
     """gelu's tanh form, as x sigmoid(2u)."""
     for i in range(y.shape[0]):
@@ -134,7 +134,7 @@ def _gelu_part(gate, up, y):
 # may overlap.
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy", forceinline=True)
 def _silu_gradient_part(gate, up, dy, dgate, dup):
     for i in range(dy.shape[0]):
         g = from_bf16(gate[i])
@@ -144,7 +144,7 @@ def _silu_gradient_part(gate, up, dy, dgate, dup):
     _silu_part(gate, dy, dup)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy", forceinline=True)
 def _gelu_gradient_part(gate, up, dy, dgate, dup):
     for i in range(dy.shape[0]):
         g = from_bf16(gate[i])
@@ -191,7 +191,7 @@ def gated_gradient(pointer):
             _silu_gradient_part(gate[i:j], up[i:j], dy[i:j], dgate[i:j], dup[i:j])
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def _entropy_row(logits, label, slope):
     """-log softmax(logits)[label]; with slope, logits become the gradient of it."""
     top = float32(-3.0e38)

@@ -159,7 +159,7 @@ def attention(pointer):
                 lse[row] = tops[r, 0] + np.log(norms[r, 0])
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def _gradient_row(s, dp, scale, lse, delta, p, ds):
     # One output a loop, or LLVM would find too many pointers that may overlap to use vectors.
     for r in range(s.shape[0]):
@@ -170,7 +170,7 @@ def _gradient_row(s, dp, scale, lse, delta, p, ds):
         ds[r] = to_bf16(s[r] * (dp[r] - delta[r]) * scale)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def _gradient_tile(s, dp, keys, from_query, offset, window, scale, lse, delta, p, ds, pairs):
     """Weights and gradients of scores of one tile, keys by queries.
 
@@ -202,7 +202,7 @@ def _gradient_tile(s, dp, keys, from_query, offset, window, scale, lse, delta, p
             pairs[row + 2 * r + 1] = ds[row + PANEL + r]
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def _row_product(x, y):
     total = float32(0.0)
     for i in range(x.shape[0]):
