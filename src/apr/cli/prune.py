@@ -8,9 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
+METHOD_HELP = (
+    "magnitude, wanda, sparsegpt: weights become zero. structured: heads and channels go. depth:"
+    " layers go. These two make the model smaller and faster."
+)
+
 
 def register(app: typer.Typer) -> None:
-    app.command("prune", help="Take weights out of a model: magnitude, Wanda, SparseGPT.")(prune)
+    app.command(
+        "prune",
+        help="Take weights, heads, channels or layers out of a model, and say what it cost.",
+    )(prune)
 
 
 def prune(
@@ -18,12 +26,12 @@ def prune(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder to write; must not exist.")
     ] = None,
-    method: str = typer.Option("wanda", "--method", help="magnitude, wanda or sparsegpt."),
+    method: str = typer.Option("wanda", "--method", help=METHOD_HELP),
     sparsity: float | None = typer.Option(
         None,
         "--sparsity",
         "--target-ratio",
-        help="Part of the weights of the layers' matrices that becomes zero, e.g. 0.5.",
+        help="Part of the weights of the layers' matrices that becomes zero or goes, e.g. 0.5.",
     ),
     pattern: str | None = typer.Option(
         None, "--pattern", help="N:M, e.g. 2:4: at most N of every M neighbours in a row are kept."
@@ -47,7 +55,18 @@ def prune(
     owl_spread: float = typer.Option(0.08, "--owl-spread", help="Half the span of sparsities."),
     owl_outlier: float = typer.Option(5.0, "--owl-outlier", help="Outliers: times the mean."),
     damping: float = typer.Option(
-        0.01, "--damping", help="SparseGPT: of the Hessian's mean diagonal."
+        0.01, "--damping", help="sparsegpt, structured: of the Hessian's mean diagonal."
+    ),
+    kv_heads: int | None = typer.Option(
+        None,
+        "--kv-heads",
+        help="structured: KV heads to take from each layer, with their query heads.",
+        show_default="as --sparsity says, rounded down",
+    ),
+    importance: str = typer.Option(
+        "activations",
+        "--importance",
+        help="structured, depth: what goes is chosen by activations, or random, to compare.",
     ),
     analyze: bool = typer.Option(
         False, "--analyze", help="Measure what pruning does to each layer; write nothing."
@@ -87,6 +106,8 @@ def prune(
         owl_spread=owl_spread,
         owl_outlier=owl_outlier,
         damping=damping,
+        kv_groups=kv_heads,
+        importance=importance,
         dtype=dtype,
         device=device,
     )

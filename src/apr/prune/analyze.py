@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from apr.errors import UsageError
 from apr.model.transformer import Layer
 from apr.prune.allocation import outlier_ratio, owl_sparsities
 from apr.prune.driver import PreparedPrune
 from apr.prune.layers import walk
 from apr.prune.methods import MatrixPruner
 from apr.prune.scores import wanda_scores
+from apr.prune.shrink import block_influence
 from apr.prune.statistics import Hessian
 
 
@@ -22,16 +23,6 @@ def output_error(weight: torch.Tensor, pruned: torch.Tensor, hessian: torch.Tens
     w, lost = weight.float(), weight.float() - pruned.float()
     total = float(((w @ hessian) * w).sum())
     return float(((lost @ hessian) * lost).sum()) / total if total else 0.0
-
-
-def block_influence(before: torch.Tensor, after: torch.Tensor) -> float:
-    """1 - mean cosine of a layer's input and output, (tokens, C).
-
-    ShortGPT (Men et al. 2024, arXiv:2403.03853), eq. 1.
-    """
-    pairs = zip(before.split(4096), after.split(4096), strict=True)
-    total = sum(float(F.cosine_similarity(a.float(), b.float()).sum()) for a, b in pairs)
-    return 1.0 - total / len(before)
 
 
 def analyze(prepared: PreparedPrune, *, progress: bool = True) -> dict[str, Any]:
@@ -43,6 +34,11 @@ def analyze(prepared: PreparedPrune, *, progress: bool = True) -> dict[str, Any]
     """
     stream, settings = prepared.stream, prepared.settings
     assert prepared.calibration is not None
+    if settings.shrinks:
+        raise UsageError(
+            f"--analyze has no meaning with --method {settings.method}",
+            "magnitude, wanda or sparsegpt: the table shows what decides about layers as well",
+        )
     pruner = MatrixPruner(settings)
     errors: dict[str, float] = {}
     scores: list[torch.Tensor] = []
@@ -54,7 +50,7 @@ def analyze(prepared: PreparedPrune, *, progress: bool = True) -> dict[str, Any]
         for name, pruned in pruner(weights, found, settings.sparsity).items():
             errors[name] = output_error(weights[name], pruned, matrix)
 
-    def observe(size: int) -> Hessian:
+    def observe(_: Sequence[str], size: int) -> Hessian:
         return Hessian(size, stream.device)
 
     rows: list[dict[str, Any]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -13,9 +14,12 @@ import psutil
 from apr.checkpoint import CheckpointWriter, open_checkpoint
 from apr.convert.folders import exact_source, refuse_existing, refuse_overlap
 from apr.convert.manifest import MANIFEST_NAME, folder_manifest
+from apr.engine.throughput import peak_memory_bytes
 from apr.errors import UsageError
 from apr.hub import Pulled, pull
 from apr.hub.checksums import file_records
+from apr.model.config import ModelConfig
+from apr.model.load import expected_shapes
 from apr.model.rope import short_context
 from apr.model.runtime import pick_device, pick_dtype
 from apr.prune.calibration import Calibration, calibration
@@ -24,7 +28,9 @@ from apr.prune.methods import MatrixPruner
 from apr.prune.output import Layout, PrunedOutput, layout_of
 from apr.prune.scores import check_divides
 from apr.prune.settings import PruneSettings
-from apr.prune.stream import ModelStream
+from apr.prune.shrink import layers_to_keep, shrink_layers
+from apr.prune.smaller import fewer_layers, smaller_json, smaller_layers, with_layers
+from apr.prune.stream import ModelStream, layer_number, with_number
 from apr.text import load_tokenizer
 
 
@@ -81,16 +87,17 @@ class PreparedPrune:
         held = self.calibration.ids.numel() * (config.hidden_size + heads) * width
         batch = BATCH_TOKENS * (4 * config.intermediate_size + 4 * config.hidden_size) * 4
         largest = max(config.hidden_size, heads, config.intermediate_size)
-        hessian = 4 * 4 * largest**2 if self.settings.method == "sparsegpt" else 0
+        with_hessian = self.settings.method in ("sparsegpt", "structured")
+        hessian = 4 * 4 * largest**2 if with_hessian else 0
         return held + 2 * layer * width + batch + hessian
 
 
 @dataclass(frozen=True)
 class PruneReport:
-    """sparsity: zeros among the pruned matrices' weights; of_all: among all parameters, which
-    embeddings and norms are part of. layers: sparsity of each. damping: of matrices whose Hessian
-    needed more than asked for. input_bytes, nbytes: of all tensors before and after. shapes_kept:
-    whether weights became zero rather than less.
+    """sparsity: zeros among the weights of the layers' matrices, or the part of them that is gone;
+    of_all: of all parameters, which embeddings and norms are part of. layers: sparsity of each.
+    damping: of matrices whose Hessian needed more than asked for. input_bytes, nbytes: of all
+    tensors before and after. shapes_kept: whether weights became zero rather than less.
     """
 
     folder: Path
@@ -100,6 +107,7 @@ class PruneReport:
     sparsity: float
     of_all: float
     layers: tuple[float, ...]
+    input_parameters: int
     parameters: int
     input_bytes: int
     nbytes: int
@@ -135,6 +143,10 @@ def prepare(
     if settings.pattern is not None:
         for name in stream.matrices(0):
             check_divides(settings.pattern, stream.shapes[name][1], name)
+    if settings.method == "structured":
+        smaller_layers(stream.config, settings.sparsity, settings.kv_groups)
+    if settings.method == "depth":
+        fewer_layers(stream.config, settings.sparsity)
     if not (settings.runs_layers or needs_calibration):
         return PreparedPrune(settings, pulled, stream, layout, None)
     context = short_context(stream.config)
@@ -155,6 +167,30 @@ def prepare(
     return PreparedPrune(settings, pulled, stream, layout, drawn)
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What is written. config: of the output. layers: those kept, by their old numbers.
+    influences: of all layers, where these were measured.
+    """
+
+    config: ModelConfig
+    layers: tuple[int, ...]
+    influences: tuple[float, ...] = ()
+
+    def shapes(self, stream: ModelStream) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors that are written, by their names in the input; a stored copy of
+        tied embeddings is one of them.
+        """
+        found = {}
+        for name, shape in expected_shapes(self.config).items():
+            number = layer_number(name)
+            found[name if number is None else with_number(name, self.layers[number])] = shape
+        tied = "lm_head.weight"
+        if tied in stream.stored and tied not in found:
+            found[tied] = found["model.embed_tokens.weight"]
+        return found
+
+
 def run_prune(
     prepared: PreparedPrune,
     folder: str | Path,
@@ -170,52 +206,114 @@ def run_prune(
     """
     begin, target = time.perf_counter(), Path(folder).expanduser()
     check_target(prepared, target, force)
-    stream, settings = prepared.stream, prepared.settings
-    pruner = MatrixPruner(settings)
+    stream, pruner = prepared.stream, MatrixPruner(prepared.settings)
+    outline = _outline(prepared, progress)
+    shapes = outline.shapes(stream)
     with CheckpointWriter(target, max_shard_bytes, overwrite=force) as writer:
         output = PrunedOutput(stream, writer, prepared.layout)
-        output.reserve(_written_shapes(stream))
-        ids = prepared.calibration.ids if prepared.calibration else None
-        layers = tuple(prune_layers(stream, settings, ids, pruner, output, progress))
+        output.reserve(shapes, outline.layers if prepared.settings.method == "depth" else None)
+        layers = tuple(_write_layers(prepared, outline, pruner, output, progress))
         pruned_zeros = output.zeros
         output.put_others()
         notes = (*prepared.notes, *_damping_notes(pruner))
-        files = dict(prepared.layout.files)
-        files[MANIFEST_NAME] = folder_manifest(
-            "prune",
-            source=exact_source(prepared.pulled),
-            inputs=file_records(prepared.pulled),
-            settings={
-                **settings.to_json(),
-                "calibration": prepared.calibration.to_json() if prepared.calibration else None,
-                "layer_sparsity": layers,
-                "damping_raised": pruner.damping,
-            },
-            tensors=output.sums,
-            files=files,
-            notes=notes,
-        )
-        for name, content in files.items():
+        for name, content in _files(prepared, outline, layers, pruner, output, notes).items():
             writer.add_file(name, content)
-    prunable = sum(prod(stream.shapes[name]) for name in prepared.matrices())
+    matrices = prepared.matrices()
+    before = sum(prod(stream.shapes[name]) for name in matrices)
+    gone = before - sum(prod(shapes[name]) for name in matrices if name in shapes)
+    everything = sum(map(prod, stream.shapes.values()))
+    left = sum(map(prod, expected_shapes(outline.config).values()))
     infos = [stream.checkpoint.tensors.info(name) for name in stream.stored.values()]
+    shrinks = prepared.settings.shrinks
     return PruneReport(
         folder=target,
-        method=settings.method,
-        pattern=str(settings.pattern) if settings.pattern else None,
-        nominal=settings.sparsity,
-        sparsity=pruned_zeros / prunable,
-        of_all=output.zeros / output.parameters,
+        method=prepared.settings.method,
+        pattern=str(prepared.settings.pattern) if prepared.settings.pattern else None,
+        nominal=prepared.settings.sparsity,
+        sparsity=(gone if shrinks else pruned_zeros) / before,
+        of_all=(everything - left) / everything if shrinks else output.zeros / output.parameters,
         layers=layers,
-        parameters=output.parameters,
+        input_parameters=everything,
+        parameters=left,
         input_bytes=sum(info.nbytes for info in infos),
         nbytes=output.nbytes,
-        shapes_kept=True,
+        shapes_kept=not shrinks,
         seconds=time.perf_counter() - begin,
-        peak_memory_bytes=peak_memory(),
+        peak_memory_bytes=peak_memory_bytes(),
         damping=pruner.damping,
         notes=notes,
     )
+
+
+def _outline(prepared: PreparedPrune, progress: bool) -> Outline:
+    """Sizes and layers of the output; for depth, the layers are measured here."""
+    stream, settings = prepared.stream, prepared.settings
+    every = tuple(range(stream.config.num_layers))
+    if settings.method == "depth":
+        assert prepared.calibration is not None
+        drop = fewer_layers(stream.config, settings.sparsity)
+        ids = prepared.calibration.ids
+        kept, influences = layers_to_keep(stream, settings, ids, drop, progress)
+        return Outline(with_layers(stream.config, kept), tuple(kept), tuple(influences))
+    if settings.method == "structured":
+        config = smaller_layers(stream.config, settings.sparsity, settings.kv_groups)
+        return Outline(config, every)
+    return Outline(stream.config, every)
+
+
+def _write_layers(
+    prepared: PreparedPrune,
+    outline: Outline,
+    pruner: MatrixPruner,
+    output: PrunedOutput,
+    progress: bool,
+) -> Iterator[float]:
+    """Write what changes; the part taken from each layer of the input."""
+    stream, settings = prepared.stream, prepared.settings
+    ids = prepared.calibration.ids if prepared.calibration else None
+    if settings.method == "depth":
+        kept = set(outline.layers)
+        yield from (float(index not in kept) for index in range(stream.config.num_layers))
+    elif settings.method == "structured":
+        assert ids is not None
+        yield from shrink_layers(
+            stream, settings, ids, outline.config, output, pruner.damping, progress
+        )
+    else:
+        yield from prune_layers(stream, settings, ids, pruner, output, progress)
+
+
+def _files(
+    prepared: PreparedPrune,
+    outline: Outline,
+    layers: tuple[float, ...],
+    pruner: MatrixPruner,
+    output: PrunedOutput,
+    notes: tuple[str, ...],
+) -> dict[str, bytes]:
+    """Everything beside the weights, the manifest last."""
+    files, settings = dict(prepared.layout.files), prepared.settings
+    if settings.shrinks:
+        old = prepared.stream.config
+        files["config.json"] = smaller_json(
+            files["config.json"], old, outline.config, outline.layers
+        )
+    files[MANIFEST_NAME] = folder_manifest(
+        "prune",
+        source=exact_source(prepared.pulled),
+        inputs=file_records(prepared.pulled),
+        settings={
+            **settings.to_json(),
+            "calibration": prepared.calibration.to_json() if prepared.calibration else None,
+            "layer_sparsity": layers,
+            "layer_influence": outline.influences,
+            "damping_raised": pruner.damping,
+        },
+        tensors=output.sums,
+        files=files,
+        notes=notes,
+    )
+    return files
 
 
 def check_target(prepared: PreparedPrune, target: Path, force: bool) -> None:
@@ -223,24 +321,6 @@ def check_target(prepared: PreparedPrune, target: Path, force: bool) -> None:
     if not force:
         refuse_existing(target)
     refuse_overlap(target, prepared.pulled.path)
-
-
-def peak_memory() -> int:
-    """Most bytes this process had in memory at one time."""
-    import resource
-    import sys
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
-
-
-def _written_shapes(stream: ModelStream) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors that are written; a stored copy of tied embeddings is one of them."""
-    shapes = dict(stream.shapes)
-    tied = "lm_head.weight"
-    if tied in stream.stored and tied not in shapes:
-        shapes[tied] = shapes["model.embed_tokens.weight"]
-    return shapes
 
 
 def _damping_notes(pruner: MatrixPruner) -> list[str]:

@@ -66,7 +66,7 @@ def prune_layers(
             output.put(f"{prefix}{name}.weight", value)
             layer.get_parameter(f"{name}.weight").copy_(value)
 
-    def observe(size: int) -> Statistic:
+    def observe(_: Sequence[str], size: int) -> Statistic:
         return statistic_for(settings, size, stream.device)
 
     done = _Share(output)
@@ -135,7 +135,7 @@ def _owl(
         found = norms.norms()
         scores.extend(wanda_scores(layer.get_parameter(f"{n}.weight"), found) for n in names)
 
-    def observe(size: int) -> Norms:
+    def observe(_: Sequence[str], size: int) -> Norms:
         return Norms(size, stream.device)
 
     outliers, sizes = [], []

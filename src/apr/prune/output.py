@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +14,7 @@ from apr.convert.folders import files_from_folder
 from apr.convert.import_checkpoint import files_from_gguf
 from apr.convert.manifest import tensor_sha256
 from apr.errors import AprError
-from apr.prune.stream import ModelStream
+from apr.prune.stream import ModelStream, layer_number, with_number
 
 
 @dataclass
@@ -61,15 +61,22 @@ class PrunedOutput:
     parameters: int = 0
     nbytes: int = 0
     _slots: dict[str, Slot] = field(default_factory=dict)
+    _places: dict[int, int] = field(default_factory=dict)
 
-    def reserve(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def reserve(
+        self, shapes: Mapping[str, tuple[int, ...]], layers: Sequence[int] | None = None
+    ) -> None:
         """Make room for the language model's tensors of these names and shapes.
 
-        Tensors that are no part of it (a vision tower) are copied at once.
+        layers: those kept, by their numbers in the input; None: all. Tensors that are no part of
+        the language model (a vision tower) are copied at once.
         """
+        if layers is not None:
+            self._places = {old: new for new, old in enumerate(layers)}
         if self.layout.dtype is not None:
             for name, shape in shapes.items():
-                self._slots[name] = self.writer.reserve(name, self.layout.dtype, shape)
+                written = self._written(name)
+                self._slots[name] = self.writer.reserve(written, self.layout.dtype, shape)
             return
         ours: dict[str, str | None] = {at: name for name, at in self.stream.stored.items()}
         source = self.stream.checkpoint.tensors
@@ -81,21 +88,25 @@ class PrunedOutput:
             elif known in shapes:
                 kind = self.stream.stored_dtype(known)
                 assert kind is not None
-                self._slots[known] = self.writer.reserve(stored, kind, shapes[known])
+                self._slots[known] = self.writer.reserve(self._written(known), kind, shapes[known])
+
+    def _written(self, name: str) -> str:
+        """The name in the output of a tensor of the input."""
+        written = name if self.layout.dtype else self.stream.stored[name]
+        number = layer_number(written) if self._places else None
+        return written if number is None else with_number(written, self._places[number])
 
     def put(self, name: str, tensor: torch.Tensor) -> None:
         """Write one tensor, rounded to the type of its place."""
         kind = self.layout.dtype or self.stream.stored_dtype(name)
         value = tensor.to(device="cpu", dtype=kind).contiguous()
         self._slots.pop(name).write(0, value.view(-1))
-        written = name if self.layout.dtype else self.stream.stored[name]
-        self.sums[written] = tensor_sha256(value)
+        self.sums[self._written(name)] = tensor_sha256(value)
         self.zeros += value.numel() - int(value.count_nonzero())
         self.parameters += value.numel()
         self.nbytes += value.nbytes
 
-    def put_others(self, done: Collection[str] = ()) -> None:
+    def put_others(self) -> None:
         """Copy what has a place and was not written."""
         for name in list(self._slots):
-            if name not in done:
-                self.put(name, self.stream.tensor(name))
+            self.put(name, self.stream.tensor(name))

@@ -9,19 +9,24 @@ from apr.errors import UsageError
 from apr.eval.texts import BUILTIN
 from apr.prune.pattern import Pattern, parse_pattern
 
-Method = Literal["magnitude", "wanda", "sparsegpt"]
+Method = Literal["magnitude", "wanda", "sparsegpt", "structured", "depth"]
 Allocation = Literal["uniform", "owl", "global"]
+Importance = Literal["activations", "random"]
 METHODS: tuple[str, ...] = get_args(Method)
 ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
+IMPORTANCES: tuple[str, ...] = get_args(Importance)
 
 
 @dataclass(frozen=True)
 class PruneSettings:
-    """sparsity: part of the weights of the layers' matrices that becomes zero. pattern: N:M; says
-    the sparsity. allocation: the same in every layer; OWL (Yin et al. 2024), which spares layers
-    with outliers; or one threshold for the whole model (magnitude). calibration: "builtin",
-    "wikitext-2" or files. sequences, length: of the calibration. owl_spread, owl_outlier: lambda
-    and M of OWL. damping: of SparseGPT's Hessians. dtype, device: what layers are run in.
+    """sparsity: part of the weights of the layers' matrices that becomes zero, or goes (methods
+    that shrink the model: structured, depth). pattern: N:M; says the sparsity. allocation: the same
+    in every layer; OWL (Yin et al. 2024), which spares layers with outliers; or one threshold for
+    the whole model (magnitude). calibration: "builtin", "wikitext-2" or files. sequences, length:
+    of the calibration. owl_spread, owl_outlier: lambda and M of OWL. damping: of Hessians.
+    kv_groups: KV heads a structured model loses; None: as the sparsity says. importance: how heads,
+    channels and layers that go are chosen; random is for comparison. dtype, device: what layers are
+    run in.
     """
 
     model: str
@@ -36,14 +41,18 @@ class PruneSettings:
     owl_spread: float = 0.08
     owl_outlier: float = 5.0
     damping: float = 0.01
+    kv_groups: int | None = None
+    importance: Importance = "activations"
     dtype: str = "auto"
     device: str = "auto"
 
     def __post_init__(self) -> None:
         _one_of("--method", self.method, METHODS)
         _one_of("--allocation", self.allocation, ALLOCATIONS)
+        _one_of("--importance", self.importance, IMPORTANCES)
         if not 0 < self.sparsity < 1:
             raise UsageError(f"--sparsity is {self.sparsity}", "it must lie between 0 and 1")
+        self._check_method()
         if self.pattern is not None and self.pattern.sparsity != self.sparsity:
             raise UsageError(
                 f"--pattern {self.pattern} is a sparsity of {self.pattern.sparsity:g},"
@@ -62,6 +71,25 @@ class PruneSettings:
                 raise UsageError(f"{flag} is {real}", "from 0 to below 1")
         if not self.calibration:
             raise UsageError("--calibration names no text")
+
+    def _check_method(self) -> None:
+        """Raises UsageError for settings that mean nothing to the method."""
+        if self.shrinks and self.pattern is not None:
+            raise UsageError(f"--pattern has no meaning with --method {self.method}")
+        if self.shrinks and self.allocation != "uniform":
+            raise UsageError(
+                f"--allocation {self.allocation} has no meaning with --method {self.method}",
+                "config.json has one size for all layers",
+            )
+        if not self.shrinks and self.importance != "activations":
+            raise UsageError(f"--importance has no meaning with --method {self.method}")
+        if self.kv_groups is not None and self.method != "structured":
+            raise UsageError("--kv-heads is for --method structured")
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether shapes change, instead of weights becoming zero."""
+        return self.method in ("structured", "depth")
 
     @property
     def runs_layers(self) -> bool:

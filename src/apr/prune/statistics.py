@@ -23,6 +23,16 @@ class Statistic(Protocol):
         ...
 
 
+class Nothing:
+    """For inputs nobody asks about."""
+
+    def add(self, x: torch.Tensor) -> None:
+        del x
+
+    def norms(self) -> torch.Tensor:
+        raise NotImplementedError("nothing was collected")
+
+
 class Norms:
     """Squares of inputs, summed over tokens (Wanda)."""
 

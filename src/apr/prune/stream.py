@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import nn
 
@@ -96,5 +98,19 @@ class ModelStream:
         return self._skeleton.slides[index]
 
 
+_NUMBER = re.compile(r"(?<=\blayers\.)\d+")
+
+
 def layer_prefix(index: int) -> str:
     return f"model.layers.{index}."
+
+
+def layer_number(name: str) -> int | None:
+    """The layer a tensor belongs to, by its name."""
+    found = _NUMBER.search(name)
+    return int(found[0]) if found else None
+
+
+def with_number(name: str, index: int) -> str:
+    """The name of the same tensor of another layer."""
+    return _NUMBER.sub(str(index), name, count=1)

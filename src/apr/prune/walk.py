@@ -15,15 +15,15 @@ from typing import TypeVar
 import torch
 
 from apr.model.transformer import Attend, Layer, Tables
-from apr.prune.statistics import Statistic
+from apr.prune.statistics import Nothing, Statistic
 
 # An MLP's channels over all tokens are kept up to this size.
 INNER_BYTES = 512 << 20
 
 S = TypeVar("S", bound=Statistic)
 T = TypeVar("T")
-# (inputs' size) -> an empty statistic
-Observe = Callable[[int], S]
+# (names of the linear layers that share inputs, the inputs' size) -> an empty statistic
+Observe = Callable[[Sequence[str], int], S]
 # (names of the linear layers that share inputs, statistic of these): may change their weights
 Treat = Callable[[Sequence[str], S], None]
 
@@ -62,12 +62,14 @@ def _attention(
     names = ["qkv_proj"] if attention.fused else ["q_proj", "k_proj", "v_proj"]
     normed = [layer.input_layernorm(part.x) for part in parts]
     # Statistics are never bound to a name: one is gone when the next begins.
-    treat([f"self_attn.{name}" for name in names], _collect(observe(normed[0].shape[-1]), normed))
+    joined = [f"self_attn.{name}" for name in names]
+    treat(joined, _collect(observe(joined, normed[0].shape[-1]), normed))
     heads = [
         attention.heads(x, part.tables[slides], part.attend)
         for part, x in zip(parts, _emptying(normed), strict=True)
     ]
-    treat(["self_attn.o_proj"], _collect(observe(heads[0].shape[-1]), heads))
+    output = ["self_attn.o_proj"]
+    treat(output, _collect(observe(output, heads[0].shape[-1]), heads))
     for part, attended in zip(parts, _emptying(heads), strict=True):
         part.x.copy_(layer.add_attention(part.x, attention.o_proj(attended)))
 
@@ -76,13 +78,14 @@ def _mlp(layer: Layer, parts: Sequence[torch.Tensor], observe: Observe[S], treat
     mlp, size = layer.mlp, layer.mlp.down_proj.in_features
     names = ["gate_up_proj"] if mlp.fused else ["gate_proj", "up_proj"]
     normed = [layer.mlp_input(part) for part in parts]
-    treat([f"mlp.{name}" for name in names], _collect(observe(parts[0].shape[-1]), normed))
+    joined, down = [f"mlp.{name}" for name in names], ["mlp.down_proj"]
+    treat(joined, _collect(observe(joined, parts[0].shape[-1]), normed))
     if sum(map(len, parts)) * size * normed[0].element_size() <= INNER_BYTES:
         inner = [mlp.inner(part) for part in _emptying(normed)]
-        treat(["mlp.down_proj"], _collect(observe(size), inner))
+        treat(down, _collect(observe(down, size), inner))
         fed = (mlp.down_proj(part) for part in _emptying(inner))
     else:
-        treat(["mlp.down_proj"], _collect(observe(size), (mlp.inner(part) for part in normed)))
+        treat(down, _collect(observe(down, size), (mlp.inner(part) for part in normed)))
         fed = (mlp(part) for part in _emptying(normed))
     for part, out in zip(parts, fed, strict=True):
         part.copy_(layer.add_mlp(part, out))
@@ -96,6 +99,8 @@ def _emptying(items: list[T]) -> Iterator[T]:
 
 
 def _collect(statistic: S, inputs: Iterable[torch.Tensor]) -> S:
+    if isinstance(statistic, Nothing):
+        return statistic
     for x in inputs:
         statistic.add(x)
     return statistic
