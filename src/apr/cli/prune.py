@@ -73,7 +73,7 @@ def prune(
     ),
     plan: bool = typer.Option(False, "--plan", help="Say what would be done, and stop."),
     verify: bool = typer.Option(
-        False, "--verify", help="Measure perplexity before and after (see --verify-text)."
+        False, "--verify", help="Measure perplexity (see --verify-text) and speed before and after."
     ),
     verify_text: Annotated[
         list[str] | None,
@@ -91,7 +91,7 @@ def prune(
     from apr.prune.analyze import analyze as analyze_layers
     from apr.prune.driver import check_target, prepare, run_prune
     from apr.prune.settings import make_settings
-    from apr.prune.verify import Verification
+    from apr.prune.verify import Verification, compare_speed
 
     settings = make_settings(
         model,
@@ -127,4 +127,5 @@ def prune(
     result: dict[str, Any] = run_prune(prepared, output, force=force).to_json()
     if checks is not None:
         result["perplexity"] = checks.compare(model, output, offline=offline)
+        result["speed"] = compare_speed(model, output, offline=offline)
     print(json.dumps(result)) if as_json else show_prune(result)

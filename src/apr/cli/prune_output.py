@@ -17,6 +17,12 @@ def show_prune_plan(plan: Mapping[str, Any]) -> None:
         f" parameters; {plan['dtype']} on {plan['device']}, peak memory about"
         f" {plan['peak_memory_bytes'] / 1e6:,.0f} MB"
     )
+    after = plan["after"]
+    if after:
+        print(
+            f"leaves {after['layers']} layers of {after['heads']} heads ({after['kv_heads']} KV"
+            f" heads) and {after['channels']} channels"
+        )
     drawn = plan["calibration"]
     if drawn:
         names = ", ".join(drawn["sources"])
@@ -30,29 +36,51 @@ def show_prune(result: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{result['method']}: {result['folder']}", show_header=False)
-    pattern = f" as {result['pattern']}" if result["pattern"] else ""
-    table.add_row("sparsity asked for", f"{100 * result['nominal']:.2f} %{pattern}")
-    table.add_row("zeros in the matrices", f"{100 * result['sparsity']:.2f} %")
-    table.add_row("zeros in the whole model", f"{100 * result['of_all']:.2f} %")
-    low, high = min(result["layers"]), max(result["layers"])
-    if high - low > 1e-3:
-        table.add_row("layer by layer", f"{100 * low:.1f} to {100 * high:.1f} %")
-    table.add_row("parameters", f"{result['parameters'] / 1e6:,.1f} million")
-    sizes = f"{result['input_bytes'] / 1e6:,.1f} → {result['nbytes'] / 1e6:,.1f} MB"
-    table.add_row("weights on disk", sizes)
-    spent = f"{result['seconds']:.0f} s, {result['peak_memory_bytes'] / 1e6:,.0f} MB at most"
-    table.add_row("pruning took", spent)
-    for row in result.get("perplexity", ()):
-        change = "" if row["change"] is None else f" ({100 * row['change']:+.1f} %)"
-        values = f"{_number(row['before'])} → {_number(row['after'])}{change}"
-        table.add_row(f"perplexity, {row['text']}", values)
+    for name, value in _rows(result):
+        table.add_row(name, value)
     Console().print(table)
     if result["shapes_kept"]:
         print(
             "zeros are stored like other numbers: the model is neither smaller nor faster, unless"
-            " a program that knows the pattern runs it"
+            " a program that knows the pattern runs it (--method structured or depth shrink it)"
         )
     _notes(result)
+
+
+def _rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    pattern = f" as {result['pattern']}" if result["pattern"] else ""
+    what = "zeros in" if result["shapes_kept"] else "gone from"
+    rows = [
+        ("sparsity asked for", f"{100 * result['nominal']:.2f} %{pattern}"),
+        (f"{what} the layers' matrices", f"{100 * result['sparsity']:.2f} %"),
+        (f"{what} the whole model", f"{100 * result['of_all']:.2f} %"),
+    ]
+    low, high = min(result["layers"]), max(result["layers"])
+    if result["method"] == "depth":
+        gone = ", ".join(str(i) for i, part in enumerate(result["layers"]) if part)
+        rows.append(("layers gone", gone))
+    elif high - low > 1e-3:
+        rows.append(("layer by layer", f"{100 * low:.1f} to {100 * high:.1f} %"))
+    spent = f"{result['seconds']:.0f} s, {result['peak_memory_bytes'] / 1e6:,.0f} MB at most"
+    rows += [
+        ("parameters, million", _pair(result, "parameters")),
+        ("weights on disk, MB", _pair(result, "bytes")),
+        ("pruning took", spent),
+    ]
+    for row in result.get("perplexity", ()):
+        change = "" if row["change"] is None else f" ({100 * row['change']:+.1f} %)"
+        values = f"{_number(row['before'])} → {_number(row['after'])}{change}"
+        rows.append((f"perplexity, {row['text']}", values))
+    for row in result.get("speed", ()):
+        values = f"{row['before']:.0f} → {row['after']:.0f} ({row['ratio']:.2f}×)"
+        rows.append((f"tokens/s, {row['test']}", values))
+    return rows
+
+
+def _pair(result: Mapping[str, Any], kind: str) -> str:
+    names = {"parameters": ("input_parameters", "parameters"), "bytes": ("input_bytes", "nbytes")}
+    before, after = (result[name] / 1e6 for name in names[kind])
+    return f"{before:,.1f} → {after:,.1f}"
 
 
 def show_analysis(found: Mapping[str, Any]) -> None:
@@ -76,7 +104,7 @@ def show_analysis(found: Mapping[str, Any]) -> None:
     Console().print(table)
     print(
         f"error: of the outputs of the layer's matrices, relative, each pruned alone with"
-        f" {found['method']}, {_how_much(found)}"
+        f" {found['method']}, {_how_much(found)}; influence: by which --method depth chooses"
     )
     _notes(found)
 

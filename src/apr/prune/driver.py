@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,29 @@ class PreparedPrune:
             "matrices": len(names),
             "prunable_parameters": sum(counts[name] for name in names),
             "parameters": sum(counts.values()),
+            "after": self._after(),
             "calibration": self.calibration.to_json() if self.calibration else None,
             "dtype": str(self.stream.dtype).removeprefix("torch."),
             "device": str(self.stream.device),
             "peak_memory_bytes": psutil.Process().memory_info().rss + self._working_bytes(),
             "notes": list(self.notes),
+        }
+
+    def _after(self) -> dict[str, int] | None:
+        """Sizes of a model that shrinks."""
+        config, settings = self.stream.config, self.settings
+        if settings.method == "structured":
+            config = smaller_layers(config, settings.sparsity, settings.kv_groups)
+        elif settings.method == "depth":
+            layers = config.num_layers - fewer_layers(config, settings.sparsity)
+            config = replace(config, num_layers=layers)
+        else:
+            return None
+        return {
+            "layers": config.num_layers,
+            "heads": config.num_heads,
+            "kv_heads": config.num_kv_heads,
+            "channels": config.intermediate_size,
         }
 
     def _working_bytes(self) -> int:
