@@ -10,7 +10,7 @@ import typer
 
 METHOD_HELP = (
     "magnitude, wanda, sparsegpt: weights become zero. structured: heads and channels go. depth:"
-    " layers go. These two make the model smaller and faster."
+    " layers go. width: the hidden state gets narrower. These three make the model smaller and faster."
 )
 
 
@@ -66,7 +66,7 @@ def prune(
     importance: str = typer.Option(
         "activations",
         "--importance",
-        help="structured, depth: what goes is chosen by activations, or random, to compare.",
+        help="structured, depth, width: what goes is chosen by activations, or random, to compare.",
     ),
     analyze: bool = typer.Option(
         False, "--analyze", help="Measure what pruning does to each layer; write nothing."

@@ -31,6 +31,7 @@ from apr.prune.settings import PruneSettings
 from apr.prune.shrink import layers_to_keep, shrink_layers
 from apr.prune.smaller import fewer_layers, smaller_json, smaller_layers, with_layers
 from apr.prune.stream import ModelStream, layer_number, with_number
+from apr.prune.width import narrower, plan_narrowing, write_narrow
 from apr.text import load_tokenizer
 
 
@@ -86,10 +87,13 @@ class PreparedPrune:
         elif settings.method == "depth":
             layers = config.num_layers - fewer_layers(config, settings.sparsity)
             config = replace(config, num_layers=layers)
+        elif settings.method == "width":
+            config = narrower(config, settings.sparsity)
         else:
             return None
         return {
             "layers": config.num_layers,
+            "hidden": config.hidden_size,
             "heads": config.num_heads,
             "kv_heads": config.num_kv_heads,
             "channels": config.intermediate_size,
@@ -165,6 +169,8 @@ def prepare(
         smaller_layers(stream.config, settings.sparsity, settings.kv_groups)
     if settings.method == "depth":
         fewer_layers(stream.config, settings.sparsity)
+    if settings.method == "width":
+        narrower(stream.config, settings.sparsity)
     if not (settings.runs_layers or needs_calibration):
         return PreparedPrune(settings, pulled, stream, layout, None)
     context = short_context(stream.config)
@@ -276,6 +282,8 @@ def _outline(prepared: PreparedPrune, progress: bool) -> Outline:
     if settings.method == "structured":
         config = smaller_layers(stream.config, settings.sparsity, settings.kv_groups)
         return Outline(config, every)
+    if settings.method == "width":
+        return Outline(narrower(stream.config, settings.sparsity), every)
     return Outline(stream.config, every)
 
 
@@ -292,6 +300,12 @@ def _write_layers(
     if settings.method == "depth":
         kept = set(outline.layers)
         yield from (float(index not in kept) for index in range(stream.config.num_layers))
+    elif settings.method == "width":
+        assert ids is not None
+        size = outline.config.hidden_size
+        write_narrow(stream, plan_narrowing(stream, settings, ids, size, progress), output)
+        taken = 1 - size / stream.config.hidden_size
+        yield from [taken] * stream.config.num_layers
     elif settings.method == "structured":
         assert ids is not None
         yield from shrink_layers(

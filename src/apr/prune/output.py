@@ -106,7 +106,11 @@ class PrunedOutput:
         self.parameters += value.numel()
         self.nbytes += value.nbytes
 
+    def waiting(self) -> list[str]:
+        """Names of tensors that have a place and were not written."""
+        return list(self._slots)
+
     def put_others(self) -> None:
         """Copy what has a place and was not written."""
-        for name in list(self._slots):
+        for name in self.waiting():
             self.put(name, self.stream.tensor(name))

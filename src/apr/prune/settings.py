@@ -9,7 +9,7 @@ from apr.errors import UsageError
 from apr.eval.texts import BUILTIN
 from apr.prune.pattern import Pattern, parse_pattern
 
-Method = Literal["magnitude", "wanda", "sparsegpt", "structured", "depth"]
+Method = Literal["magnitude", "wanda", "sparsegpt", "structured", "depth", "width"]
 Allocation = Literal["uniform", "owl", "global"]
 Importance = Literal["activations", "random"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -20,7 +20,7 @@ IMPORTANCES: tuple[str, ...] = get_args(Importance)
 @dataclass(frozen=True)
 class PruneSettings:
     """sparsity: part of the weights of the layers' matrices that becomes zero, or goes (methods
-    that shrink the model: structured, depth). pattern: N:M; says the sparsity. allocation: the same
+    that shrink the model: structured, depth, width). pattern: N:M; says the sparsity. allocation: the same
     in every layer; OWL (Yin et al. 2024), which spares layers with outliers; or one threshold for
     the whole model (magnitude). calibration: "builtin", "wikitext-2" or files. sequences, length:
     of the calibration. owl_spread, owl_outlier: lambda and M of OWL. damping: of Hessians.
@@ -89,7 +89,7 @@ class PruneSettings:
     @property
     def shrinks(self) -> bool:
         """Whether shapes change, instead of weights becoming zero."""
-        return self.method in ("structured", "depth")
+        return self.method in ("structured", "depth", "width")
 
     @property
     def runs_layers(self) -> bool:

@@ -15,7 +15,7 @@ from apr.prune.scores import prune_count
 from apr.prune.structured import columns_of
 
 # transformers refuses a hidden size that is no multiple of the number of heads in these.
-_HEADS_DIVIDE_HIDDEN = ("llama", "gemma3")
+HEADS_DIVIDE_HIDDEN = ("llama", "gemma3")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _groups_to_take(config: ModelConfig, sparsity: float, groups: int | None) ->
 
 def _loads(config: ModelConfig, kv_heads: int) -> bool:
     heads = config.num_heads // config.num_kv_heads * kv_heads
-    return config.family not in _HEADS_DIVIDE_HIDDEN or config.hidden_size % heads == 0
+    return config.family not in HEADS_DIVIDE_HIDDEN or config.hidden_size % heads == 0
 
 
 def fewer_layers(config: ModelConfig, sparsity: float) -> int:
@@ -131,4 +131,6 @@ def smaller_json(raw: bytes, old: ModelConfig, new: ModelConfig, layers: Sequenc
         config["num_key_value_heads"] = new.num_kv_heads
         config["head_dim"] = new.head_dim  # no longer what hidden size and heads say
     config["intermediate_size"] = new.intermediate_size
+    if new.hidden_size != old.hidden_size:
+        config["hidden_size"], config["head_dim"] = new.hidden_size, new.head_dim
     return json_bytes(whole)
