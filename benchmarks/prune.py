@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from merge import measured
 
 from apr.checkpoint import CheckpointWriter
 from apr.prune.calibration import calibration
 from apr.text import load_tokenizer
+from merge import measured
 
 HERE = Path(__file__).parent
 WORKER = HERE / "peers" / "pruning_worker.py"
@@ -108,9 +108,7 @@ def compare(arguments: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     return [report(m, a, rounds[m, a]) for m, a in cases] + [{"perplexity": quality}]
 
 
-def report(
-    method: str, amount: str, rounds: list[dict[str, dict[str, float]]]
-) -> dict[str, Any]:
+def report(method: str, amount: str, rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
     median = {
         program: {
             key: statistics.median(r[program][key] for r in rounds) for key in ("seconds", "peak")

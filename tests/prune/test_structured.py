@@ -89,7 +89,9 @@ def test_many_groups_are_nearly_the_best_of_all_choices() -> None:
 
 
 @pytest.mark.parametrize("family", (*FAMILIES, "Qwen3"))
-@pytest.mark.parametrize(("method", "kv_groups"), [("structured", 1), ("depth", None), ("width", None)])
+@pytest.mark.parametrize(
+    ("method", "kv_groups"), [("structured", 1), ("depth", None), ("width", None)]
+)
 def test_transformers_loads_the_smaller_model_with_our_logits(
     family: str, method: str, kv_groups: int | None, small: Small, text: Path, tmp_path: Path
 ) -> None:

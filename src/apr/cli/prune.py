@@ -10,7 +10,8 @@ import typer
 
 METHOD_HELP = (
     "magnitude, wanda, sparsegpt: weights become zero. structured: heads and channels go. depth:"
-    " layers go. width: the hidden state gets narrower. These three make the model smaller and faster."
+    " layers go. width: the hidden state gets narrower. These three make the model smaller and"
+    " faster."
 )
 
 

@@ -20,8 +20,8 @@ def show_prune_plan(plan: Mapping[str, Any]) -> None:
     after = plan["after"]
     if after:
         print(
-            f"leaves {after['layers']} layers of hidden size {after['hidden']}, {after['heads']} heads ({after['kv_heads']} KV"
-            f" heads) and {after['channels']} channels"
+            f"leaves {after['layers']} layers of hidden size {after['hidden']},"
+            f" {after['heads']} heads ({after['kv_heads']} KV heads) and {after['channels']} channels"
         )
     drawn = plan["calibration"]
     if drawn:

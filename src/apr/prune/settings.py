@@ -20,13 +20,13 @@ IMPORTANCES: tuple[str, ...] = get_args(Importance)
 @dataclass(frozen=True)
 class PruneSettings:
     """sparsity: part of the weights of the layers' matrices that becomes zero, or goes (methods
-    that shrink the model: structured, depth, width). pattern: N:M; says the sparsity. allocation: the same
-    in every layer; OWL (Yin et al. 2024), which spares layers with outliers; or one threshold for
-    the whole model (magnitude). calibration: "builtin", "wikitext-2" or files. sequences, length:
-    of the calibration. owl_spread, owl_outlier: lambda and M of OWL. damping: of Hessians.
-    kv_groups: KV heads a structured model loses; None: as the sparsity says. importance: how heads,
-    channels and layers that go are chosen; random is for comparison. dtype, device: what layers are
-    run in.
+    that shrink the model: structured, depth, width). pattern: N:M; says the sparsity. allocation:
+    the same in every layer; OWL (Yin et al. 2024), which spares layers with outliers; or one
+    threshold for the whole model (magnitude). calibration: "builtin", "wikitext-2" or files.
+    sequences, length: of the calibration. owl_spread, owl_outlier: lambda and M of OWL. damping:
+    of Hessians. kv_groups: KV heads a structured model loses; None: as the sparsity says.
+    importance: how heads, channels, layers and dimensions that go are chosen; random is for
+    comparison. dtype, device: what layers are run in.
     """
 
     model: str

@@ -82,10 +82,8 @@ def plan_narrowing(
         before = torch.where(gain == 0, 0.0, norms / gain)
         energies[f"{layer_prefix(index)}{norm}.weight"] = before.square()
 
-    x = torch.empty(0)
-    for _, x in walk(stream, ids, observe, treat, "measuring layer", progress):
-        pass
-    last = x.float()
+    outputs = [x for _, x in walk(stream, ids, observe, treat, "measuring layer", progress)][-1:]
+    last = outputs[0].float()
     sizes = last.square().mean(dim=1, keepdim=True).sqrt()
     energies["model.norm.weight"] = (last / sizes).square().sum(dim=0)
     kept = importance.topk(size).indices
