@@ -30,7 +30,7 @@ def test_zeros_stay_and_the_rest_learns(dtype: str, tmp_path: Path) -> None:
         str(tmp_path / "tiny"),
         (tmp_path / "rows.jsonl",),
         method="full",
-        train=TrainSettings(learning_rate=1e-2, max_steps=4, batch_size=2, weight_decay=0.1),
+        train=TrainSettings(learning_rate=1e-2, max_steps=12, batch_size=2, weight_decay=0.1),
         dtype=dtype,
         max_length=160,
         keep_mask=True,
@@ -45,22 +45,20 @@ def test_zeros_stay_and_the_rest_learns(dtype: str, tmp_path: Path) -> None:
 
 def test_the_gradient_of_other_weights_is_as_it_was() -> None:
     generator = torch.Generator().manual_seed(0)
-    model = nn.Module()
-    model.up_proj = nn.Linear(6, 4, bias=False)
+    linear = nn.Linear(6, 4, bias=False)
     weight, x = torch.randn(4, 6, generator=generator), torch.randn(9, 6, generator=generator)
     weight[1, 2] = weight[3, 0] = 0
-    model.up_proj.weight.data = weight.clone()
-    assert keep_zeros(model) == 2
-    model.up_proj(x).square().sum().backward()
+    linear.weight.data = weight.clone()
+    assert keep_zeros(nn.ModuleDict({"up_proj": linear})) == 2
+    linear(x).square().sum().backward()
     expected = (2 * (x @ weight.t()).t() @ x).masked_fill(weight == 0, 0)
-    torch.testing.assert_close(model.up_proj.weight.grad, expected)
+    torch.testing.assert_close(linear.weight.grad, expected)
 
 
 def test_a_model_without_zeros_and_an_adapter_are_refused() -> None:
-    model = nn.Module()
-    model.up_proj = nn.Linear(3, 3, bias=False)
-    model.up_proj.weight.data.fill_(1.0)
+    linear = nn.Linear(3, 3, bias=False)
+    linear.weight.data.fill_(1.0)
     with pytest.raises(UsageError, match="no weight of the layers is zero"):
-        keep_zeros(model)
+        keep_zeros(nn.ModuleDict({"up_proj": linear}))
     with pytest.raises(UsageError, match="--keep-mask is for --method full"):
         FinetuneRequest("m", (Path("d.jsonl"),), keep_mask=True)

@@ -21,7 +21,8 @@ def show_prune_plan(plan: Mapping[str, Any]) -> None:
     if after:
         print(
             f"leaves {after['layers']} layers of hidden size {after['hidden']},"
-            f" {after['heads']} heads ({after['kv_heads']} KV heads) and {after['channels']} channels"
+            f" {after['heads']} heads ({after['kv_heads']} KV heads) and"
+            f" {after['channels']} channels"
         )
     drawn = plan["calibration"]
     if drawn:
