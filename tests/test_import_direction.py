@@ -15,7 +15,7 @@ SOURCE = Path(apr.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cli"}),
     frozenset({"train"}),
-    frozenset({"merge"}),
+    frozenset({"merge", "prune"}),
     frozenset({"data"}),
     frozenset({"eval", "convert"}),
     frozenset({"engine"}),

@@ -84,14 +84,15 @@ def test_extraction(apr: Command, tmp_path: Path) -> None:
 
 def test_the_check(apr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is shown of it; the check itself is tested on real models."""
-    rows = [{"model": "out", "perplexity": 12.5}, {"model": "a", "perplexity": 1.2}]
+    rows = [{"model": "out", "perplexity": 12.5}, {"model": "a", "perplexity": None}]
     asked = []
 
     def smoke_test(folder: Path, inputs: list[str]) -> dict[str, object]:
         asked.append((folder, inputs))
-        return {"perplexity": rows, "tasks": 20, "passed": 3, "broken": True}
+        return {"perplexity": rows, "tasks": 20, "passed": 3, "verdict": "broken"}
 
     monkeypatch.setattr("apr.eval.smoke.smoke_test", smoke_test)
     done = apr("merge", "a", "b", "--strategy", "linear", "-o", tmp_path / "out", "--check")
     assert asked == [(tmp_path / "out", ["a", "b"])]
-    assert "12.500  out" in done.out and "3 passed" in done.out and "broken" in done.out
+    assert "12.500  out" in done.out and "not finite  a" in done.out
+    assert "3 passed" in done.out and "broken" in done.out and done.code == 0

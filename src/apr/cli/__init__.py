@@ -13,6 +13,7 @@ VERB_MODULES: tuple[str, ...] = (
     "finetune",
     "merge",
     "merge_report",
+    "prune",
     "run",
     "chat",
     "bench",

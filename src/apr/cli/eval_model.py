@@ -1,10 +1,11 @@
-"""`apr eval`: score a model on a benchmark."""
+"""`apr eval`: score a model on a benchmark, or measure its perplexity on a text."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -12,6 +13,7 @@ from apr.cli.options import (
     BROKEN_HELP,
     CUTOFF_HELP,
     FROM_HELP,
+    PERPLEXITY_HELP,
     PYTHON_HELP,
     RERANK_HELP,
     SPLIT_HELP,
@@ -29,6 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
+    context: typer.Context,
     model: str = typer.Argument(
         "",
         help="Short name, hf://org/name, pypi://package, folder or .gguf; with --endpoint the"
@@ -94,6 +97,13 @@ def evaluate(
     cutoff: str = typer.Option("", help=CUTOFF_HELP),
     split: str = typer.Option(None, help=SPLIT_HELP),
     python: str = typer.Option(None, help=PYTHON_HELP),
+    perplexity: str = typer.Option(None, metavar="TEXT", help=PERPLEXITY_HELP),
+    window: int = typer.Option(None, help="Perplexity: tokens seen at once. Default: 2048."),
+    stride: int = typer.Option(
+        None, help="Perplexity: from window to window; smaller than --window gives context."
+    ),
+    max_windows: int = typer.Option(None, help="Perplexity: only the first windows."),
+    threshold: float = typer.Option(None, help="Exit with 1 if the perplexity is above."),
     exclude_broken: bool = typer.Option(False, "--exclude-broken", help=BROKEN_HELP),
     out: Path = typer.Option(None, help="Folder of the run. Default: runs/<benchmark>-<model>-…"),
     workers: int = typer.Option(None, help="Programs judged side by side. Default: the cores."),
@@ -120,6 +130,17 @@ def evaluate(
 
     if not model and sweep is None:
         raise UsageError("no model is named", "apr eval MODEL, or apr eval --sweep FILE")
+    from apr.cli.options import only_flags
+
+    ours = {"window", "stride", "max_windows", "threshold"}
+    if perplexity is not None:
+        shared = {"perplexity", "model", "data", "dtype", "device", "offline", "as_json"}
+        only_flags(context, {*ours, *shared}, "with --perplexity")
+        how = {"window": window, "stride": stride, "max_windows": max_windows}
+        run_on = {"dtype": dtype, "device": device, "offline": offline}
+        _perplexity(model, perplexity, data, threshold, as_json, {**how, **run_on})
+        return
+    only_flags(context, {p.name or "" for p in context.command.params} - ours, "on a benchmark")
     if sweep is not None and (show_prompt or per_task or show_samples):
         raise UsageError("--show-prompt, --per-task and --show-samples are of one run, no --sweep")
     if show_samples < 0:
@@ -199,3 +220,21 @@ def evaluate(
     print_samples(folder, show_samples)
     print_result(result, per_task)
     print(f"samples.jsonl and results.json are in {folder}")
+
+
+def _perplexity(
+    model: str,
+    text: str,
+    data: Path | None,
+    threshold: float | None,
+    as_json: bool,
+    settings: dict[str, Any],
+) -> None:
+    from apr.cli.options import show_perplexity
+    from apr.eval.perplexity import evaluate_perplexity
+    from apr.eval.texts import load_text
+
+    result = evaluate_perplexity(model, load_text(text, data), threshold=threshold, **settings)
+    print(json.dumps(result)) if as_json else show_perplexity(result)
+    if result["passed"] is False:
+        raise typer.Exit(1)

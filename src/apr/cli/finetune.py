@@ -76,6 +76,9 @@ def finetune(
     recompute: bool = typer.Option(
         False, "--recompute", help="Less memory: run layers again in the backward pass."
     ),
+    keep_mask: bool = typer.Option(
+        False, "--keep-mask", help="With --method full: weights that are zero stay so."
+    ),
     plan: bool = typer.Option(False, "--plan", help="Say what it would take, and stop."),
     show_samples: int = typer.Option(
         0, "--show-samples", help="Print so many documents, coloured by what is learned, and stop."
@@ -134,6 +137,7 @@ def finetune(
         chat=chat,
         skip_bad_rows=skip_bad_rows,
         recompute=recompute,
+        keep_mask=keep_mask,
     )  # fmt: skip
     prepared = prepare(request, offline=offline)
     if show_samples:

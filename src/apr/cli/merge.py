@@ -109,5 +109,6 @@ def merge(
     if check:
         from apr.eval.smoke import smoke_test
 
-        result["check"] = smoke_test(output, [model.ref for model in prepared.plan.inputs])
+        whole = [model.ref for model in prepared.plan.inputs if model.adapter is None]
+        result["check"] = smoke_test(output, whole)
     print(json.dumps(result)) if as_json else show_merge(result)

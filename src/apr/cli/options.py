@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -13,6 +13,7 @@ from apr.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import typer
     from rich.table import Table
 
     from apr.engine.session import Session, TextRequest
@@ -38,6 +39,10 @@ RERANK_HELP = (
     "the prompt shows), logprob; also several, e.g. majority,logprob."
 )
 PYTHON_HELP = "Interpreter that runs the programs, with the libraries they need. Default: ours."
+PERPLEXITY_HELP = (
+    "Measure perplexity and bits per byte instead: on a file (.txt, .jsonl, packed with gzip or"
+    " not), wikitext-2, or builtin, a sample of Python."
+)
 BROKEN_HELP = "Leave tasks whose reference solution fails here out of the score."
 MODEL_HELP = "Short name, hf://org/name, pypi://package, folder or .gguf."
 
@@ -211,10 +216,36 @@ def show_merge(result: Mapping[str, Any]) -> None:
     check = result.get("check")
     if check:
         for row in check["perplexity"]:
-            print(f"perplexity on Python: {row['perplexity']:.3f}  {row['model']}")
+            print(f"perplexity on Python: {_number(row['perplexity'])}  {row['model']}")
         print(f"HumanEval, first {check['tasks']} tasks: {check['passed']} passed")
-        if check["broken"]:
-            print("this merge is broken: its perplexity is ten times the worst input's or more")
+        if check["verdict"] == "broken":
+            print("this merge is broken: its perplexity is above ten times the worst input's")
+
+
+def show_perplexity(result: Mapping[str, Any]) -> None:
+    """What was measured on a text, and how."""
+    tokens, text = result["tokens"], result["text"]
+    print(f"perplexity     {_number(result['perplexity'])}  {result['model']}")
+    print(f"bits per byte  {_number(result['bits_per_byte'], 4)}")
+    print(f"predicted      {tokens} tokens, {result['bytes']} bytes of {text}")
+    print(
+        f"windows        {result['windows']} of {result['window']} tokens, stride"
+        f" {result['stride']}; {result['dtype']} on {result['device']}"
+    )
+    if result["passed"] is False:
+        print(f"above --threshold {result['threshold']:g}")
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "not finite" if value is None else f"{value:.{digits}f}"
+
+
+def only_flags(context: typer.Context, allowed: Collection[str], mode: str) -> None:
+    """Raises UsageError where a flag was given that means nothing in this mode of a verb."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE" and parameter.name not in allowed:
+            raise UsageError(f"{parameter.opts[0]} has no meaning {mode}")
 
 
 def show_extraction(result: Mapping[str, Any]) -> None:

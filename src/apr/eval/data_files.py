@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -133,6 +134,8 @@ def _obtain(file: DataFile, target: Path, source: Path | None, progress: bool) -
             _write_rows(_parquet_rows(incoming), target)
             incoming.unlink()
         else:
+            if zipfile.is_zipfile(incoming):
+                _unzip(incoming, target.name.removesuffix(".gz"))
             incoming.replace(target)
     except OSError as error:
         raise unwritable(target, error) from None
@@ -191,11 +194,11 @@ def _find_copy(file: DataFile, source: Path) -> Path:
 
 
 def _copy(path: Path, target: Path) -> None:
-    """Copy, packed with gzip or not as the target's name says."""
+    """Copy, packed with gzip or not as the target's name says; a zip archive as it is."""
     packed = target.suffix == ".gz"
     with path.open("rb") as file:
         is_packed = file.read(2) == b"\x1f\x8b"
-    if is_packed == packed:
+    if is_packed == packed or zipfile.is_zipfile(path):
         shutil.copyfile(path, target)
     elif packed:
         with path.open("rb") as plain, gzip.GzipFile(target, "wb", mtime=0) as out:
@@ -203,6 +206,16 @@ def _copy(path: Path, target: Path) -> None:
     else:
         with gzip.open(path) as unpacked, target.open("wb") as out:
             shutil.copyfileobj(unpacked, out)
+
+
+def _unzip(archive: Path, name: str) -> None:
+    """Put a file of the archive, packed with gzip, in the archive's place."""
+    temporary = archive.with_name(f".{archive.name}.{os.getpid()}.tmp")
+    with zipfile.ZipFile(archive) as found:
+        member = next(entry for entry in found.namelist() if Path(entry).name == name)
+        with found.open(member) as text, gzip.GzipFile(temporary, "wb", mtime=0) as out:
+            shutil.copyfileobj(text, out)
+    temporary.replace(archive)
 
 
 def _need_parquet(file: DataFile) -> None:

@@ -21,7 +21,7 @@ LIVECODEBENCH_COMMIT = "0fe84c3912ea0c4d4a78037083943e8f0c4dd505"
 @dataclass(frozen=True)
 class DataFile:
     """One file. name: in the cache. sha256: of the file as published. unpacked_sha256: of its
-    text, if it is published packed.
+    text, if it is published packed: with gzip, or as the file of this name in a zip archive.
     """
 
     name: str
@@ -274,4 +274,19 @@ DATASETS: tuple[DataSet, ...] = (
         sha256="73a4270b43feb81abefad7bb1b592937c768ea45c3263bedc1cabd30a9a6ce79",
     ),
     *_livecodebench(),
+    DataSet(
+        name="wikitext-2",
+        version="",
+        files=(
+            DataFile(
+                "wiki.test.raw.gz",
+                f"{HUB}/ggml-org/ci/resolve/main/wikitext-2-raw-v1.zip",
+                "ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11",
+                "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08",
+            ),
+        ),
+        rows=4358,
+        licence="CC BY-SA 3.0, GFDL",
+        paper="Merity et al. 2016",
+    ),
 )

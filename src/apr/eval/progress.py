@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import TypeVar
+
+T = TypeVar("T")
 
 PATIENCE = 2.0
 INTERVAL = 15.0
@@ -64,3 +69,22 @@ class EvalProgress:
         else:
             print(f"apr: {text}", file=sys.stderr, flush=True)
             self._next = now + INTERVAL
+
+
+def counted(items: Sequence[T], label: str, enabled: bool = True) -> Iterator[T]:
+    """The items, and on a terminal, once they have taken `PATIENCE` seconds, how far they are."""
+    if not (enabled and sys.stderr.isatty()):
+        yield from items
+        return
+    from rich.console import Console
+    from rich.status import Status
+
+    shown_from = time.monotonic() + PATIENCE
+    with ExitStack() as stack:
+        status: Status | None = None
+        for number, item in enumerate(items, 1):
+            if time.monotonic() >= shown_from:
+                if status is None:
+                    status = stack.enter_context(Status("", console=Console(stderr=True)))
+                status.update(f"{label} {number} of {len(items)}")
+            yield item

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from apr.eval.evaluate import evaluate
-from apr.eval.perplexity import perplexity, python_sample
+from apr.eval.perplexity import load_model, measure
 from apr.eval.settings import EvalSettings
-from apr.hub import resolve
-from apr.model.load import load_transformer
-from apr.text import load_tokenizer
+from apr.eval.texts import BUILTIN, load_text
 
-WINDOW, WINDOWS = 512, 4
+WINDOW = 512
 # So much worse than the worst input is no longer a model.
 BROKEN = 10.0
 
@@ -25,34 +22,31 @@ def smoke_test(
 ) -> dict[str, Any]:
     """Perplexity of a model and of those it was made of, and its first HumanEval tasks, greedy.
 
-    inputs: references; those written MODEL+ADAPTER are left out. Returns "perplexity" (a list with
-    the result first), "tasks", "passed" and "broken": whether its perplexity is not finite or ten
-    times the worst input's.
+    inputs: references of models (not of adapters). Returns "perplexity" (a list with the result
+    first; on apr's own Python sample, bf16, None where not finite), "tasks", "passed" and
+    "verdict": "broken" where the result's perplexity is not finite or above ten times the worst
+    input's, else "ok".
     """
     found = [_perplexity(str(folder))]
-    found += [_perplexity(ref) for ref in inputs if "+" not in ref]
+    found += [_perplexity(ref) for ref in inputs]
     with tempfile.TemporaryDirectory(prefix="apr-smoke-") as out:
         settings = EvalSettings(
             model=str(folder), limit=tasks, out=Path(out) / "run", progress=progress
         )
         result, _ = evaluate(settings)
-    own, others = found[0]["perplexity"], [row["perplexity"] for row in found[1:]]
-    broken = not math.isfinite(own) or (bool(others) and own > BROKEN * max(others))
+    own, *others = [row["perplexity"] for row in found]
+    worst = max((value for value in others if value is not None), default=None)
+    broken = own is None or (worst is not None and own > BROKEN * worst)
     return {
         "perplexity": found,
         "tasks": len(result.per_task),
         "passed": sum(verdict.verdict == "passed" for verdict in result.verdicts),
-        "broken": broken,
+        "verdict": "broken" if broken else "ok",
     }
 
 
 def _perplexity(ref: str) -> dict[str, Any]:
-    path = resolve(ref)
-    model, tokenizer = load_transformer(path), load_tokenizer(path)
-    window = min(WINDOW, model.config.max_position)
-    measured = perplexity(model, tokenizer, python_sample(), window=window, max_windows=WINDOWS)
-    return {
-        "model": ref,
-        "perplexity": measured.perplexity,
-        "bits_per_byte": measured.bits_per_byte,
-    }
+    model = load_model(ref)
+    window = min(WINDOW, model.context)
+    found = measure(model, load_text(BUILTIN).text, window=window).to_json()
+    return {"model": ref, **{name: found[name] for name in ("perplexity", "bits_per_byte")}}

@@ -61,6 +61,10 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps, config.norm_offset)
 
     def forward(self, x: torch.Tensor, tables: Tables, attend: Attend) -> torch.Tensor:
+        return self.o_proj(self.heads(x, tables, attend))  # (..., T, C)
+
+    def heads(self, x: torch.Tensor, tables: Tables, attend: Attend) -> torch.Tensor:
+        """What the heads give, side by side, before o_proj joins them: (..., T, H * D)."""
         if self.fused:
             q, k, v = self.qkv_proj(x).split([self.q_size, self.kv_size, self.kv_size], dim=-1)
         else:
@@ -69,7 +73,7 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = differentiable.rotate(q, *tables), differentiable.rotate(k, *tables)
-        return self.o_proj(attend(self.layer, q, k, v).flatten(-2))  # (..., T, C)
+        return attend(self.layer, q, k, v).flatten(-2)
 
 
 class MLP(nn.Module):
@@ -87,12 +91,15 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, hidden, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.inner(x))  # (..., T, C)
+
+    def inner(self, x: torch.Tensor) -> torch.Tensor:
+        """The channels between the projections: (..., T, F)."""
         if self.fused:
             gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         else:
             gate, up = self.gate_proj(x), self.up_proj(x)
-        # (..., T, F) -> (..., T, C)
-        return self.down_proj(differentiable.gated(gate, up, self.activation))
+        return differentiable.gated(gate, up, self.activation)
 
 
 class Layer(nn.Module):
@@ -114,12 +121,21 @@ class Layer(nn.Module):
             self.post_feedforward_layernorm = norm()
 
     def forward(self, x: torch.Tensor, tables: Tables, attend: Attend) -> torch.Tensor:
-        attended = self.self_attn(self.input_layernorm(x), tables, attend)
-        if not self.sandwich:
-            x = x + attended
-            return x + self.mlp(self.post_attention_layernorm(x))
-        x = x + self.post_attention_layernorm(attended)
-        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        x = self.add_attention(x, self.self_attn(self.input_layernorm(x), tables, attend))
+        return self.add_mlp(x, self.mlp(self.mlp_input(x)))
+
+    def add_attention(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """The residual stream behind attention: x and attended are (..., T, C)."""
+        return x + (self.post_attention_layernorm(attended) if self.sandwich else attended)
+
+    def mlp_input(self, x: torch.Tensor) -> torch.Tensor:
+        """The residual stream behind attention, normed for the MLP."""
+        norm = self.pre_feedforward_layernorm if self.sandwich else self.post_attention_layernorm
+        return norm(x)
+
+    def add_mlp(self, x: torch.Tensor, fed: torch.Tensor) -> torch.Tensor:
+        """The residual stream behind the MLP."""
+        return x + (self.post_feedforward_layernorm(fed) if self.sandwich else fed)
 
 
 class Decoder(nn.Module):
@@ -221,21 +237,31 @@ class Transformer(nn.Module):
         attend: what attention means for these rows. long: LongRoPE's long factors. recompute: keep
         only layers' inputs for a backward pass, which runs each layer again.
         """
-        config = self.config
-        x = self.model.embed_tokens(input_ids)  # (..., T, C)
-        if config.embedding_scale != 1.0:
-            # Rounded to the weights' dtype: that is the factor the model was trained with.
-            x = x * torch.tensor(config.embedding_scale, dtype=x.dtype, device=x.device)
-        tables = {
-            local: reference.rotary_tables(positions, *_frequencies(config, local, long, x.device))
-            for local in set(self.slides)
-        }
+        x = self.embed(input_ids)
+        tables = self.rotary(positions, long)
         for layer, local in zip(self.model.layers, self.slides, strict=True):
             if recompute:
                 x = checkpoint(layer, x, tables[local], attend, use_reentrant=False)
             else:
                 x = layer(x, tables[local], attend)
         return self.model.norm(x)
+
+    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The first layer's input: (..., T, C) of ids (..., T)."""
+        x = self.model.embed_tokens(input_ids)
+        if self.config.embedding_scale != 1.0:
+            # Rounded to the weights' dtype: that is the factor the model was trained with.
+            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
+        return x
+
+    def rotary(self, positions: torch.Tensor, long: bool = False) -> dict[bool, Tables]:
+        """Rotary tables at `positions` (..., T) of layers that slide (True) and others (False)."""
+        return {
+            local: reference.rotary_tables(
+                positions, *_frequencies(self.config, local, long, positions.device)
+            )
+            for local in set(self.slides)
+        }
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """fp32 (..., V) from normed hidden states (..., C)."""

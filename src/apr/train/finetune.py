@@ -40,6 +40,7 @@ from apr.train.lora import LoraSettings, add_lora
 from apr.train.packing import Batch, Document, PackedData
 from apr.train.plan import MemoryPlan, plan_memory
 from apr.train.settings import TrainSettings
+from apr.train.zeros import keep_zeros
 
 RUN_FILE = "run.json"
 Method = Literal["lora", "full"]
@@ -51,7 +52,8 @@ class FinetuneRequest:
     """model: any reference. data, eval_data: JSONL files; eval_split: part of the documents held
     out instead. adapter: PEFT folder to train on. dtype: of weights and activations; what is
     trained is kept in fp32. max_length: tokens of a sequence. recompute: run layers again in the
-    backward pass instead of keeping what they computed.
+    backward pass instead of keeping what they computed. keep_mask: weights of the layers'
+    matrices that are zero (a pruned model's) stay zero.
     """
 
     model: str
@@ -68,6 +70,7 @@ class FinetuneRequest:
     chat: bool = False
     skip_bad_rows: bool = False
     recompute: bool = False
+    keep_mask: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -82,6 +85,10 @@ class FinetuneRequest:
             raise UsageError("--eval-split and --eval-data exclude each other", "choose one")
         if self.adapter is not None and self.method != "lora":
             raise UsageError("--adapter is trained by --method lora only")
+        if self.keep_mask and self.method != "full":
+            raise UsageError(
+                "--keep-mask is for --method full", "an adapter's product would fill the zeros"
+            )
         if not self.data:
             raise UsageError("no training data", "--data FILE.jsonl")
 
@@ -227,6 +234,8 @@ def _make_trainable(model: Transformer, request: FinetuneRequest) -> None:
             # Not a view of the file: what is trained is written to.
             parameter.data = parameter.data.clone()
             parameter.requires_grad_(True)
+        if request.keep_mask:
+            keep_zeros(model)
     elif request.adapter is not None:
         load_adapter(model, request.adapter, request.lora.dropout)
     else:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from apr.errors import UsageError
-from apr.eval.perplexity import python_sample
+from apr.eval.texts import BUILTIN, load_text
 from apr.hub import resolve
 from apr.merge.merge import prepare, run_merge
 from apr.merge.settings import make_settings
@@ -38,7 +38,7 @@ def merge_adapter(
     )
     report = run_merge(prepare(settings, offline=offline), folder, force=force)
     path = resolve(model, offline=offline)
-    ids = load_tokenizer(path).encode(python_sample(("textwrap",)))[:SAMPLE_TOKENS]
+    ids = load_tokenizer(path).encode(load_text(BUILTIN).text)[:SAMPLE_TOKENS]
     with torch.inference_mode():
         tokens = torch.tensor([ids])
         merged = load_transformer(folder, torch.float32)(tokens)

@@ -1,0 +1,1 @@
+"""Pruning: weights, heads, channels and layers taken out of a model, calibrated block by block."""
