@@ -76,6 +76,18 @@ def finetune(
     recompute: bool = typer.Option(
         False, "--recompute", help="Less memory: run layers again in the backward pass."
     ),
+    fim_rate: float = typer.Option(
+        0.0, "--fim-rate", help="Rows of text: part of them to learn to fill in the middle of."
+    ),
+    fim_spm_rate: float | None = typer.Option(
+        None, "--fim-spm-rate", help="Part of these with the suffix first. [default: 0.5]"
+    ),
+    fim_level: str = typer.Option(
+        "document", "--fim-level", help="document, or context: cut to sequences first."
+    ),
+    fim_tokens: str = typer.Option(
+        "", "--fim-tokens", help="PREFIX,SUFFIX,MIDDLE: tokens for a model without its own."
+    ),
     plan: bool = typer.Option(False, "--plan", help="Say what it would take, and stop."),
     show_samples: int = typer.Option(
         0, "--show-samples", help="Print so many documents, coloured by what is learned, and stop."
@@ -85,7 +97,9 @@ def finetune(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     from apr.cli import training_output as out
+    from apr.cli.options import fim_token_names
     from apr.errors import UsageError
+    from apr.train.fim import FimSettings
     from apr.train.finetune import FinetuneRequest, prepare
     from apr.train.finetune import finetune as run
     from apr.train.lora import LoraSettings
@@ -134,6 +148,9 @@ def finetune(
         chat=chat,
         skip_bad_rows=skip_bad_rows,
         recompute=recompute,
+        fim=FimSettings(
+            fim_rate, fim_spm_rate, fim_level, fim_token_names(fim_tokens)  # type: ignore[arg-type]
+        ),
     )  # fmt: skip
     prepared = prepare(request, offline=offline)
     if show_samples:

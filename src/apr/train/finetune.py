@@ -34,6 +34,7 @@ from apr.model.transformer import Transformer
 from apr.text import Tokenizer, load_tokenizer
 from apr.train.adapter_files import load_adapter, save_adapter
 from apr.train.dataset import DataReport, read_documents, split_off
+from apr.train.fim import FimSettings, fim_transform
 from apr.train.forward import token_loss
 from apr.train.loop import CHECKPOINTS, METRICS, Task, TrainReport, total_steps, train
 from apr.train.lora import LoraSettings, add_lora
@@ -68,6 +69,7 @@ class FinetuneRequest:
     chat: bool = False
     skip_bad_rows: bool = False
     recompute: bool = False
+    fim: FimSettings = field(default_factory=FimSettings)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -148,10 +150,14 @@ def prepare(request: FinetuneRequest, *, offline: bool = False, progress: bool =
         )
     tokenizer = load_tokenizer(pulled.path)
     options: dict[str, Any] = {"chat": request.chat, "skip_bad_rows": request.skip_bad_rows}
+    if request.fim.rate:
+        options["transform"] = fim_transform(request.fim, tokenizer, request.max_length)
     seed = request.train.seed
     documents, report = read_documents(
         request.data, tokenizer, request.max_length, seed=seed, **options
     )
+    if request.fim.rate and not report.forms:
+        raise UsageError("--fim-rate: no row is plain text", "rows of {text} are filled in")
     held_out: list[Document] = []
     eval_report = None
     if request.eval_data:
