@@ -221,7 +221,9 @@ def test_every_bad_row_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
     assert len(documents) == report.kept == 2 and report.rows == 6
     assert report.dropped["no JSON object"] == 2 and len(report.named) == 4
     path.write_text('{"text": ""}\n' * 25)
-    with pytest.raises(UsageError, match=r"25 of 25 rows .* line 20: the text is empty; and 5 more"):
+    with pytest.raises(
+        UsageError, match=r"25 of 25 rows .* line 20: the text is empty; and 5 more"
+    ):
         read_documents([path], tokenizer, 100)
 
 

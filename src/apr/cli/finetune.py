@@ -24,10 +24,11 @@ def finetune(
         typer.Option("-o", "--output", help="Folder of the run; the same again goes on with it."),
     ] = None,
     data: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
             "--data",
-            help="JSONL: {instruction, response}, {messages}, {prompt, completion} or {text}.",
+            help="JSONL, JSON, Parquet or hf://datasets/org/name: {instruction, response},"
+            " {messages}, {prompt, completion} or {text}.",
         ),
     ] = None,
     method: str = typer.Option("lora", "--method", help="lora or full."),
@@ -58,7 +59,7 @@ def finetune(
     weight_decay: float = typer.Option(0.0, "--weight-decay"),
     max_grad_norm: float = typer.Option(1.0, "--max-grad-norm", help="0 for no clipping."),
     eval_data: Annotated[
-        list[Path] | None, typer.Option("--eval-data", help="Held-out data, measured every epoch.")
+        list[str] | None, typer.Option("--eval-data", help="Held-out data, measured every epoch.")
     ] = None,
     eval_split: float = typer.Option(0.0, "--eval-split", help="Or a part of --data, e.g. 0.05."),
     patience: int | None = typer.Option(

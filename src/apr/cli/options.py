@@ -103,7 +103,9 @@ def read_prompt(prompt: str) -> str:
     return sys.stdin.read() if prompt == "-" else prompt
 
 
-def read_gap(prefix: Path | None, suffix: Path | None, whole: Path | None, marker: str) -> tuple[str, str] | None:
+def read_gap(
+    prefix: Path | None, suffix: Path | None, whole: Path | None, marker: str
+) -> tuple[str, str] | None:
     """The two sides of a gap from --prefix and --suffix or from --fim; None without these.
 
     Line ends stay as they are. Raises UsageError.

@@ -47,8 +47,9 @@ def run(
     logprobs: bool = typer.Option(False, "--logprobs", help="Log-probabilities (with --json)."),
     prefix: Path = typer.Option(None, help="Fill in the middle: the file before the gap."),
     suffix: Path = typer.Option(None, help="Fill in the middle: the file after the gap."),
-    fim: Path = typer.Option(None, help="Or one file, with --marker in place of the gap; - reads"
-                             " standard input."),
+    fim: Path = typer.Option(
+        None, help="Or one file, with --marker in place of the gap; - reads standard input."
+    ),
     marker: str = typer.Option("<FILL>", help="What stands for the gap in --fim's file."),
     fim_order: str = typer.Option("psm", help="psm (prefix first) or spm (suffix first)."),
     fim_tokens: str = typer.Option("", help=FIM_TOKENS_HELP),
@@ -112,7 +113,11 @@ def _run_streaming(session: Session, request: TextRequest) -> None:
                 f" ended by {piece.finish_reason}",
                 file=sys.stderr,
             )
-    if request.prompt is not None and request.suffix is None and session.tokenizer.chat_template is not None:
+    if (
+        request.prompt is not None
+        and request.suffix is None
+        and session.tokenizer.chat_template is not None
+    ):
         print("apr: raw completion; --chat asks in the model's chat template", file=sys.stderr)
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import fnmatch
 import re
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
-from apr.errors import UsageError
+from apr.errors import AprError, UsageError
 from apr.hub.hf import literally, no_bars
 from apr.hub.hf_errors import endpoint, hub_errors, hub_offline
 from apr.hub.refs import HfRef
@@ -19,7 +21,21 @@ from apr.hub.refs import HfRef
 PREFIX = "hf://datasets/"
 KINDS = (".jsonl", ".jsonl.gz", ".parquet", ".json", ".json.gz")
 _REF = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<path>[^@]+?))?(?:@(?P<revision>[^@]+))?")
+_PART = re.compile(r"\d+-of-(\d+)\.")
 _TRAIN = re.compile(r"(?<![a-z])train(?![a-z])")
+
+
+def local_files(
+    names: Iterable[str | Path], *, offline: bool = False, progress: bool = True
+) -> list[Path]:
+    """The files that paths and references to data sets mean."""
+    found: list[Path] = []
+    for name in names:
+        if str(name).startswith(PREFIX):
+            found += dataset_files(str(name), offline=offline, progress=progress)
+        else:
+            found.append(Path(name).expanduser())
+    return found
 
 
 def dataset_files(ref: str, *, offline: bool = False, progress: bool = True) -> list[Path]:
@@ -36,7 +52,9 @@ def dataset_files(ref: str, *, offline: bool = False, progress: bool = True) -> 
         if offline or hub_offline():
             folder = _snapshot(repo, match["revision"], None, progress, offline=True)
             names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-            return [folder / name for name in choose_rows(ref, path, names)]
+            chosen = choose_rows(ref, path, names)
+            _check_parts(ref, chosen, path)
+            return [folder / name for name in chosen]
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=endpoint(), library_name="apr")
@@ -59,8 +77,22 @@ def choose_rows(ref: str, path: str, names: list[str]) -> list[str]:
         raise UsageError(f"{ref}: no such rows in the data set", f"it has {listed}")
     kinds = {name.removesuffix(".gz").rpartition(".")[2] for name in found}
     if len(kinds) > 1:
-        raise UsageError(f"{ref} is there as {' and '.join(sorted(kinds))}", f"name {found[0]}, say")
+        raise UsageError(
+            f"{ref} is there as {' and '.join(sorted(kinds))}", f"name {found[0]}, say"
+        )
     return found
+
+
+def _check_parts(ref: str, names: list[str], path: str) -> None:
+    """What another program fetched in part must not pass for a whole split."""
+    if path:
+        return
+    totals = Counter(m[1] for m in map(_PART.search, names) if m)
+    for total, count in totals.items():
+        if count % int(total):
+            raise AprError(
+                f"{ref}: {count} of {int(total)} parts are in the cache", "pull it online"
+            )
 
 
 def _snapshot(
@@ -74,7 +106,8 @@ def _snapshot(
         revision=revision,
         cache_dir=constants.HF_HUB_CACHE,
         endpoint=endpoint(),
-        allow_patterns=None if names is None else [literally(name) for name in names],
+        # Offline no name is known: a pattern that no name matches asks for the folder as it is.
+        allow_patterns=[""] if names is None else [literally(name) for name in names],
         local_files_only=offline,
         tqdm_class=None if progress and sys.stderr.isatty() else no_bars(),
     )

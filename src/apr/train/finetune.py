@@ -27,6 +27,7 @@ from apr.convert.manifest import MANIFEST_NAME, folder_manifest
 from apr.errors import UsageError
 from apr.hub import Pulled, pull
 from apr.hub.checksums import file_records, file_sha256
+from apr.hub.datasets import local_files
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
 from apr.model.load import load_transformer
@@ -49,19 +50,19 @@ METHODS: tuple[Method, ...] = ("lora", "full")
 
 @dataclass(frozen=True)
 class FinetuneRequest:
-    """model: any reference. data, eval_data: JSONL files; eval_split: part of the documents held
-    out instead. adapter: PEFT folder to train on. dtype: of weights and activations; what is
-    trained is kept in fp32. max_length: tokens of a sequence. recompute: run layers again in the
-    backward pass instead of keeping what they computed.
+    """model: any reference. data, eval_data: files of rows, or hf://datasets/...; eval_split: part
+    of the documents held out instead. adapter: PEFT folder to train on. dtype: of weights and
+    activations; what is trained is kept in fp32. max_length: tokens of a sequence. recompute: run
+    layers again in the backward pass instead of keeping what they computed.
     """
 
     model: str
-    data: tuple[Path, ...]
+    data: tuple[str | Path, ...]
     method: Method = "lora"
     lora: LoraSettings = field(default_factory=LoraSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     adapter: Path | None = None
-    eval_data: tuple[Path, ...] = ()
+    eval_data: tuple[str | Path, ...] = ()
     eval_split: float = 0.0
     dtype: str = "bf16"
     max_length: int = 512
@@ -106,6 +107,7 @@ class Prepared:
     report: DataReport
     eval_report: DataReport | None
     memory: MemoryPlan
+    files: tuple[Path, ...]
 
     @property
     def data(self) -> PackedData:
@@ -153,17 +155,15 @@ def prepare(request: FinetuneRequest, *, offline: bool = False, progress: bool =
     if request.fim.rate:
         options["transform"] = fim_transform(request.fim, tokenizer, request.max_length)
     seed = request.train.seed
-    documents, report = read_documents(
-        request.data, tokenizer, request.max_length, seed=seed, **options
-    )
+    files = local_files(request.data, offline=offline, progress=progress)
+    eval_files = local_files(request.eval_data, offline=offline, progress=progress)
+    documents, report = read_documents(files, tokenizer, request.max_length, seed=seed, **options)
     if request.fim.rate and not report.forms:
         raise UsageError("--fim-rate: no row is plain text", "rows of {text} are filled in")
     held_out: list[Document] = []
     eval_report = None
     if request.eval_data:
-        held_out, eval_report = read_documents(
-            request.eval_data, tokenizer, request.max_length, **options
-        )
+        held_out, eval_report = read_documents(eval_files, tokenizer, request.max_length, **options)
     elif request.eval_split:
         documents, held_out = split_off(documents, request.eval_split, seed)
         if not held_out:
@@ -177,7 +177,7 @@ def prepare(request: FinetuneRequest, *, offline: bool = False, progress: bool =
                          _largest(request, documents), request.adapter)  # fmt: skip
     return Prepared(
         request, pulled, checkpoint, config, tokenizer, documents, held_out, report, eval_report,
-        memory,
+        memory, (*files, *eval_files),
     )  # fmt: skip
 
 
@@ -204,7 +204,7 @@ def finetune(
     """
     request, target = prepared.request, Path(folder).expanduser()
     refuse_overlap(target, prepared.pulled.path)
-    inputs = {str(path): file_sha256(path) for path in (*request.data, *request.eval_data)}
+    inputs = {str(path): file_sha256(path) for path in prepared.files}
     open_run(target, {**request.to_json(), "sha256": inputs}, force)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = DTYPES[request.dtype]
