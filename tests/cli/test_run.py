@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from convert import models
 from convert.models import gguf_file, small_model
 
 from .command import Command
@@ -113,7 +114,7 @@ def test_a_bad_row_is_named_before_anything_is_loaded(
 
 def test_errors_are_one_line(apr: Command, model: Path, tmp_path: Path) -> None:
     for arguments, message in [
-        ((model,), "needs a prompt or --batch-jsonl"),
+        ((model,), "needs a prompt, --batch-jsonl FILE or --fim FILE"),
         ((model, "x", "--temperature", "-1"), "temperature is -1"),
         ((model, "x", "--dtype", "int3"), "--dtype int3 is unknown"),
         ((model, "x", "--device", "warp"), "--device warp"),
@@ -196,3 +197,66 @@ def test_bench_reports_rates(apr: Command, model: Path) -> None:
     assert all(r["tok_per_sec"] > 0 for r in rates)
     for flag in ("--repeats", "--streams"):
         assert apr("bench", model, flag, 0).err == f"apr: {flag} is 0 (it must be 1 or more)\n"
+
+
+@pytest.fixture(scope="module")
+def infiller(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With StarCoder's tokens, and three of other names."""
+    with pytest.MonkeyPatch.context() as patch:
+        tokens = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<a>", "<b>", "<c>"]
+        patch.setattr(models, "CONTROL", [*models.CONTROL, *tokens])
+        sizes = {"vocab_size": models.VOCAB + 6, "max_position_embeddings": 256}
+        path = tmp_path_factory.mktemp("fim") / "m.gguf"
+        return gguf_file(path, small_model("Llama", **sizes))
+
+
+def test_a_gap_is_filled(
+    apr: Command, infiller: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From two files, one with a marker or standard input: the same as the written prompt."""
+    prefix, suffix, whole = (tmp_path / name for name in ("prefix.py", "suffix.py", "whole.py"))
+    prefix.write_bytes(b"def f(\r\n")
+    suffix.write_bytes(b"\n    return")
+    whole.write_bytes(b"def f(\r\n<FILL>\n    return")
+    arguments = ("--max-tokens", 8, "--temperature", 1, "--seed", 3, "--json")
+
+    def text(*gap: object) -> str:
+        done = apr("run", infiller, *gap, *arguments)
+        assert done.code == 0, done.err
+        return json.loads(done.out)["samples"][0]["text"]
+
+    wanted = text("<fim_prefix>def f(\r\n<fim_suffix>\n    return<fim_middle>")
+    assert text("--prefix", prefix, "--suffix", suffix) == text("--fim", whole) == wanted
+    whole.write_bytes(whole.read_bytes().replace(b"<FILL>", b"???"))
+    assert text("--fim", whole, "--marker", "???") == wanted
+    monkeypatch.setattr("sys.stdin", io.StringIO("def f(<FILL>\n    return"))
+    assert text("--fim", "-") == text("<fim_prefix>def f(<fim_suffix>\n    return<fim_middle>")
+    spm = text("<fim_prefix><fim_suffix>\n    return<fim_middle>def f(\r\n")
+    assert text("--prefix", prefix, "--suffix", suffix, "--fim-order", "spm") == spm
+    named = ("--fim-tokens", "<a>,<b>,<c>")
+    assert text("--prefix", prefix, *named) == text("<a>def f(\r\n<b><c>")
+    streamed = apr("run", infiller, "--prefix", prefix, "--max-tokens", 4)
+    assert streamed.code == 0 and "--chat" not in streamed.err
+
+
+def test_gaps_that_cannot_be_filled(
+    apr: Command, infiller: Path, model: Path, tmp_path: Path
+) -> None:
+    file, binary = tmp_path / "a.py", tmp_path / "b.bin"
+    file.write_text("x<FILL>y<FILL>")
+    binary.write_bytes(b"\xff\xfe")
+    cases = [
+        (infiller, ["--fim", file], "has <FILL> 2 times (mark the one gap"),
+        (infiller, ["--fim", file, "--prefix", file], "exclude each other"),
+        (infiller, ["--prefix", tmp_path / "none.py"], "none.py cannot be read: No such file"),
+        (infiller, ["--suffix", binary], "b.bin is not UTF-8 text"),
+        (infiller, ["x", "--suffix", file], "one of the three"),
+        (infiller, ["--suffix", file, "--chat"], "do not go with filling a gap"),
+        (infiller, ["--suffix", file, "--fim-order", "mps"], "--fim-order mps is unknown"),
+        (infiller, ["--suffix", file, "--fim-tokens", "<a>,<b>,<x>"], "has no token <x>"),
+        (model, ["--suffix", file], "no tokens for filling in the middle"),
+    ]
+    for path, arguments, message in cases:
+        done = apr("run", path, *arguments)
+        assert (done.code, done.out) == (2, "") and message in done.err, (arguments, done.err)
+        assert done.err.count("\n") == 1

@@ -144,9 +144,18 @@ class FakeHub:
         self.server = server
 
     def add_repo(
-        self, repo: str, files: dict[str, bytes], revision: str = "main", commit: str = "c" * 40
+        self,
+        repo: str,
+        files: dict[str, bytes],
+        revision: str = "main",
+        commit: str = "c" * 40,
+        kind: str = "models",
     ) -> None:
-        """Files of 1000 bytes and more are stored as the hub stores large files (LFS)."""
+        """Files of 1000 bytes and more are stored as the hub stores large files (LFS).
+
+        kind: models or datasets.
+        """
+        at = repo if kind == "models" else f"{kind}/{repo}"
         siblings, tree = [], []
         for path, content in files.items():
             large = len(content) >= 1000
@@ -170,13 +179,13 @@ class FakeHub:
             tree.append(entry)
             headers = {"ETag": f'"{etag}"', "X-Repo-Commit": commit}
             for name in {revision, commit}:
-                self.server.add(f"/{repo}/resolve/{name}/{path}", content, headers=headers)
+                self.server.add(f"/{at}/resolve/{name}/{path}", content, headers=headers)
         info = {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings, "tags": []}
         for name in {revision, commit}:
-            self.server.add_json(f"/api/models/{repo}/revision/{name}", info)
-            self.server.add_json(f"/api/models/{repo}/tree/{name}", tree)
+            self.server.add_json(f"/api/{kind}/{repo}/revision/{name}", info)
+            self.server.add_json(f"/api/{kind}/{repo}/tree/{name}", tree)
         if revision == "main":
-            self.server.add_json(f"/api/models/{repo}", info)
+            self.server.add_json(f"/api/{kind}/{repo}", info)
 
     def refuse(self, repo: str, status: int, code: str, message: str) -> None:
         """Answer for a repository as the hub does: X-Error-Code says why."""

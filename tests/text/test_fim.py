@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from apr.errors import UsageError
-from apr.text import FimFormat, Tokenizer, fim_format_for, load_tokenizer, tokenizer_from_gguf
+from apr.text import (
+    FimFormat,
+    Tokenizer,
+    around,
+    fim_format,
+    fim_format_for,
+    load_tokenizer,
+    tokenizer_from_gguf,
+)
 
 # (prefix, suffix): ends and beginnings where a tokenizer could join or add something.
 GAPS = [
@@ -89,6 +97,33 @@ def test_ids_of_the_written_prompt(
             assert fim.encode(tokenizer, prefix, suffix, "spm") == theirs.encode(text)
 
 
+@pytest.mark.parametrize("name", WRITTEN)
+def test_training_documents(byte_level_metadata: dict[str, Any], tmp_path: Path, name: str) -> None:
+    """Against transformers on the document as papers and READMEs write it, parts apart in SPM."""
+    from transformers import AutoTokenizer
+
+    end = {"DeepSeek-Coder": "<｜end▁of▁sentence｜>"}.get(name, "<|endoftext|>")
+    new = [] if end in byte_level_metadata["tokenizer.ggml.tokens"] else [end]
+    metadata = with_tokens(byte_level_metadata, [*TOKENS[name], *new])
+    tokenizer = tokenizer_from_gguf(metadata)
+    for path, content in tokenizer.to_files().items():
+        (tmp_path / path).write_bytes(content)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    theirs = AutoTokenizer.from_pretrained(str(tmp_path))
+    fim = format_of(tokenizer)
+    for (prefix, suffix), middle in zip(
+        GAPS, ("", "x", " a\n", "☺ 日本", "\n\n", "y", "  "), strict=True
+    ):
+        text = WRITTEN[name].format(p=prefix, s=suffix) + middle + end
+        assert fim.training_ids(tokenizer, (prefix, middle, suffix), "psm") == theirs.encode(text)
+        spm = fim.training_ids(tokenizer, (prefix, middle, suffix), "spm")
+        pre, suf, mid = (
+            theirs.convert_tokens_to_ids(t) for t in (fim.prefix, fim.suffix, fim.middle)
+        )
+        before, after, inside = (theirs.encode(t) for t in (prefix, suffix, middle + end))
+        assert spm == [pre, suf, *after, mid, *before, *inside]
+
+
 @pytest.fixture(scope="module")
 def code_llama(training_text: list[str]) -> Any:
     """A SentencePiece BPE as Llama's: a space before every text, the mark ☺ a piece of its own."""
@@ -137,6 +172,24 @@ def test_code_llama(code_llama: Any, sentence_piece_metadata: Any) -> None:
     assert fim.stop_ids(tokenizer) == {2, pre, mid, suf, end}
 
 
+def test_code_llama_training_documents(code_llama: Any, sentence_piece_metadata: Any) -> None:
+    """Section 2.3 of its paper: no space before middle and suffix; in SPM prefix and middle are
+    encoded as one text.
+    """
+    tokenizer = code_llama_tokenizer(code_llama, sentence_piece_metadata)
+    fim = format_of(tokenizer)
+    size = code_llama.get_piece_size()
+    pre, mid, suf, end = range(size, size + 4)
+    for prefix, suffix in GAPS:
+        for middle in ("", "x + 1", "  return", "\n"):
+            parts = (prefix, middle, suffix)
+            after, inside = (code_llama.encode("☺" + text)[2:] for text in (suffix, middle))
+            psm = [1, pre, *code_llama.encode(prefix), suf, *after, mid, *inside, end]
+            spm = [1, pre, suf, *after, mid, *code_llama.encode(prefix + middle), end]
+            assert fim.training_ids(tokenizer, parts, "psm") == psm
+            assert fim.training_ids(tokenizer, parts, "spm") == spm
+
+
 def test_code_llama_middles_keep_their_space(code_llama: Any, sentence_piece_metadata: Any) -> None:
     """As `decode_infilling` there: the mark in front, and away again."""
     tokenizer = code_llama_tokenizer(code_llama, sentence_piece_metadata)
@@ -181,3 +234,32 @@ def test_code_that_spells_a_token(byte_level_metadata: dict[str, Any]) -> None:
     plain = tokenizer_from_gguf(with_tokens(byte_level_metadata, TOKENS["StarCoder"], kind=4))
     with pytest.raises(UsageError, match="spells a token of the prompt"):
         format_of(plain).encode(plain, prefix, "\n")
+    with pytest.raises(UsageError, match="spells a fill-in-the-middle token"):
+        format_of(plain).training_ids(plain, ("a", prefix, "b"), "psm")
+
+
+def test_named_tokens(byte_level_metadata: dict[str, Any]) -> None:
+    tokenizer = tokenizer_from_gguf(with_tokens(byte_level_metadata, ["<a>", "<b>", "<c>"]))
+    a, b, c = (tokenizer.token_to_id(token) for token in ("<a>", "<b>", "<c>"))
+    named = fim_format(tokenizer, ("<a>", "<b>", "<c>"))
+    (x,), (y,) = tokenizer.encode("x"), tokenizer.encode("y")
+    assert named.encode(tokenizer, "x", "y") == [a, x, b, y, c]
+    assert named.encode(tokenizer, "x", "y", "spm") == [a, b, y, c, x]
+    assert named.stop_ids(tokenizer) == tokenizer.eos_ids | {a, b, c}
+    eos = tokenizer.special_tokens["eos_token"]
+    for tokens, message in (
+        ((), r"no tokens for filling in the middle: none of <\|fim_prefix\|> \(Qwen2.5-Coder\)"),
+        (("<a>", "<b>"), "three different tokens"),
+        (("<a>", "<b>", "<a>"), "three different tokens"),
+        (("<a>", "<b>", "<d>"), "the tokenizer has no token <d>"),
+        (("<a>", "<b>", eos), "has another use in this model"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            fim_format(tokenizer, tokens)
+
+
+def test_the_text_around_a_marker() -> None:
+    assert around("a<FILL>\nb", "<FILL>") == ("a", "\nb")
+    for text, marker in (("a", "<FILL>"), ("<FILL><FILL>", "<FILL>"), ("a", "")):
+        with pytest.raises(UsageError, match="times"):
+            around(text, marker)

@@ -14,6 +14,7 @@ from apr.errors import UsageError
 from apr.text import Tokenizer, load_tokenizer
 from apr.train.dataset import read_documents, split_off
 from apr.train.examples import BadRow, document_of
+from apr.train.packing import Document
 from apr.train.samples import coloured, runs
 
 from .tiny import write_rows, write_tokenizer
@@ -165,7 +166,7 @@ def test_what_is_wrong_is_named_by_file_and_line(tmp_path: Path, tokenizer: Toke
     assert any("dropped 1: the response is empty" in line for line in report.lines())
     path.write_text('{"text": "x"}\n{"text": \n')
     with pytest.raises(UsageError, match=r"rows\.jsonl line 2 is not JSON"):
-        read_documents([path], tokenizer, 100, skip_bad_rows=True)
+        read_documents([path], tokenizer, 100)
     path.write_text("\n")
     with pytest.raises(UsageError, match=r"rows\.jsonl holds no rows"):
         read_documents([path], tokenizer, 100)
@@ -194,15 +195,74 @@ def test_the_hook_before_tokens(tmp_path: Path, tokenizer: Tokenizer) -> None:
     rows = [{"text": "abc"}, {"text": "def"}, {"instruction": "a", "response": "b"}]
     path = write_rows(tmp_path / "rows.jsonl", rows)
 
-    def transform(text: str, random: np.random.Generator) -> list[int] | None:
-        return [int(random.integers(256)), *map(ord, text)] if text == "def" else None
+    def transform(text: str, random: np.random.Generator) -> tuple[list[Document], list[str]]:
+        ids = np.array([int(random.integers(256)), *map(ord, text)], np.int32)
+        return [Document(ids, np.ones(4, bool))] * 2, ["twice"]
 
-    first, _ = read_documents([path], tokenizer, 64, transform=transform, seed=4)
+    first, report = read_documents([path], tokenizer, 64, transform=transform, seed=4)
     again, _ = read_documents([path], tokenizer, 64, transform=transform, seed=4)
     other, _ = read_documents([path], tokenizer, 64, transform=transform, seed=5)
-    assert first[1].ids.tolist() == again[1].ids.tolist() != other[1].ids.tolist()
-    assert first[1].ids[1:].tolist() == [100, 101, 102] and first[1].trained.all()
-    assert len(first[0]) == 4 and len(first) == 3
+    assert [len(d) for d in first[:4]] == [4] * 4 and len(first) == 5 and report.forms["twice"] == 2
+    drawn = [[int(d.ids[0]) for d in documents[:4:2]] for documents in (first, again, other)]
+    assert drawn[0] == drawn[1] != drawn[2] and drawn[0][0] != drawn[0][1]
+
+
+def test_every_bad_row_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    good = json.dumps({"text": "x"})
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([good, '{"text": ', good, "[1]", '{"text": ""}', '{"a": 1}']) + "\n")
+    with pytest.raises(UsageError) as refused:
+        read_documents([path], tokenizer, 100)
+    message = str(refused.value)
+    assert message.startswith(f"4 of 6 rows cannot be learned from: {path} line 2 is not JSON")
+    for named in ("line 4 is not a JSON object", "line 5: the text is empty", "line 6: its keys"):
+        assert f"; {path} {named}" in message
+    documents, report = read_documents([path], tokenizer, 100, skip_bad_rows=True)
+    assert len(documents) == report.kept == 2 and report.rows == 6
+    assert report.dropped["no JSON object"] == 2 and len(report.named) == 4
+    path.write_text('{"text": ""}\n' * 25)
+    with pytest.raises(
+        UsageError, match=r"25 of 25 rows .* line 20: the text is empty; and 5 more"
+    ):
+        read_documents([path], tokenizer, 100)
+
+
+SHAPES: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    {"prompt": "a", "completion": "b"},
+    {"prompt": [{"role": "user", "content": "a"}],
+     "completion": [{"role": "assistant", "content": "b"}]},
+    {"instruction": "a", "input": "c", "response": "b", "system": "d"},
+    {"text": "a = 1"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", SHAPES, ids=lambda row: ",".join(row))
+def test_files_of_every_kind_give_the_same(
+    tmp_path: Path, tokenizer: Tokenizer, row: dict[str, Any]
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    write_rows(tmp_path / "rows.jsonl", [row, row])
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as file:
+        file.write((tmp_path / "rows.jsonl").read_text())
+    (tmp_path / "rows.json").write_text(json.dumps([row, row]))
+    parquet.write_table(pyarrow.Table.from_pylist([row, row]), tmp_path / "rows.parquet")
+    wanted = document_of(row, tokenizer).ids.tolist()
+    for path in sorted(tmp_path.iterdir()):
+        documents, report = read_documents([path], tokenizer, 100)
+        assert [d.ids.tolist() for d in documents] == [wanted, wanted] and report.rows == 2
+
+
+def test_a_bad_row_of_a_parquet_file_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"text": ["a", None, "b"]}), path)
+    with pytest.raises(UsageError, match=r"rows\.parquet row 2: text is no text"):
+        read_documents([path], tokenizer, 100)
 
 
 def test_a_part_is_held_out(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -17,13 +17,16 @@ CHATML = (
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
-def write_tokenizer(folder: Path, template: str | None = CHATML) -> None:
+def write_tokenizer(
+    folder: Path, template: str | None = CHATML, extra: tuple[str, ...] = ()
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    special = (*SPECIAL, *extra)
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     backend.save(str(folder / "tokenizer.json"))
     config = {"eos_token": "<|im_end|>" if template else "<|endoftext|>"}
     if template:

@@ -12,6 +12,7 @@ import typer
 from apr.cli.options import (
     BROKEN_HELP,
     CUTOFF_HELP,
+    FIM_TOKENS_HELP,
     FROM_HELP,
     PERPLEXITY_HELP,
     PYTHON_HELP,
@@ -19,6 +20,7 @@ from apr.cli.options import (
     SPLIT_HELP,
     STRATEGY_HELP,
     TO_HELP,
+    fim_token_names,
     parse_ks,
     parse_rerank,
     parse_window,
@@ -76,6 +78,7 @@ def evaluate(
         help="base or chat (auto: chat if there is a template); for infilling psm, spm, or prefix: "
         "the left-to-right baseline (auto: psm).",
     ),
+    fim_tokens: str = typer.Option("", help=FIM_TOKENS_HELP),
     newline: str = typer.Option(
         "auto",
         help="End of a base prompt: strip white space, keep as in the data, add a line end, or "
@@ -171,6 +174,7 @@ def evaluate(
         ks=parse_ks(k),
         strategy=load_strategy(prompt_strategy, system, exemplars, prompt_template, rounds),
         rerank=parse_rerank(rerank),
+        fim_tokens=fim_token_names(fim_tokens),
         limit=limit,
         mode=one_of("mode", mode, {"auto": None, **{mode: mode for mode in get_args(Mode)}}),
         newline=one_of("newline", newline, {"auto": None, **{n: n for n in get_args(Newline)}}),

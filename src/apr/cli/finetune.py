@@ -24,10 +24,11 @@ def finetune(
         typer.Option("-o", "--output", help="Folder of the run; the same again goes on with it."),
     ] = None,
     data: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
             "--data",
-            help="JSONL: {instruction, response}, {messages}, {prompt, completion} or {text}.",
+            help="JSONL, JSON, Parquet or hf://datasets/org/name: {instruction, response},"
+            " {messages}, {prompt, completion} or {text}.",
         ),
     ] = None,
     method: str = typer.Option("lora", "--method", help="lora or full."),
@@ -58,7 +59,7 @@ def finetune(
     weight_decay: float = typer.Option(0.0, "--weight-decay"),
     max_grad_norm: float = typer.Option(1.0, "--max-grad-norm", help="0 for no clipping."),
     eval_data: Annotated[
-        list[Path] | None, typer.Option("--eval-data", help="Held-out data, measured every epoch.")
+        list[str] | None, typer.Option("--eval-data", help="Held-out data, measured every epoch.")
     ] = None,
     eval_split: float = typer.Option(0.0, "--eval-split", help="Or a part of --data, e.g. 0.05."),
     patience: int | None = typer.Option(
@@ -79,6 +80,18 @@ def finetune(
     keep_mask: bool = typer.Option(
         False, "--keep-mask", help="With --method full: weights that are zero stay so."
     ),
+    fim_rate: float = typer.Option(
+        0.0, "--fim-rate", help="Rows of text: part of them to learn to fill in the middle of."
+    ),
+    fim_spm_rate: float | None = typer.Option(
+        None, "--fim-spm-rate", help="Part of these with the suffix first. [default: 0.5]"
+    ),
+    fim_level: str = typer.Option(
+        "document", "--fim-level", help="document, or context: cut to sequences first."
+    ),
+    fim_tokens: str = typer.Option(
+        "", "--fim-tokens", help="PREFIX,SUFFIX,MIDDLE: tokens for a model without its own."
+    ),
     plan: bool = typer.Option(False, "--plan", help="Say what it would take, and stop."),
     show_samples: int = typer.Option(
         0, "--show-samples", help="Print so many documents, coloured by what is learned, and stop."
@@ -88,7 +101,9 @@ def finetune(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     from apr.cli import training_output as out
+    from apr.cli.options import fim_token_names
     from apr.errors import UsageError
+    from apr.train.fim import FimSettings
     from apr.train.finetune import FinetuneRequest, prepare
     from apr.train.finetune import finetune as run
     from apr.train.lora import LoraSettings
@@ -138,6 +153,9 @@ def finetune(
         skip_bad_rows=skip_bad_rows,
         recompute=recompute,
         keep_mask=keep_mask,
+        fim=FimSettings(
+            fim_rate, fim_spm_rate, fim_level, fim_token_names(fim_tokens)  # type: ignore[arg-type]
+        ),
     )  # fmt: skip
     prepared = prepare(request, offline=offline)
     if show_samples:

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from apr.eval.sweep import SweepResult
     from apr.eval.task import Prompt, Window
     from apr.merge.diagnostics import MergeDiagnosis
+    from apr.text import FimOrder
 
 T = TypeVar("T")
+
+FIM_TOKENS_HELP = "PREFIX,SUFFIX,MIDDLE: tokens of a model trained to infill with others' names."
 
 FROM_HELP = "Only problems of contests from this day on (YYYY-MM-DD)."
 TO_HELP = "Only problems of contests up to this day (YYYY-MM-DD)."
@@ -96,9 +99,46 @@ def sandbox_choice(value: str) -> Literal["auto"] | Level:
     return one_of("sandbox-level", value, {"auto": "auto", **{level: level for level in LEVELS}})
 
 
+def fim_token_names(text: str) -> tuple[str, ...]:
+    """--fim-tokens A,B,C; none for an empty text."""
+    return tuple(part.strip() for part in text.split(",")) if text else ()
+
+
 def read_prompt(prompt: str) -> str:
     """The prompt, or standard input for "-"."""
     return sys.stdin.read() if prompt == "-" else prompt
+
+
+def read_gap(
+    prefix: Path | None, suffix: Path | None, whole: Path | None, marker: str
+) -> tuple[str, str] | None:
+    """The two sides of a gap from --prefix and --suffix or from --fim; None without these.
+
+    Line ends stay as they are. Raises UsageError.
+    """
+    from apr.text import around
+
+    if whole is not None:
+        if prefix is not None or suffix is not None:
+            raise UsageError("--fim and --prefix, --suffix exclude each other", "one file, or two")
+        return around(_read_text(whole), marker)
+    if prefix is None and suffix is None:
+        return None
+    return (
+        "" if prefix is None else _read_text(prefix),
+        "" if suffix is None else _read_text(suffix),
+    )
+
+
+def _read_text(path: Path) -> str:
+    if str(path) == "-":
+        return sys.stdin.read()
+    try:
+        return path.read_bytes().decode()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text") from None
 
 
 def text_request(
@@ -112,6 +152,8 @@ def text_request(
     stop: tuple[str, ...] = (),
     seed: int = 0,
     logprobs: bool = False,
+    suffix: str | None = None,
+    order: FimOrder = "psm",
 ) -> TextRequest:
     """A request from flags. sampling: temperature, top_k, top_p, min_p, repetition_penalty.
 
@@ -124,6 +166,8 @@ def text_request(
         messages.append({"role": "user", "content": prompt})
     return TextRequest(
         prompt=None if chat else prompt,
+        suffix=suffix,
+        order=order,
         messages=messages if chat else None,
         n=n,
         max_tokens=max_tokens,

@@ -1,4 +1,4 @@
-"""`apr run`: complete a prompt, or every prompt of a file."""
+"""`apr run`: complete a prompt, or every prompt of a file, or fill a gap."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from apr.cli.options import MODEL_HELP, read_prompt, show_session, text_request
+from apr.cli.options import (
+    FIM_TOKENS_HELP,
+    MODEL_HELP,
+    fim_token_names,
+    one_of,
+    read_gap,
+    read_prompt,
+    show_session,
+    text_request,
+)
 from apr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +45,14 @@ def run(
     seed: int = typer.Option(0, help="Of the random numbers; a file's rows differ by task_id."),
     n: int = typer.Option(1, help="Samples."),
     logprobs: bool = typer.Option(False, "--logprobs", help="Log-probabilities (with --json)."),
+    prefix: Path = typer.Option(None, help="Fill in the middle: the file before the gap."),
+    suffix: Path = typer.Option(None, help="Fill in the middle: the file after the gap."),
+    fim: Path = typer.Option(
+        None, help="Or one file, with --marker in place of the gap; - reads standard input."
+    ),
+    marker: str = typer.Option("<FILL>", help="What stands for the gap in --fim's file."),
+    fim_order: str = typer.Option("psm", help="psm (prefix first) or spm (suffix first)."),
+    fim_tokens: str = typer.Option("", help=FIM_TOKENS_HELP),
     batch_jsonl: Path = typer.Option(None, help="Rows with task_id and prompt or messages."),
     out: Path = typer.Option(None, "--out", "-o", help="Where the answers of a file go."),
     dtype: str = typer.Option("auto", help="bfloat16, float16 or float32."),
@@ -44,10 +61,19 @@ def run(
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Say how the model runs."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    if (prompt is None) == (batch_jsonl is None):
-        raise UsageError("apr run needs a prompt or --batch-jsonl FILE, one of the two")
+    gap = read_gap(prefix, suffix, fim, marker)
+    if [prompt is None, batch_jsonl is None, gap is None].count(False) != 1:
+        raise UsageError(
+            "apr run needs a prompt, --batch-jsonl FILE or --fim FILE (--prefix, --suffix), one"
+            " of the three"
+        )
+    if gap is not None and (chat or system is not None):
+        raise UsageError("--chat and --system do not go with filling a gap")
+    before, after = gap or (read_prompt(prompt) if prompt is not None else "", None)
     request = text_request(
-        prompt=read_prompt(prompt) if prompt is not None else "",
+        prompt=before,
+        suffix=after,
+        order=one_of("fim-order", fim_order, {"psm": "psm", "spm": "spm"}),
         chat=chat or system is not None,
         system=system,
         n=n,
@@ -61,7 +87,10 @@ def run(
     def load() -> Session:
         from apr.engine.session import Session
 
-        session = Session.load(model, dtype=dtype, device=device, offline=offline)
+        session = Session.load(
+            model, dtype=dtype, device=device, offline=offline, infill=gap is not None,
+            fim_tokens=fim_token_names(fim_tokens),
+        )  # fmt: skip
         show_session(session, verbose)
         return session
 
@@ -84,7 +113,11 @@ def _run_streaming(session: Session, request: TextRequest) -> None:
                 f" ended by {piece.finish_reason}",
                 file=sys.stderr,
             )
-    if request.prompt is not None and session.tokenizer.chat_template is not None:
+    if (
+        request.prompt is not None
+        and request.suffix is None
+        and session.tokenizer.chat_template is not None
+    ):
         print("apr: raw completion; --chat asks in the model's chat template", file=sys.stderr)
 
 

@@ -33,8 +33,9 @@ def prep(
     kind: Annotated[
         list[str] | None,
         typer.Option(
-            help="docstring-to-code, complete (from signature and docstring) or document (write the"
-            " docstring); several: one of them for each. [default: docstring-to-code]"
+            help="docstring-to-code, complete (from signature and docstring), document (write the"
+            " docstring) or text (the code alone); several: one of them for each. [default:"
+            " docstring-to-code]"
         ),
     ] = None,
     methods: bool = typer.Option(False, "--methods", help="Also the methods of classes."),

@@ -16,7 +16,8 @@ from apr.data.rows import row_writer
 from apr.data.sources import SourceFile
 from apr.errors import UsageError
 
-KINDS = ("docstring-to-code", "complete", "document")
+TEXT = "text"
+KINDS = ("docstring-to-code", "complete", "document", TEXT)
 WORDINGS = (
     "Write a Python {what} that begins with\n\n```python\n{header}\n```\n\n{docstring}",
     "Implement `{name}` in Python.\n\n{docstring}\n\nIt begins with `{header}`.",
@@ -84,7 +85,8 @@ def write_pairs(files: Iterable[SourceFile], path: Path, settings: PrepSettings)
 def make_pairs(
     files: Iterable[SourceFile], settings: PrepSettings
 ) -> tuple[list[dict[str, str]], PrepCounts]:
-    """Rows {instruction, response, source[, licence]}, in the order of the files.
+    """Rows {instruction, response, source[, licence]}, of kind text {text, source[, licence]}, in
+    the order of the files.
 
     A response is a whole function or class as it stands in its source, below what it needs
     of its module.
@@ -151,11 +153,12 @@ def _misfit(found: Definition, settings: PrepSettings) -> str:
 def _pair(file: SourceFile, found: Definition, settings: PrepSettings) -> dict[str, str]:
     draw = random.Random(f"{settings.seed} {found.key}")
     kind = draw.choice(settings.kinds)
-    pair = {
-        "instruction": instruction(found, kind, draw.choice(WORDINGS)),
-        "response": found.program + "\n",
-        "source": f"{file.name}:{found.name}",
-    }
+    code, wording = found.program + "\n", draw.choice(WORDINGS)
+    if kind == TEXT:
+        pair = {"text": code}
+    else:
+        pair = {"instruction": instruction(found, kind, wording), "response": code}
+    pair["source"] = f"{file.name}:{found.name}"
     return pair | ({"licence": file.licence} if file.licence else {})
 
 

@@ -58,15 +58,20 @@ def read_examples(path: Path) -> Iterator[Example]:
         yield recognise(fields, where)
 
 
-def read_fields(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file and line, object) of each row, whatever its shape. Raises UsageError."""
+def read_fields(
+    path: Path, on_bad: Callable[[UsageError], None] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file and line, object) of each row, whatever its shape. Raises UsageError.
+
+    on_bad: told of a line that is no JSON object, instead of an error.
+    """
     if path.is_dir():
         raise UsageError(f"{path} is a folder", "name a .jsonl, .json or .parquet file")
     if path.suffix == ".parquet":
         yield from _parquet_rows(path)
         return
     unit = "row" if path.name.removesuffix(".gz").endswith(".json") else "line"
-    for number, fields in read_rows(path):
+    for number, fields in read_rows(path, on_bad):
         yield f"{path} {unit} {number}", fields
 
 

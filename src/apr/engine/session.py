@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from apr.text import (
     StopMatcher,
     StreamDecoder,
     Tokenizer,
-    fim_format_for,
+    fim_format,
     load_tokenizer,
 )
 
@@ -183,8 +183,9 @@ class Session:
         path: Path,
         model_fingerprint: str = "",
         max_concurrency: int = 32,
+        fim_tokens: Sequence[str] = (),
     ) -> None:
-        self.tokenizer, self.runtime = tokenizer, runtime
+        self.tokenizer, self.runtime, self.fim_tokens = tokenizer, runtime, tuple(fim_tokens)
         self.model_id, self.path, self.fingerprint = model_id, path, model_fingerprint
         self.budget: Budget = plan_cache(
             runtime.device,
@@ -209,10 +210,18 @@ class Session:
         device: str = "auto",
         max_concurrency: int = 32,
         offline: bool = False,
+        infill: bool = False,
+        fim_tokens: Sequence[str] = (),
     ) -> Session:
-        """Resolve a model reference, read its tokenizer and weights, and plan the cache."""
+        """Resolve a model reference, read its tokenizer and weights, and plan the cache.
+
+        infill: refuse a model that cannot fill in the middle before its weights are read.
+        fim_tokens: for prefix, suffix and middle, where not those of its family.
+        """
         pulled = pull(ref, offline=offline)
         tokenizer = load_tokenizer(pulled.path)
+        if infill or fim_tokens:
+            fim_format(tokenizer, fim_tokens)
         runtime = load_runtime(pulled.path, dtype, device)
         return cls(
             tokenizer,
@@ -221,6 +230,7 @@ class Session:
             path=pulled.path,
             model_fingerprint=fingerprint(pulled),
             max_concurrency=max_concurrency,
+            fim_tokens=fim_tokens,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -262,10 +272,7 @@ class Session:
         return self._fim().stop_ids(self.tokenizer)
 
     def _fim(self) -> FimFormat:
-        found = fim_format_for(self.tokenizer)
-        if found is None:
-            raise UsageError(f"{self.model_id} has no tokens for filling in the middle")
-        return found
+        return fim_format(self.tokenizer, self.fim_tokens)
 
     def check(self, request: TextRequest) -> None:
         """Raises UsageError if the request can never run here: an empty or too long prompt."""

@@ -166,7 +166,8 @@ def _style(settings: EvalSettings, benchmark: Benchmark, model: Model) -> Prompt
         raise UsageError(
             f"{model.name} "
             + (f"was trained on {known} only" if known else "has no fill-in-the-middle tokens"),
-            "use a model that has them; --mode prefix gives the left-to-right baseline",
+            "use a model that has them, or --fim-tokens for one trained with others;"
+            " --mode prefix gives the left-to-right baseline",
         )
     newline: Newline = getattr(benchmark, "newline", "strip")
     wanted = not model.remote if settings.prefill is None else settings.prefill
@@ -193,6 +194,8 @@ def _identity(
     }
     if not model.remote:
         identity |= {"dtype": settings.dtype, "device": settings.device}
+    if settings.fim_tokens:
+        identity["fim_tokens"] = list(settings.fim_tokens)
     if settings.strategy.describe():
         identity["strategy"] = settings.strategy.describe()
     if style.mode == "chat" and not model.remote:

@@ -23,6 +23,7 @@ def load_session(settings: EvalSettings) -> Session:
         device=settings.device,
         max_concurrency=settings.max_concurrency,
         offline=settings.offline,
+        fim_tokens=settings.fim_tokens,
     )
     if settings.progress:
         facts = session.describe()

@@ -86,11 +86,12 @@ def local_model(settings: EvalSettings) -> Model:
     """The model `settings.model` names; its weights are loaded when samples are first missing."""
     from apr.hub import pull
     from apr.hub.fingerprint import fingerprint
-    from apr.text import fim_format_for, load_tokenizer
+    from apr.text import fim_format, fim_format_for, load_tokenizer
 
     pulled = pull(settings.model, offline=settings.offline)
     tokenizer = load_tokenizer(pulled.path)
-    fim = fim_format_for(tokenizer)
+    named = settings.fim_tokens
+    fim = fim_format(tokenizer, named) if named else fim_format_for(tokenizer)
 
     @cache
     def session() -> Session:

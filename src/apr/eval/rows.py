@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -13,26 +13,38 @@ from typing import IO, Any, cast
 from apr.errors import UsageError
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(
+    path: Path, on_bad: Callable[[UsageError], None] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of each line that is not blank. Raises UsageError.
 
-    A file named .json or .json.gz is one array of objects, and these are numbered.
+    A file named .json or .json.gz is one array of objects, and these are numbered. on_bad: told
+    of a line that is no object, instead of an error.
     """
     if path.name.removesuffix(".gz").endswith(".json"):
         yield from enumerate(_array(path), 1)
         return
-    for number, _, row in read_located_rows(path):
+    for number, _, row in read_located_rows(path, on_bad):
         yield number, row
 
 
-def read_located_rows(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
+def read_located_rows(
+    path: Path, on_bad: Callable[[UsageError], None] | None = None
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """(line number, its place for `read_row_at`, object) of each line that is not blank."""
     at = 0
     with _opened(path) as lines:
         for number, line in enumerate(lines, 1):
             text = line.decode("utf-8-sig")
             if text.strip():
-                yield number, at, _object(path, number, text)
+                try:
+                    row = _object(path, number, text)
+                except UsageError as error:
+                    if on_bad is None:
+                        raise
+                    on_bad(error)
+                else:
+                    yield number, at, row
             at += len(line)
 
 

@@ -49,4 +49,5 @@ class EvalSettings:
     endpoint: str | None = None
     request_timeout: float = 600.0
     strategy: Strategy = field(default_factory=Strategy)
+    fim_tokens: tuple[str, ...] = ()  # prefix, suffix, middle; (): those of the model's family
     rerank: tuple[str, ...] = ()  # ways of choosing one of several samples (rerank.choose)

@@ -183,8 +183,8 @@ def _snapshot(ref: HfRef, commit: str, files: list[_RemoteFile], progress: bool)
         revision=ref.revision,
         cache_dir=constants.HF_HUB_CACHE,
         endpoint=endpoint(),
-        allow_patterns=[_literally(file.path) for file in files],
-        tqdm_class=None if progress and sys.stderr.isatty() else _no_bars(),
+        allow_patterns=[literally(file.path) for file in files],
+        tqdm_class=None if progress and sys.stderr.isatty() else no_bars(),
     )
     if Path(folder).name != commit:
         raise AprError(f"{ref} was changed while it was pulled", "pull it again")
@@ -267,12 +267,13 @@ def _repository_cache(ref: HfRef) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"models--{ref.repo.replace('/', '--')}"
 
 
-def _literally(path: str) -> str:
+def literally(path: str) -> str:
     """A pattern that matches this path only."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in path)
 
 
-def _no_bars() -> type:
+def no_bars() -> type:
+    """A progress bar that shows nothing."""
     from huggingface_hub.utils import tqdm
 
     class Silent(tqdm):

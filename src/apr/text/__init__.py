@@ -1,7 +1,7 @@
 """Text: tokenizers, incremental decoding, stop strings, chat templates."""
 
 from apr.text.chat import render_chat
-from apr.text.fim import FimFormat, FimOrder, fim_format_for
+from apr.text.fim import FimFormat, FimOrder, around, fim_format, fim_format_for
 from apr.text.stops import StopMatcher
 from apr.text.stream import StreamDecoder
 from apr.text.tokenizer import (
@@ -17,6 +17,8 @@ __all__ = [
     "StopMatcher",
     "StreamDecoder",
     "Tokenizer",
+    "around",
+    "fim_format",
     "fim_format_for",
     "load_tokenizer",
     "render_chat",

@@ -19,20 +19,25 @@ FimOrder = Literal["psm", "spm"]
 
 @dataclass(frozen=True)
 class FimFormat:
-    """One family's tokens. ends: tokens that end a middle, where the vocabulary has them, beside
-    the tokenizer's own end tokens and the three above.
+    """One family's tokens. end: what ends a middle in training ("" for the tokenizer's own end).
+    ends: further tokens that end one, where the vocabulary has them, beside the tokenizer's own
+    end tokens and the three above.
 
     orders: what the family was trained on. suffix_mark: a character that keeps the tokenizer from
-    putting a space before the suffix; its own tokens are taken away again.
+    putting a space before the suffix; its own tokens are taken away again. joined: in training,
+    prefix and middle of SPM are encoded as one text (Code Llama, arXiv:2308.12950, section 2.3),
+    not apart (Bavarian et al.).
     """
 
     name: str
     prefix: str
     suffix: str
     middle: str
+    end: str = ""
     ends: tuple[str, ...] = ()
     orders: tuple[FimOrder, ...] = ("psm", "spm")
     suffix_mark: str = ""
+    joined: bool = False
 
     def encode(
         self, tokenizer: Tokenizer, prefix: str, suffix: str, order: FimOrder = "psm"
@@ -47,10 +52,38 @@ class FimFormat:
                 f"{order.upper()} prompts: {self.name} models were trained on"
                 f" {' and '.join(self.orders).upper()} only"
             )
-        pre, suf, mid = (_id(tokenizer, t) for t in (self.prefix, self.suffix, self.middle))
-        before = _plain(tokenizer, prefix)
-        mark = _plain(tokenizer, self.suffix_mark)
-        after = _plain(tokenizer, self.suffix_mark + suffix)[len(mark) :]
+        before, after = _plain(tokenizer, prefix), self._inner(tokenizer, suffix)
+        return self._prompt(tokenizer, before, after, order)
+
+    def training_ids(
+        self, tokenizer: Tokenizer, parts: tuple[str, str, str], order: FimOrder
+    ) -> list[int]:
+        """A whole document, whatever `orders` says: the prompt, the middle and its end.
+
+        parts: prefix, middle, suffix. Raises UsageError as `encode` does.
+        """
+        prefix, middle, suffix = parts
+        if order == "spm" and self.joined:
+            before, filled = _plain(tokenizer, prefix + middle), list[int]()
+        else:
+            before, filled = _plain(tokenizer, prefix), self._inner(tokenizer, middle)
+        prompt = self._prompt(tokenizer, before, self._inner(tokenizer, suffix), order)
+        if set(self._marks(tokenizer)).intersection(filled):
+            raise UsageError("the text spells a fill-in-the-middle token", "change it")
+        return [*prompt, *filled, self.end_id(tokenizer)]
+
+    def end_id(self, tokenizer: Tokenizer) -> int:
+        """What ends a middle in training."""
+        own = tokenizer.token_to_id(self.end) if self.end else None
+        found = tokenizer.eos_id if own is None else own
+        if found is None:
+            raise UsageError("the tokenizer has no token that ends a text")
+        return found
+
+    def _prompt(
+        self, tokenizer: Tokenizer, before: list[int], after: list[int], order: FimOrder
+    ) -> list[int]:
+        pre, suf, mid = self._marks(tokenizer)
         if {pre, suf, mid}.intersection([*before, *after]):
             raise UsageError("the text around the gap spells a token of the prompt", "change it")
         start = _begin_ids(tokenizer)
@@ -58,10 +91,18 @@ class FimFormat:
             return [*start, pre, suf, *after, mid, *before]
         return [*start, pre, *before, suf, *after, mid]
 
+    def _inner(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        """Ids of a text that follows a token: no space is put before it."""
+        mark = _plain(tokenizer, self.suffix_mark)
+        return _plain(tokenizer, self.suffix_mark + text)[len(mark) :]
+
+    def _marks(self, tokenizer: Tokenizer) -> list[int]:
+        return [_id(tokenizer, token) for token in (self.prefix, self.suffix, self.middle)]
+
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """The ids at which a middle is over."""
-        tokens = (self.prefix, self.suffix, self.middle, *self.ends)
-        found = (tokenizer.token_to_id(token) for token in tokens)
+        tokens = (self.prefix, self.suffix, self.middle, self.end, *self.ends)
+        found = (tokenizer.token_to_id(token) for token in tokens if token)
         return tokenizer.eos_ids.union(i for i in found if i is not None)
 
 
@@ -72,6 +113,7 @@ FORMATS: tuple[FimFormat, ...] = (
         prefix="<|fim_prefix|>",
         suffix="<|fim_suffix|>",
         middle="<|fim_middle|>",
+        end="<|endoftext|>",
         ends=("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|file_separator|>"),
         orders=("psm",),
     ),
@@ -82,8 +124,9 @@ FORMATS: tuple[FimFormat, ...] = (
         prefix="▁<PRE>",
         suffix="▁<SUF>",
         middle="▁<MID>",
-        ends=("▁<EOT>",),
+        end="▁<EOT>",
         suffix_mark="☺",
+        joined=True,
     ),
     # bigcode-evaluation-harness, santacoder_fim.py; both orders in training (arXiv:2305.06161).
     FimFormat(
@@ -91,6 +134,7 @@ FORMATS: tuple[FimFormat, ...] = (
         prefix="<fim_prefix>",
         suffix="<fim_suffix>",
         middle="<fim_middle>",
+        end="<|endoftext|>",
         ends=("<fim_pad>", "<file_sep>", "<filename>", "<|filename|>", "<reponame>"),
     ),
     FimFormat(
@@ -98,6 +142,7 @@ FORMATS: tuple[FimFormat, ...] = (
         prefix="<fim-prefix>",
         suffix="<fim-suffix>",
         middle="<fim-middle>",
+        end="<|endoftext|>",
         ends=("<fim-pad>", "<|filename|>"),
     ),
     # README of deepseek-ai/DeepSeek-Coder.
@@ -106,10 +151,52 @@ FORMATS: tuple[FimFormat, ...] = (
         prefix="<｜fim▁begin｜>",
         suffix="<｜fim▁hole｜>",
         middle="<｜fim▁end｜>",
+        end="<｜end▁of▁sentence｜>",
         ends=("<|EOT|>",),
         orders=("psm",),
     ),
 )
+
+
+def around(text: str, marker: str) -> tuple[str, str]:
+    """What is before and after the one place a marker stands at. Raises UsageError."""
+    count = text.count(marker) if marker else 0
+    if count != 1:
+        raise UsageError(
+            f"the text to fill has {marker or 'an empty marker'} {count} times",
+            "mark the one gap with it, or name another --marker",
+        )
+    before, _, after = text.partition(marker)
+    return before, after
+
+
+def fim_format(tokenizer: Tokenizer, named: Sequence[str] = ()) -> FimFormat:
+    """The tokenizer's format, or one of three named tokens: for prefix, suffix, middle.
+
+    named: tokens of the vocabulary that the model has no better use for, e.g. `<jupyter_code>`.
+    Raises UsageError saying which token is missing.
+    """
+    if not named:
+        found = fim_format_for(tokenizer)
+        if found is None:
+            known = ", ".join(f"{f.prefix} ({f.name})" for f in FORMATS)
+            raise UsageError(
+                f"the tokenizer has no tokens for filling in the middle: none of {known}",
+                "--fim-tokens PREFIX,SUFFIX,MIDDLE names three others of its tokens",
+            )
+        return found
+    if len(named) != 3 or len(set(named)) != 3:
+        raise UsageError(
+            f"--fim-tokens {','.join(named)}: three different tokens are needed",
+            "for prefix, suffix and middle",
+        )
+    for token in named:
+        if tokenizer.token_to_id(token) is None:
+            raise UsageError(f"--fim-tokens: the tokenizer has no token {token}")
+        if token in tokenizer.special_tokens.values():
+            raise UsageError(f"--fim-tokens: {token} has another use in this model")
+    prefix, suffix, middle = named
+    return FimFormat("named", prefix, suffix, middle)
 
 
 def fim_format_for(tokenizer: Tokenizer) -> FimFormat | None:

@@ -10,23 +10,24 @@ from typing import Any
 
 import numpy as np
 
+from apr.data.rows import read_fields
 from apr.errors import UsageError
-from apr.eval.rows import read_rows
 from apr.text import Tokenizer
 from apr.train.examples import BadRow, document_of, is_text
 from apr.train.packing import Document
 
 # How many rows are named one by one.
 NAMED = 20
-# A row's text before it is cut into tokens; ids (all of them learned) instead of the text, or None.
-Transform = Callable[[str, np.random.Generator], Sequence[int] | None]
+# A row's text to documents, and what became of them ("PSM", "left to right"), for the account.
+Transform = Callable[[str, np.random.Generator], tuple[list[Document], list[str]]]
 
 
 @dataclass
 class DataReport:
     """rows: read. kept: rows that give documents. truncated: rows cut at the end. split: rows of
     plain text in several documents. dropped: reason -> rows. named: "file line n: reason" of the
-    first rows that were dropped. tokens: of all documents; trained: of these, with a loss.
+    first rows that were dropped. forms: what a transform made of plain text -> documents. tokens:
+    of all documents; trained: of these, with a loss.
     """
 
     rows: int = 0
@@ -36,11 +37,12 @@ class DataReport:
     split: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     named: list[str] = field(default_factory=list)
+    forms: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     trained: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "dropped": dict(self.dropped)}
+        return {**vars(self), "dropped": dict(self.dropped), "forms": dict(self.forms)}
 
     def lines(self) -> list[str]:
         """For people."""
@@ -49,6 +51,9 @@ class DataReport:
             f" {sum(self.dropped.values())} dropped; {self.documents} documents of"
             f" {self.tokens} tokens, {self.trained} with loss"
         ]
+        if self.forms:
+            forms = (f"{count} {form}" for form, count in self.forms.most_common())
+            found.append(f"fill-in-the-middle: {', '.join(forms)}")
         found += [f"dropped {count}: {reason}" for reason, count in self.dropped.most_common()]
         return found + [f"dropped: {where}" for where in self.named]
 
@@ -63,36 +68,40 @@ def read_documents(
     transform: Transform | None = None,
     seed: int = 0,
 ) -> tuple[list[Document], DataReport]:
-    """All rows of JSONL files (plain or gzipped; .json is one array) as documents.
+    """All rows of files (JSON lines, JSON, Parquet; see `apr.data.rows`) as documents.
 
     max_length: longer documents are cut at their end, plain text into several. skip_bad_rows:
-    leave out rows that cannot be learned from, counted, instead of refusing the file. transform:
+    leave out rows that cannot be learned from, counted, instead of refusing the data. transform:
     applied to rows of plain text, with a generator that depends on seed and row.
-    Raises UsageError naming file and line (not JSON, unknown keys, an empty response).
+    Raises UsageError naming file and line of every row that cannot be learned from (not JSON,
+    unknown keys, an empty response); of more than 20, the first ones.
     """
     documents: list[Document] = []
     report = DataReport()
-    for path, number, row in _rows(files):
-        report.rows += 1
-        where = f"{path} line {number}"
-        try:
-            whole = _transformed(row, transform, seed, report.rows)
-            if whole is None:
-                whole = document_of(row, tokenizer, chat=chat)
-        except BadRow as error:
-            if not skip_bad_rows:
-                hint = "mend the row, or --skip-bad-rows leaves such rows out"
-                raise UsageError(f"{where}: {error}", hint) from None
-            _drop(report, str(error), where)
+    bad: list[str] = []
+    for where, row in _rows(files, report):
+        if row is None:
+            _drop(report, "no JSON object", where)
+            bad.append(where)
             continue
-        pieces = _fitting(whole, max_length, is_text(row))
+        try:
+            wholes = _documents(row, tokenizer, chat, transform, seed, report)
+        except BadRow as error:
+            _drop(report, str(error), f"{where}: {error}")
+            bad.append(f"{where}: {error}")
+            continue
+        text = is_text(row)
+        pieces = [piece for whole in wholes for piece in _fitting(whole, max_length, text)]
         if not pieces:
-            _drop(report, f"nothing to learn within {max_length} tokens", where)
+            reason = f"nothing to learn within {max_length} tokens"
+            _drop(report, reason, f"{where}: {reason}")
             continue
         report.kept += 1
         report.split += len(pieces) > 1
-        report.truncated += sum(map(len, pieces)) < len(whole) and not is_text(row)
+        report.truncated += sum(map(len, pieces)) < sum(map(len, wholes)) and not text
         documents += pieces
+    if bad and not skip_bad_rows:
+        raise _refusal(bad, report.rows)
     report.documents = len(documents)
     report.tokens = sum(map(len, documents))
     report.trained = sum(document.targets for document in documents)
@@ -109,28 +118,54 @@ def split_off(
     return train, [d for i, d in enumerate(documents) if i in drawn]
 
 
-def _rows(files: Sequence[Path]) -> Iterator[tuple[Path, int, Mapping[str, Any]]]:
+def _rows(
+    files: Sequence[Path], report: DataReport
+) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
+    """(file and line, row), or (what is wrong with a line, None); all counted."""
+    broken: list[UsageError] = []
     for path in files:
-        count = 0
-        for number, row in read_rows(path):
-            count += 1
-            yield path, number, row
-        if not count:
+        before = report.rows
+        for where, row in read_fields(path, broken.append):
+            yield from _broken(broken, report)
+            report.rows += 1
+            yield where, row
+        yield from _broken(broken, report)
+        if report.rows == before:
             raise UsageError(f"{path} holds no rows")
 
 
-def _transformed(
-    row: Mapping[str, Any], transform: Transform | None, seed: int, number: int
-) -> Document | None:
-    if transform is None or not is_text(row):
-        return None
+def _broken(found: list[UsageError], report: DataReport) -> Iterator[tuple[str, None]]:
+    for error in found:
+        report.rows += 1
+        yield error.message, None
+    found.clear()
+
+
+def _refusal(bad: list[str], rows: int) -> UsageError:
+    hint = "mend the row, or --skip-bad-rows leaves such rows out"
+    if len(bad) == 1:
+        return UsageError(bad[0], hint)
+    more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    return UsageError(
+        f"{len(bad)} of {rows} rows cannot be learned from: {'; '.join(bad[:NAMED])}{more}",
+        hint.replace("row,", "rows,"),
+    )
+
+
+def _documents(
+    row: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    chat: bool,
+    transform: Transform | None,
+    seed: int,
+    report: DataReport,
+) -> list[Document]:
     text = row.get("text", row.get("content"))
-    if not isinstance(text, str) or not text.strip():
-        return None
-    ids = transform(text, np.random.default_rng([seed, 2, number]))
-    if ids is None:
-        return None
-    return Document(np.array(ids, np.int32), np.ones(len(ids), bool))
+    if transform is None or not is_text(row) or not isinstance(text, str):
+        return [document_of(row, tokenizer, chat=chat)]
+    found, forms = transform(text, np.random.default_rng([seed, 2, report.rows]))
+    report.forms.update(forms)
+    return found
 
 
 def _fitting(document: Document, room: int, anywhere: bool) -> list[Document]:
@@ -140,7 +175,7 @@ def _fitting(document: Document, room: int, anywhere: bool) -> list[Document]:
     return [piece for piece in pieces if piece.targets]
 
 
-def _drop(report: DataReport, reason: str, where: str) -> None:
+def _drop(report: DataReport, reason: str, named: str) -> None:
     report.dropped[reason] += 1
     if len(report.named) < NAMED:
-        report.named.append(f"{where}: {reason}")
+        report.named.append(named)

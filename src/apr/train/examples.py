@@ -79,7 +79,7 @@ def text_document(text: str, tokenizer: Tokenizer) -> Document:
     """A text and its end, all of it learned."""
     if not text.strip():
         raise BadRow("the text is empty")
-    ids = _with_end(_encode(tokenizer, text, special=True), tokenizer)
+    ids = with_end(encoded(tokenizer, text, special=True), tokenizer)
     return Document(np.array(ids, np.int32), np.ones(len(ids), bool))
 
 
@@ -149,14 +149,14 @@ def _encode_spans(spans: Sequence[Span], tokenizer: Tokenizer, special: bool) ->
     text = ""
     for span in spans:
         text += span.text
-        whole = _encode(tokenizer, text, special)
+        whole = encoded(tokenizer, text, special)
         # The prompt's tokens must be those of the prompt alone, as when the model is asked.
-        added = whole[len(ids) :] if whole[: len(ids)] == ids else _encode(tokenizer, span.text)
+        added = whole[len(ids) :] if whole[: len(ids)] == ids else encoded(tokenizer, span.text)
         learned = [False] * len(added)
         if span.trained:
             ends = [i for i, token in enumerate(added) if token in tokenizer.eos_ids]
             if not ends:
-                added = _with_end(added, tokenizer)
+                added = with_end(added, tokenizer)
                 ends = [len(added) - 1]
             learned = [i <= ends[-1] for i in range(len(added))]
         ids += added
@@ -164,14 +164,16 @@ def _encode_spans(spans: Sequence[Span], tokenizer: Tokenizer, special: bool) ->
     return Document(np.array(ids, np.int32), np.array(trained, bool))
 
 
-def _encode(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
+def encoded(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
+    """A text's ids; special: with the token that begins every text. Raises BadRow."""
     try:
         return list(tokenizer.encode(text, add_special_tokens=special))
     except AprError as error:
         raise BadRow(str(error)) from None
 
 
-def _with_end(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+def with_end(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    """Ids that end with a token that ends a text."""
     if tokenizer.eos_id is None or (ids and ids[-1] in tokenizer.eos_ids):
         return ids
     return [*ids, tokenizer.eos_id]

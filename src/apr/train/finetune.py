@@ -27,6 +27,7 @@ from apr.convert.manifest import MANIFEST_NAME, folder_manifest
 from apr.errors import UsageError
 from apr.hub import Pulled, pull
 from apr.hub.checksums import file_records, file_sha256
+from apr.hub.datasets import local_files
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
 from apr.model.load import load_transformer
@@ -34,6 +35,7 @@ from apr.model.transformer import Transformer
 from apr.text import Tokenizer, load_tokenizer
 from apr.train.adapter_files import load_adapter, save_adapter
 from apr.train.dataset import DataReport, read_documents, split_off
+from apr.train.fim import FimSettings, fim_transform
 from apr.train.forward import token_loss
 from apr.train.loop import CHECKPOINTS, METRICS, Task, TrainReport, total_steps, train
 from apr.train.lora import LoraSettings, add_lora
@@ -49,20 +51,20 @@ METHODS: tuple[Method, ...] = ("lora", "full")
 
 @dataclass(frozen=True)
 class FinetuneRequest:
-    """model: any reference. data, eval_data: JSONL files; eval_split: part of the documents held
-    out instead. adapter: PEFT folder to train on. dtype: of weights and activations; what is
-    trained is kept in fp32. max_length: tokens of a sequence. recompute: run layers again in the
-    backward pass instead of keeping what they computed. keep_mask: weights of the layers'
-    matrices that are zero (a pruned model's) stay zero.
+    """model: any reference. data, eval_data: files of rows, or hf://datasets/...; eval_split: part
+    of the documents held out instead. adapter: PEFT folder to train on. dtype: of weights and
+    activations; what is trained is kept in fp32. max_length: tokens of a sequence. recompute: run
+    layers again in the backward pass instead of keeping what they computed. keep_mask: weights of
+    the layers' matrices that are zero (a pruned model's) stay zero.
     """
 
     model: str
-    data: tuple[Path, ...]
+    data: tuple[str | Path, ...]
     method: Method = "lora"
     lora: LoraSettings = field(default_factory=LoraSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     adapter: Path | None = None
-    eval_data: tuple[Path, ...] = ()
+    eval_data: tuple[str | Path, ...] = ()
     eval_split: float = 0.0
     dtype: str = "bf16"
     max_length: int = 512
@@ -71,6 +73,7 @@ class FinetuneRequest:
     skip_bad_rows: bool = False
     recompute: bool = False
     keep_mask: bool = False
+    fim: FimSettings = field(default_factory=FimSettings)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -111,6 +114,7 @@ class Prepared:
     report: DataReport
     eval_report: DataReport | None
     memory: MemoryPlan
+    files: tuple[Path, ...]
 
     @property
     def data(self) -> PackedData:
@@ -155,16 +159,18 @@ def prepare(request: FinetuneRequest, *, offline: bool = False, progress: bool =
         )
     tokenizer = load_tokenizer(pulled.path)
     options: dict[str, Any] = {"chat": request.chat, "skip_bad_rows": request.skip_bad_rows}
+    if request.fim.rate:
+        options["transform"] = fim_transform(request.fim, tokenizer, request.max_length)
     seed = request.train.seed
-    documents, report = read_documents(
-        request.data, tokenizer, request.max_length, seed=seed, **options
-    )
+    files = local_files(request.data, offline=offline, progress=progress)
+    eval_files = local_files(request.eval_data, offline=offline, progress=progress)
+    documents, report = read_documents(files, tokenizer, request.max_length, seed=seed, **options)
+    if request.fim.rate and not report.forms:
+        raise UsageError("--fim-rate: no row is plain text", "rows of {text} are filled in")
     held_out: list[Document] = []
     eval_report = None
     if request.eval_data:
-        held_out, eval_report = read_documents(
-            request.eval_data, tokenizer, request.max_length, **options
-        )
+        held_out, eval_report = read_documents(eval_files, tokenizer, request.max_length, **options)
     elif request.eval_split:
         documents, held_out = split_off(documents, request.eval_split, seed)
         if not held_out:
@@ -178,7 +184,7 @@ def prepare(request: FinetuneRequest, *, offline: bool = False, progress: bool =
                          _largest(request, documents), request.adapter)  # fmt: skip
     return Prepared(
         request, pulled, checkpoint, config, tokenizer, documents, held_out, report, eval_report,
-        memory,
+        memory, (*files, *eval_files),
     )  # fmt: skip
 
 
@@ -205,7 +211,7 @@ def finetune(
     """
     request, target = prepared.request, Path(folder).expanduser()
     refuse_overlap(target, prepared.pulled.path)
-    inputs = {str(path): file_sha256(path) for path in (*request.data, *request.eval_data)}
+    inputs = {str(path): file_sha256(path) for path in prepared.files}
     open_run(target, {**request.to_json(), "sha256": inputs}, force)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = DTYPES[request.dtype]
