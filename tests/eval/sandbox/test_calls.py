@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import venv
 from collections.abc import Iterator
 from dataclasses import replace
 from math import inf, nan
@@ -194,6 +195,15 @@ def test_large_expected_values_are_compared_by_their_bytes_first(sandbox: Sandbo
     jobs = [_job(name, program, cases, 5.0) for name, program in programs.items()]
     found = {o.job_id: o.verdict for o in sandbox.run_many(jobs)}
     assert found == {"same": "passed", "equal": "passed", "other": "failed"}
+
+
+def test_an_interpreter_that_cannot_compare_gives_no_verdict(tmp_path: Path) -> None:
+    venv.create(tmp_path / "bare")
+    job = judged("a", "def f(x): return x", [((1,), 1)], rule=("evalplus", "humaneval", 0.0))
+    with Sandbox(1, allow_weak=True, python=str(tmp_path / "bare" / "bin" / "python")) as bare:
+        outcome = bare.run(job)
+        assert bare.run(judged("a", "def f(x): return x", [((1,), 1)])).passed
+    assert outcome.verdict == "sandbox-error" and "numpy" in outcome.detail
 
 
 def test_each_call_has_its_own_time(sandbox: Sandbox) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 from . import codec, equality, extensions
 from .cases import ProgramRaised, WrongAnswer
-from .remote import Candidate, start
+from .remote import Candidate, SetupFailed, start
 
 LAP_EVERY = 0.05  # seconds; a case's time is told from its neighbours' no finer than this
 _SHOWN = 60
@@ -95,6 +96,8 @@ def judge(
     these answers are returned. lap: called with its limit when the time of a case begins.
     """
     entry_point, cases = job["entry_point"], job["cases"]
+    if job["rule"][0] == "evalplus" and not _has_numpy():
+        raise SetupFailed("EvalPlus' rules need numpy in the interpreter that runs the programs")
     same = equality.rule(entry_point, *job["rule"])
     only_asked = all(expected is None for _, expected, _ in cases)
     if entry_point not in start(fd, candidate, job, [entry_point]):
@@ -117,6 +120,13 @@ def judge(
             lap(limits[at])
             begun = now
     return answers if only_asked else []
+
+
+@cache
+def _has_numpy() -> bool:
+    from importlib.util import find_spec  # not needed by most jobs
+
+    return find_spec("numpy") is not None
 
 
 def _check(reply: bytes, given: bytes, expected: bytes | tuple[bytes], same: equality.Rule) -> None:
