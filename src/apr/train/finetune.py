@@ -204,8 +204,8 @@ def finetune(
 ) -> dict[str, Any]:
     """Train, or go on with a run that was stopped. Returns what `--json` prints.
 
-    force: begin anew where the folder holds another run. report_to: see `reporting`. Raises UsageError (the folder is in the
-    way), AprError (a loss that is not finite, a full disk).
+    force: begin anew where the folder holds another run. report_to: see `reporting`.
+    Raises UsageError (the folder is in the way), AprError (a loss that is not finite, a full disk).
     """
     request, target = prepared.request, Path(folder).expanduser()
     refuse_overlap(target, prepared.pulled.path)

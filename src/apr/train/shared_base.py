@@ -82,7 +82,7 @@ def only(model: Transformer, name: str) -> Iterator[None]:
     places = [(path, m) for path, m in model.named_modules() if isinstance(m, SharedLinear)]
     try:
         for path, shared in places:
-            alone = shared.adapters[name] if name in shared.adapters else shared.base
+            alone = dict(shared.adapters.items()).get(name, shared.base)
             _put(model, path, alone)
         yield
     finally:
