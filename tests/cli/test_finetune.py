@@ -58,7 +58,7 @@ def test_an_adapter_learns_and_loads_in_the_merge(apr: Command, tmp_path: Path) 
     assert result["trainable_parameters"] == 2 * 16 * (32 + 128 + 32 + 64)
     assert {path.name for path in run.iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "apr_manifest.json", "best",
-        "checkpoints", "last", "metrics.jsonl", "run.json",
+        "checkpoints", "last", "loss.png", "metrics.jsonl", "run.json",
     }  # fmt: skip
     manifest = json.loads((run / "apr_manifest.json").read_text())
     assert manifest["command"] == "finetune" and len(manifest["settings"]["data_sha256"]) == 1
@@ -144,6 +144,38 @@ def test_training_goes_on_from_an_adapter(apr: Command, tmp_path: Path) -> None:
     assert config["r"] == 4 and len(config["target_modules"]) == 7
 
 
+def test_filling_in_the_middle_is_learned(apr: Command, folder: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"def f{i}(x):\n    return x + {i}\n"} for i in range(40)]
+    data = write_rows(tmp_path / "text.jsonl", rows)
+    run = tmp_path / "run"
+    fim = ("--fim-rate", 0.8, "--fim-spm-rate", 0.5, "--fim-tokens", "<|im_start|>,@,`")
+    arguments = ("finetune", "tiny", "--data", data, *fim, "--lr", 5e-2, "--epochs", 3)
+    done = apr(*arguments, "--eval-split", 0.2, "-o", run, "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["last_eval"] < result["first_eval"] - 0.1
+    assert sum(result["data"]["forms"].values()) == 40 and result["data"]["forms"]["SPM"] > 8
+    shown = apr(*arguments, "--show-samples", 5)
+    assert "«<|im_start|>" in shown.out
+
+
+def test_several_adapters(apr: Command, folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "adapters.yaml"
+    config.write_text("adapters: [{name: a, rank: 2}, {name: b, lr: 0.01, data: rows.jsonl}]")
+    arguments = ("--adapters-config", config, "--epochs", 1)
+    planned = apr(*RUN, *arguments, "--plan")
+    assert planned.code == 0 and planned.out.startswith("a:\nlora of tiny in bf16: 1,024 of")
+    run = tmp_path / "run"
+    done = apr(*RUN, *arguments, "-o", run, "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["adapters"] == {name: str(run / name) for name in "ab"}
+    ranks = [json.loads((run / n / "adapter_config.json").read_text())["r"] for n in "ab"]
+    assert ranks == [2, 16]
+    again = apr(*RUN, *arguments, "-o", run)
+    assert again.code == 2 and "it is complete" in again.err
+
+
 def test_the_plan_and_the_samples(apr: Command, tmp_path: Path) -> None:
     done = apr(*RUN, "--plan")
     assert done.code == 0 and "8,192 of " in done.out and "peak memory about" in done.out
@@ -171,6 +203,17 @@ def test_the_plan_and_the_samples(apr: Command, tmp_path: Path) -> None:
         (["--data", "rows.jsonl", "--plan", "--max-seq-len", "5"], "no row is left to learn from"),
         (["--data", "rows.jsonl", "--plan", "--eval-split", "0.001"], "is none"),
         (["--data", "rows.jsonl", "--merge", "-o", "x"], "--merge needs --adapter"),
+        (["--data", "rows.jsonl", "--plan", "--fim-rate", "0.5"], "none of <|fim_prefix|>"),
+        (
+            ["--data", "rows.jsonl", "--plan", "--fim-rate", "0.5", "--fim-tokens", "a,b,c"],
+            "--fim-rate: no row is plain text",
+        ),
+        (
+            ["--data", "rows.jsonl", "--plan", "--report-to", "wandb"],
+            "--report-to wandb is unknown",
+        ),
+        (["--data", "hf://datasets/rows", "--plan"], "hf://datasets/rows: not a data set"),
+        (["--adapters-config", "none.yaml", "--plan"], "none.yaml cannot be read"),
         (["--data", "rows.jsonl", "-o", "tiny"], "the model that is to be read"),
         (["--data", "rows.jsonl", "-o", "rows.jsonl"], "rows.jsonl is a file"),
     ],

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from apr.train.finetune import FinetuneRequest
 
 
 def register(app: typer.Typer) -> None:
@@ -92,6 +95,12 @@ def finetune(
     fim_tokens: str = typer.Option(
         "", "--fim-tokens", help="PREFIX,SUFFIX,MIDDLE: tokens for a model without its own."
     ),
+    adapters_config: Path | None = typer.Option(
+        None, "--adapters-config", help="YAML: several adapters to train side by side."
+    ),
+    report_to: str = typer.Option(
+        "none", "--report-to", help="tensorboard or trackio, beside metrics.jsonl."
+    ),
     plan: bool = typer.Option(False, "--plan", help="Say what it would take, and stop."),
     show_samples: int = typer.Option(
         0, "--show-samples", help="Print so many documents, coloured by what is learned, and stop."
@@ -108,6 +117,7 @@ def finetune(
     from apr.train.finetune import finetune as run
     from apr.train.lora import LoraSettings
     from apr.train.metrics import TrainProgress
+    from apr.train.reporting import check_report
     from apr.train.settings import TrainSettings
 
     if output is None and not (plan or show_samples):
@@ -120,6 +130,7 @@ def finetune(
         merged = merge_adapter(model, adapter, output, force=force, offline=offline)
         print(json.dumps(merged)) if as_json else out.show_merged(merged)
         return
+    check_report(report_to)
     request = FinetuneRequest(
         model=model,
         data=tuple(data or ()),
@@ -157,6 +168,10 @@ def finetune(
             fim_rate, fim_spm_rate, fim_level, fim_token_names(fim_tokens)  # type: ignore[arg-type]
         ),
     )  # fmt: skip
+    if adapters_config is not None:
+        planned = plan or bool(show_samples)
+        _several(adapters_config, request, output, planned, force, offline, as_json, report_to)
+        return
     prepared = prepare(request, offline=offline)
     if show_samples:
         out.show_samples(prepared, show_samples, as_json)
@@ -169,5 +184,39 @@ def finetune(
     if not as_json:
         out.show_plan(summary, prepared, to_stderr=True)
     with TrainProgress() as progress:
-        result = run(prepared, output, force=force, on_log=progress.show)
+        result = run(prepared, output, force=force, on_log=progress.show, report_to=report_to)
+    print(json.dumps(result)) if as_json else out.show_result(result)
+
+
+def _several(
+    config: Path,
+    request: FinetuneRequest,
+    output: Path | None,
+    plan: bool,
+    force: bool,
+    offline: bool,
+    as_json: bool,
+    report_to: str,
+) -> None:
+    from apr.cli import training_output as out
+    from apr.train.adapters_config import read_adapters
+    from apr.train.finetune import prepare
+    from apr.train.metrics import TrainProgress
+    from apr.train.several import finetune_several
+
+    requests = read_adapters(config, request)
+    prepared = {name: prepare(one, offline=offline) for name, one in requests.items()}
+    summaries = {name: one.summary() for name, one in prepared.items()}
+    if plan and as_json:
+        print(json.dumps(summaries))
+    elif not as_json:
+        for name, summary in summaries.items():
+            out.show_plan(summary, prepared[name], to_stderr=not plan, name=name)
+    if plan:
+        return
+    assert output is not None
+    with TrainProgress() as progress:
+        result = finetune_several(
+            prepared, output, force=force, on_log=progress.show, report_to=report_to
+        )
     print(json.dumps(result)) if as_json else out.show_result(result)

@@ -11,9 +11,13 @@ if TYPE_CHECKING:
     from apr.train.finetune import Prepared
 
 
-def show_plan(summary: Mapping[str, Any], prepared: Prepared, to_stderr: bool = False) -> None:
-    """What will be trained, on what, with how much memory."""
+def show_plan(
+    summary: Mapping[str, Any], prepared: Prepared, to_stderr: bool = False, name: str = ""
+) -> None:
+    """What will be trained, on what, with how much memory. name: of several adapters."""
     out = sys.stderr if to_stderr else sys.stdout
+    if name:
+        print(f"{name}:", file=out)
     trainable, parameters = summary["trainable_parameters"], summary["parameters"]
     print(
         f"{summary['method']} of {summary['model']} in {summary['dtype']}: {trainable:,} of"
@@ -25,6 +29,8 @@ def show_plan(summary: Mapping[str, Any], prepared: Prepared, to_stderr: bool = 
     if summary["eval_documents"]:
         print(f"{summary['eval_documents']} documents held out", file=out)
     print(f"{summary['steps']} steps, {summary['batches_per_epoch']} batches an epoch", file=out)
+    for note in summary["notes"]:
+        print(f"note: {note}", file=out)
     parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in summary["memory"].items())
     print(f"peak memory about {summary['peak_memory_bytes'] / 1e6:,.0f} MB: {parts}", file=out)
 

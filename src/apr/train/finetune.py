@@ -2,6 +2,7 @@
 
 OUT/            the adapter (PEFT's files) or model, the best by evaluation where there is one
 OUT/run.json    what was asked for; the same request again goes on where it stopped
+OUT/loss.png    training and held-out losses, where matplotlib is installed
 OUT/metrics.jsonl, OUT/checkpoints/, OUT/best/, OUT/last/   see `apr.train.loop`
 """
 
@@ -12,7 +13,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,12 +37,14 @@ from apr.text import Tokenizer, load_tokenizer
 from apr.train.adapter_files import load_adapter, save_adapter
 from apr.train.dataset import DataReport, read_documents, split_off
 from apr.train.fim import FimSettings, fim_transform
-from apr.train.forward import token_loss
+from apr.train.forward import attention_note, token_loss
 from apr.train.loop import CHECKPOINTS, METRICS, Task, TrainReport, total_steps, train
 from apr.train.lora import LoraSettings, add_lora
 from apr.train.packing import Batch, Document, PackedData
 from apr.train.plan import MemoryPlan, plan_memory
+from apr.train.reporting import PICTURE, draw_losses, reporting
 from apr.train.settings import TrainSettings
+from apr.train.state import saved_states
 from apr.train.zeros import keep_zeros
 
 RUN_FILE = "run.json"
@@ -92,8 +95,6 @@ class FinetuneRequest:
             raise UsageError(
                 "--keep-mask is for --method full", "an adapter's product would fill the zeros"
             )
-        if not self.data:
-            raise UsageError("no training data", "--data FILE.jsonl")
 
     def to_json(self) -> dict[str, Any]:
         """What the result depends on, as plain data."""
@@ -141,6 +142,7 @@ class Prepared:
             "tokens_per_epoch": self.report.tokens,
             "data": self.report.to_json(),
             "eval_documents": len(self.held_out),
+            "notes": [note for note in [attention_note(self.config, request.dtype)] if note],
         }
 
 
@@ -149,6 +151,8 @@ def prepare(request: FinetuneRequest, *, offline: bool = False, progress: bool =
 
     Raises UsageError naming the flag, or the file and line, that is wrong.
     """
+    if not request.data:
+        raise UsageError("no training data", "--data FILE.jsonl")
     pulled = pull(request.model, offline=offline, progress=progress)
     checkpoint = open_checkpoint(pulled.path)
     config = config_from_checkpoint(checkpoint)
@@ -203,11 +207,12 @@ def finetune(
     *,
     force: bool = False,
     on_log: Callable[[dict[str, Any]], None] = lambda line: None,
+    report_to: str = "none",
 ) -> dict[str, Any]:
     """Train, or go on with a run that was stopped. Returns what `--json` prints.
 
-    force: begin anew where the folder holds another run. Raises UsageError (the folder is in the
-    way), AprError (a loss that is not finite, a full disk).
+    force: begin anew where the folder holds another run. report_to: see `reporting`.
+    Raises UsageError (the folder is in the way), AprError (a loss that is not finite, a full disk).
     """
     request, target = prepared.request, Path(folder).expanduser()
     refuse_overlap(target, prepared.pulled.path)
@@ -223,15 +228,30 @@ def finetune(
         step=lambda model, batch: (token_loss(model, batch, request.recompute), {}),
         data=_on(prepared.data, device),
         save=_saver(prepared, model),
-        evaluate=_evaluator(prepared, model, device) if prepared.held_out else None,
+        evaluate=evaluator(prepared, model, device) if prepared.held_out else None,
         on_log=on_log,
     )
-    report = train(task, request.train, target)
+    report = run_task(task, request.train, target, report_to)
     best = report.best_epoch is not None
     publish(target / ("best" if best else "last"), target)
-    result = _result(prepared, target, report)
-    _write_manifest(prepared, target, inputs, result)
+    result = run_result(prepared, target, report)
+    write_manifest(prepared, target, inputs, result)
     return result
+
+
+def run_task(task: Task[Any], settings: TrainSettings, target: Path, report_to: str) -> TrainReport:
+    """Train with the metrics reported, and draw the losses in the end."""
+    states = saved_states(target / CHECKPOINTS)
+    first = int(states[-1].name.removeprefix("step-")) if states else 0
+    with reporting(report_to, target, first) as tell:
+
+        def on_log(line: dict[str, Any]) -> None:
+            task.on_log(line)
+            tell(line)
+
+        report = train(replace(task, on_log=on_log), settings, target)
+    draw_losses(target / METRICS, target / PICTURE)
+    return report
 
 
 def _make_trainable(model: Transformer, request: FinetuneRequest) -> None:
@@ -252,7 +272,8 @@ def _on(data: PackedData, device: torch.device) -> PackedData:
     return PackedData(data.documents, data.room, data.batch_size, data.seed, data.packing, device)
 
 
-def _evaluator(prepared: Prepared, model: Transformer, device: torch.device) -> Callable[[], float]:
+def evaluator(prepared: Prepared, model: Transformer, device: torch.device) -> Callable[[], float]:
+    """Mean loss of the model, as it is when this is called, on the documents held out."""
     request = prepared.request
     data = PackedData(
         prepared.held_out, request.max_length, request.train.batch_size, 0, request.packing, device
@@ -370,7 +391,8 @@ def publish(source: Path, target: Path) -> None:
         temporary.replace(goal)
 
 
-def _result(prepared: Prepared, target: Path, report: TrainReport) -> dict[str, Any]:
+def run_result(prepared: Prepared, target: Path, report: TrainReport) -> dict[str, Any]:
+    """What `--json` prints of a run."""
     values = asdict(report)
     losses = values.pop("losses")
     return {
@@ -385,9 +407,10 @@ def _result(prepared: Prepared, target: Path, report: TrainReport) -> dict[str, 
     }
 
 
-def _write_manifest(
+def write_manifest(
     prepared: Prepared, target: Path, inputs: dict[str, str], result: dict[str, Any]
 ) -> None:
+    """The record that a run is complete. inputs: sha256 by file."""
     content = folder_manifest(
         "finetune",
         source=exact_source(prepared.pulled),

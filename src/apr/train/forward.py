@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from apr.kernels import differentiable
+from apr.model.config import ModelConfig
 from apr.model.documents import document_attention
 from apr.model.rope import needs_long_factors
 from apr.model.transformer import Transformer
@@ -22,6 +24,23 @@ def hidden_states(model: Transformer, batch: Batch, recompute: bool = False) -> 
     longest = int(batch.positions.max()) + 1
     long = needs_long_factors(model.config, longest)
     return model.run(batch.ids, batch.positions, attend, long, recompute)
+
+
+def attention_note(config: ModelConfig, dtype: str) -> str:
+    """Why documents go through torch's attention one by one; "" where the compiled one runs."""
+    reason = ""
+    if torch.cuda.is_available():
+        reason = "the model trains on a GPU"
+    elif config.attention_softcap is not None:
+        reason = "its attention has a softcap"
+    elif dtype != "bf16":
+        reason = f"--dtype is {dtype}, not bf16"
+    else:
+        q = torch.empty(1, config.num_heads, config.head_dim, dtype=torch.bfloat16)
+        k = torch.empty(1, config.num_kv_heads, config.head_dim, dtype=torch.bfloat16)
+        if not differentiable.fits_document_attention(q, k):
+            reason = f"no compiled kernel takes heads of {config.head_dim} here"
+    return reason and f"attention falls back on torch's SDPA, document by document: {reason}"
 
 
 def token_loss(model: Transformer, batch: Batch, recompute: bool = False) -> torch.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -46,6 +46,14 @@ B_co = TypeVar("B_co", bound=BatchLike, covariant=True)
 Step = Callable[[Transformer, B], tuple[torch.Tensor, dict[str, float]]]
 
 
+class OptimizerLike(Protocol):
+    """See `apr.train.optimizer.Optimizer`."""
+
+    def step(self, rate: float) -> float: ...
+    def state(self) -> dict[str, torch.Tensor]: ...
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None: ...
+
+
 class Data(Protocol[B_co]):
     """batches: what an epoch consists of, the same for the same epoch; load: one of them."""
 
@@ -57,7 +65,8 @@ class Data(Protocol[B_co]):
 class Task(Generic[B]):
     """What is trained, on what, how. parameters: by name. evaluate: mean loss on held-out data
     (None without). save: write the model as it is now to a folder, atomically. on_log: told every
-    line of the metrics.
+    line of the metrics. optimizer: None for one over all parameters. eval_details: what the last
+    evaluation found, besides, for the metrics.
     """
 
     model: Transformer
@@ -67,6 +76,8 @@ class Task(Generic[B]):
     save: Callable[[Path], None]
     evaluate: Callable[[], float] | None = None
     on_log: Callable[[dict[str, Any]], None] = lambda line: None
+    optimizer: OptimizerLike | None = None
+    eval_details: Callable[[], Mapping[str, float]] = dict
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ def train(task: Task[B], settings: TrainSettings, folder: Path) -> TrainReport:
 class _Run(Generic[B]):
     def __init__(self, task: Task[B], settings: TrainSettings, folder: Path) -> None:
         self.task, self.settings, self.folder = task, settings, folder
-        self.optimizer = Optimizer(task.parameters, settings)
+        self.optimizer = task.optimizer or Optimizer(task.parameters, settings)
         self.total = total_steps(task.data, settings)
         self.progress = Progress()
         self.stopped = ""
@@ -227,6 +238,7 @@ class _Run(Generic[B]):
                 "epoch": self.progress.epoch,
                 "eval_loss": loss,
                 "eval_perplexity": math.exp(min(loss, 700.0)),
+                **self.task.eval_details(),
             }
         )
         return loss

@@ -1,0 +1,113 @@
+"""A run's metrics elsewhere: TensorBoard, trackio, and a picture of the loss."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from apr.errors import UsageError
+
+REPORTS = ("none", "tensorboard", "trackio")
+PICTURE = "loss.png"
+# Lines of the metrics say where they are by these; all else in them is drawn.
+_PLACES = ("step", "steps", "epoch", "all_tokens", "all_seconds")
+
+
+@contextmanager
+def reporting(
+    kind: str, folder: Path, first: int = 0
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that reports a line of the metrics; at the end the report is closed.
+
+    kind: of `REPORTS`. folder: of the run; TensorBoard's files go to folder/tensorboard, trackio's
+    project is the folder's name. first: steps of an earlier session; what it reported of later
+    ones is replaced. Raises UsageError where the library is missing.
+    """
+    if kind == "tensorboard":
+        writer = _tensorboard()(str(folder / "tensorboard"), purge_step=first + 1)
+
+        def report(line: dict[str, Any]) -> None:
+            for name, value in scalars(line):
+                writer.add_scalar(name, value, line["step"])
+
+        try:
+            yield report
+        finally:
+            writer.close()
+    elif kind == "trackio":
+        trackio = _trackio()
+        trackio.init(project=folder.resolve().name, name="finetune", resume="allow")
+        try:
+            yield lambda line: trackio.log(dict(scalars(line)), step=line["step"])
+        finally:
+            trackio.finish()
+    else:
+        yield lambda line: None
+
+
+def check_report(kind: str) -> None:
+    """Raises UsageError for an unknown report, or one whose library is missing."""
+    if kind not in REPORTS:
+        raise UsageError(f"--report-to {kind} is unknown", f"one of {', '.join(REPORTS)}")
+    if kind == "tensorboard":
+        _tensorboard()
+    elif kind == "trackio":
+        _trackio()
+
+
+def scalars(line: dict[str, Any]) -> list[tuple[str, float]]:
+    """The numbers of a line under the names they are reported by: train/loss, eval/loss, ..."""
+    return [
+        (f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}", value)
+        for key, value in line.items()
+        if key not in _PLACES
+    ]
+
+
+def draw_losses(metrics: Path, picture: Path) -> bool:
+    """The training loss of every step and held-out losses as a picture; False without matplotlib.
+
+    metrics: metrics.jsonl. Held-out points stand at the step they were measured at.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    held_out = [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*train, strict=True), linewidth=1, label="training loss")
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), marker="o", label="held-out loss")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("nats per token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    temporary = picture.with_name(f".{picture.name}.new.png")
+    figure.savefig(temporary, dpi=120)
+    temporary.replace(picture)
+    return True
+
+
+def _tensorboard() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        hint = "pip install 'apr[tensorboard]'"
+        raise UsageError("--report-to tensorboard needs tensorboard", hint) from None
+    return SummaryWriter
+
+
+def _trackio() -> Any:
+    try:
+        import trackio
+    except ImportError:
+        raise UsageError(
+            "--report-to trackio needs trackio", "pip install 'apr[trackio]'"
+        ) from None
+    return trackio
