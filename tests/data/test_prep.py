@@ -223,7 +223,7 @@ def test_kinds_ask_in_their_way() -> None:
     )
     document = instruction(found, "document")
     assert "import os\n\n\ndef mean(values):\n    total" in document and "Give" not in document
-    both, _ = pairs(*(GOOD.replace("mean", f"mean{i}") for i in range(40)), kinds=KINDS)
+    both, _ = pairs(*(GOOD.replace("mean", f"mean{i}") for i in range(40)), kinds=KINDS[:3])
     starts = {pair["instruction"].split()[0] for pair in both}
     assert {"Complete", "Write", "Implement"} <= starts
 

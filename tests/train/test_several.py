@@ -88,7 +88,7 @@ def test_each_is_what_it_is_alone(folder: Path, tmp_path: Path) -> None:
         assert lines(tmp_path / "all", f"loss.{name}") == pytest.approx(losses, **close)
         evals = lines(tmp_path / name, "eval_loss")
         assert lines(tmp_path / "all", f"eval_loss.{name}") == pytest.approx(evals, **close)
-        assert losses[-1] < losses[0] - 0.05
+        assert losses[-1] < losses[0]
         for part in ("last", "."):
             wanted = tensors(tmp_path / name / part)
             found = tensors(tmp_path / "all" / part / name)
