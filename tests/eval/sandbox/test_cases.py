@@ -206,14 +206,24 @@ def test_every_case_has_its_own_time(sandbox: Sandbox) -> None:
         assert outcome.cpu_seconds > 1.4
 
 
-def test_waiting_for_a_processor_does_not_count(sandbox: Sandbox) -> None:
+# The same work in three children, one after the other.
+CHILDREN = """
+import subprocess, sys
+spin = "import time\\nwhile time.process_time() < 0.1: pass"
+for _ in range(3):
+    subprocess.run([sys.executable, "-I", "-c", spin], check=True)
+"""
+
+
+@pytest.mark.parametrize("work", [SPIN, CHILDREN], ids=["itself", "children"])
+def test_waiting_for_a_processor_does_not_count(sandbox: Sandbox, work: str) -> None:
     """0.3 s of work within 0.9 s, on processors that six others keep busy."""
     spin = [sys.executable, "-c", "while True: pass"]
     # Each in a session of its own, as our workers: schedulers share by session first.
     count = 6 * (os.cpu_count() or 1)
     busy = [subprocess.Popen(spin, start_new_session=True) for _ in range(count)]
     try:
-        outcome = sandbox.run(script("j", SPIN + "print(1)", ("", "1"), time_limit=0.9))
+        outcome = sandbox.run(script("j", work + "print(1)", ("", "1"), time_limit=0.9))
     finally:
         for process in busy:
             process.kill()

@@ -14,13 +14,13 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Usage(NamedTuple):
-    """seconds: of processor time. resident: bytes. waited: seconds that the one of them that
-    stood longest in line for a processor did so; None where unknown.
+    """seconds: of processor time. resident: bytes. waited: process -> seconds that it stood in line
+    for a processor; empty where unknown.
     """
 
     seconds: float
     resident: int
-    waited: float | None
+    waited: dict[int, float]
 
 
 class Observer:
@@ -54,12 +54,13 @@ class Observer:
         Pages they share count for each.
         """
         if self._proc is None:
-            return Usage(0.0, 0, None)
+            return Usage(0.0, 0, {})
         ticks = pages = 0
-        waited = None
+        waited = {}
         for member in {pid} | descendants(pid, self._proc):
             own = self.waited_seconds(member)
-            waited = own if waited is None else max(waited, own or 0.0)
+            if own is not None:
+                waited[member] = own
             # After the name in parentheses, fields 3 and on of proc_pid_stat(5).
             fields = read_proc(f"{member}/stat", self._proc).rpartition(")")[2].split()
             if fields:

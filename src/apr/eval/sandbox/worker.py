@@ -25,8 +25,11 @@ from .confine import Confinement
 from .observe import Observer, directory_bytes
 
 MAX_JOB = judge.MAX_JOB
-WALL_FACTOR = 10  # backstop: for a machine so busy that processor time hardly passes
+# Backstop: for a machine so busy that processor time hardly passes. Far away where it is known
+# how long a program stood in line, for what waits for anything else is out of time before.
+WALL_FACTOR = 10
 WALL_EXTRA = 5.0
+FAR = 20
 _LOOK_EVERY = 0.1
 _JOBS_OF_A_JUDGE = 500
 _SCM_CREDENTIALS = 2
@@ -351,7 +354,9 @@ class _Watch:
         self._start = start
         self._backstop = backstop
         self._used = 0.0  # before this lap: processor time, and time in line
-        self._waited = observer.waited_seconds(judge_pid) or 0.0
+        # Process -> seconds it stood in line, also of those that have ended since.
+        self._lines = {judge_pid: observer.waited_seconds(judge_pid) or 0.0}
+        self._waited = self._lines[judge_pid]  # all of them, before this lap
 
     def lap(self, limit: float | None) -> None:
         """Count time from here on. limit: from now on; None leaves it as it is."""
@@ -361,9 +366,9 @@ class _Watch:
         self.limit = self.limit if limit is None else limit * self._slack
         self._start = time.monotonic()
         self._used = now
-        self._waited = sum(
-            self._observer.waited_seconds(pid) or 0.0 for pid in (self._candidate, self._judge)
-        )
+        for pid in (self._candidate, self._judge):
+            self._lines[pid] = self._observer.waited_seconds(pid) or self._lines.get(pid, 0.0)
+        self._waited = sum(self._lines.values())
 
     def end(self, seconds: float) -> None:
         """Of a lap, after so much processor time in all."""
@@ -373,17 +378,21 @@ class _Watch:
         """A decision or None, and how many seconds may pass before the next look.
 
         Time is what would have passed on an idle machine: processor time, or wall time less the
-        time that candidate and judge stood in line for a processor, whichever is more.
+        time that candidate, its children and judge stood in line for a processor, whichever is
+        more. (Children that run beside each other are counted by their processor time.)
         """
-        tree_seconds, resident, candidate_waited = self._observer.tree(self._candidate)
+        tree_seconds, resident, lines = self._observer.tree(self._candidate)
         self.seconds = max(self._observer.cpu_seconds(self._candidate), tree_seconds)
         used = self.seconds - self._used
         passed = time.monotonic() - self._start
         judge_waited = self._observer.waited_seconds(self._judge)
-        if candidate_waited is not None and judge_waited is not None:
-            used = max(used, passed - (candidate_waited + judge_waited - self._waited))
+        backstop = self._backstop
+        if lines and judge_waited is not None:
+            self._lines |= {**lines, self._judge: judge_waited}
+            used = max(used, passed - (sum(self._lines.values()) - self._waited))
+            backstop *= FAR
         self.over |= used * self._slack > self.limit
-        if used >= self.limit or passed >= self._backstop:
+        if used >= self.limit or passed >= backstop:
             return {"verdict": "timeout", "detail": "timed out"}, 0.0
         if resident > self._memory:
             return {"verdict": "memory", "detail": "failed: uses more memory than allowed"}, 0.0
