@@ -108,7 +108,7 @@ def test_alone_programs_have_their_limit() -> None:
     with Sandbox(workers=1, level="limits", allow_weak=True, preload=()) as alone:
         outcome = alone.run(replace(spinning("spin"), time_limit=1.0))
     assert outcome.verdict == "timeout" and not outcome.retried
-    assert 0.95 <= outcome.cpu_seconds < SLACK  # the kernel counts in ticks
+    assert 0.5 <= outcome.cpu_seconds < SLACK  # less where other work takes the processors
 
 
 def test_what_took_too_long_beside_others_runs_again_alone_and_last(
