@@ -120,7 +120,7 @@ def test_arguments_of_mbpp_are_those_that_evalplus_writes_as_literals() -> None:
     different = []
     for task_id, row in benchmark._rows.items():
         origin = written[int(task_id.partition("/")[2])]
-        arguments = [list(decode(call)) for call in (*row["base"], *row["plus"])]
+        arguments = [*row["base"], *row["plus"]]
         inputs, _ = literals(origin["test"])
         at = places(arguments, inputs)
         left_out = set(range(len(arguments))) - set(at or ())
@@ -187,7 +187,7 @@ def test_expected_answers_are_those_that_evalplus_writes_as_literals() -> None:
     for task_id, task in benchmark.tasks.items():
         inputs, results = literals(written[int(task_id.partition("/")[2])]["test"])
         row = benchmark._rows[task_id]
-        arguments = [list(decode(call)) for call in (*row["base"], *row["plus"])]
+        arguments = [*row["base"], *row["plus"]]
         values = benchmark._expected[task_id].values
         answers = [decode(values[at]) for at in places(arguments, inputs) or ()]
         if results is None or task.entry_point in NOT_NONE:

@@ -23,7 +23,7 @@ from apr.eval.extraction import chat_code, cut_at, definitions, is_body, longest
 from apr.eval.interpreter import Interpreter
 from apr.eval.rows import read_rows
 from apr.eval.sandbox import DEFAULT_PRELOAD, Job, Sandbox
-from apr.eval.sandbox.calls import Large, decode, encode, expected_value
+from apr.eval.sandbox.calls import Large, decode, encode
 from apr.eval.task import Newline, Prompt, PromptStyle, Task, Traits
 
 _END = ("<|endoftext|>", "<|endofmask|>", "</s>", "\nif __name__", "\ndef main(", "\nprint(")
@@ -70,7 +70,6 @@ class EvalPlus:
             for task_id, row in self._rows.items()
         }
         self._expected: Mapping[str, Expected] = {}
-        self._wanted: Mapping[str, Sequence[bytes | Large]] = {}
         self.traits = Traits(
             preload=(*DEFAULT_PRELOAD, "numpy") if self._dataset == "mbpp" else DEFAULT_PRELOAD,
             max_tokens=MAX_TOKENS,
@@ -86,13 +85,10 @@ class EvalPlus:
         found = expected_answers(source, sandbox, interpreter, jobs, progress)
         for task in tasks:
             if task.entry_point in NOT_NONE:
-                values = [encode(decode(value) is not None) for value in found[task.task_id].values]
-                found[task.task_id] = found[task.task_id]._replace(values=tuple(values))
+                values = found[task.task_id].values
+                given = [isinstance(v, Large) or decode(v) is not None for v in values]
+                found[task.task_id] = found[task.task_id]._replace(values=list(map(encode, given)))
         self._expected = found
-        self._wanted = {
-            task.task_id: [expected_value(value) for value in found[task.task_id].values]
-            for task in tasks
-        }
 
     def prompt(self, task: Task, style: PromptStyle) -> Prompt:
         if style.mode == "chat":
@@ -136,7 +132,7 @@ class EvalPlus:
             program=program,
             entry_point=task.entry_point,
             judge="calls",
-            cases=partial(_cases, row, self._wanted[task.task_id], limits),
+            cases=partial(_cases, expected, limits),
             parts=[(part, len(row[part])) for part in ("base", "plus") if row[part]],
             rule=("evalplus", self._dataset, row["atol"]),
             time_limit=max(limits),
@@ -146,27 +142,29 @@ class EvalPlus:
 
     def _reference(self, task: Task) -> Job:
         row = self._rows[task.task_id]
-        calls = [*row["base"], *row["plus"]]
         return Job(
             job_id=task.task_id,
             program=task.prompt + task.canonical_solution,
             entry_point=task.entry_point,
             judge="calls",
-            cases=lambda: [(call, None, WHOLE_LIMIT) for call in calls],
+            cases=partial(_asked, row),
             time_limit=WHOLE_LIMIT,
             memory_bytes=MEMORY,
             output_bytes=256 << 20,
         )
 
 
-def _cases(
-    row: Mapping[str, Any], expected: Sequence[bytes | Large], limits: Sequence[float]
-) -> list[tuple[bytes, bytes | Large, float]]:
-    return list(zip([*row["base"], *row["plus"]], expected, limits, strict=True))
+def _cases(expected: Expected, limits: Sequence[float]) -> list[tuple[bytes, bytes | Large, float]]:
+    return list(zip(expected.calls, expected.values, limits, strict=True))
+
+
+def _asked(row: Mapping[str, Any]) -> list[tuple[bytes, None, float]]:
+    calls = (*row["base"], *row["plus"])
+    return [(encode(tuple(arguments)), None, WHOLE_LIMIT) for arguments in calls]
 
 
 def _read_rows(path: Path, dataset: str) -> dict[str, dict[str, Any]]:
-    """Rows by task id, with the arguments of `base` and `plus` calls encoded. Raises UsageError."""
+    """Rows by task id, with the argument lists of `base` and `plus` calls. Raises UsageError."""
     rows: dict[str, dict[str, Any]] = {}
     for line, row in read_rows(path):
         where = f"{path} line {line}"
@@ -185,7 +183,7 @@ def _read_rows(path: Path, dataset: str) -> dict[str, dict[str, Any]]:
             if not (isinstance(inputs, list) and all(isinstance(i, list) for i in inputs)):
                 raise UsageError(f"{where} has no list of argument lists in field {field!r}")
             restored = restore_inputs(row["task_id"], inputs) if dataset == "mbpp" else inputs
-            row[field.partition("_")[0]] = [encode(tuple(arguments)) for arguments in restored]
+            row[field.partition("_")[0]] = restored
         rows[row["task_id"]] = {name: row[name] for name in (*FIELDS, "atol", "base", "plus")}
     if not rows:
         raise UsageError(f"{path} has no tasks")

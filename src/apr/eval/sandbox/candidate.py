@@ -11,6 +11,7 @@ import builtins
 import os
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 from . import channel, codec, extensions, inside, script, unittest_run
@@ -126,12 +127,21 @@ class _Many:
 
     def __init__(self, fd: int, own_pid: int, sink: Sink, output_bytes: int) -> None:
         self._fd, self._own_pid, self._sink, self._limit = fd, own_pid, sink, output_bytes
-        self._answers: list[tuple[float, bytes]] = []
+        self._seconds: list[float] = []
+        self._replies: list[bytes] = []
         self._held = 0
 
-    def serve(self, function: Any, calls: list[bytes], go_on: bool, told_before: list[int]) -> None:
-        """One answer a call: (seconds, reply). go_on: also after a call that raised. told_before:
-        calls before which all answers are sent.
+    def serve(
+        self,
+        function: Any,
+        calls: list[bytes],
+        go_on: bool,
+        told_before: list[int],
+        digest_from: int | None,
+    ) -> None:
+        """Seconds and a reply for each call. go_on: also after a call that raised. told_before:
+        calls before which all answers are sent. digest_from: bytes of a reply from which on its
+        digest is sent.
         """
         flushed = time.monotonic()
         pauses = set(told_before)
@@ -150,7 +160,12 @@ class _Many:
                 reply, raised = _error_reply(codec.Encoder(extend=_opaque), error), True
             seconds = time.process_time() - begin  # with the writing, which is timed as well
             too_much = self._sink.full or len(reply) > self._limit
-            self._answers.append((seconds, bytes(_TOO_MUCH if too_much else reply)))
+            if too_much:
+                reply = _TOO_MUCH
+            elif digest_from is not None and len(reply) >= digest_from and not raised:
+                reply = bytearray(b"h" + sha256(reply).digest())
+            self._seconds.append(seconds)
+            self._replies.append(bytes(reply))
             self._held += len(reply)
             if too_much or (raised and not go_on):
                 break
@@ -161,12 +176,12 @@ class _Many:
         self._flush()
 
     def _flush(self) -> None:
-        if not self._answers:
+        if not self._seconds:
             return
         if os.getpid() != self._own_pid:
             os._exit(0)
-        channel.send(self._fd, self._answers)
-        self._answers, self._held = [], 0
+        channel.send(self._fd, (self._seconds, self._replies))
+        self._seconds, self._replies, self._held = [], [], 0
 
 
 def _opaque(encoder: codec.Encoder, value: Any) -> None:

@@ -137,6 +137,8 @@ class Encoder:
         elif kinds == {str}:
             blobs = [value.encode("utf-8", "surrogatepass") for value in values]
             out += b"s" + array("I", map(len, blobs)).tobytes() + b"".join(blobs)
+        elif kinds == {bytes}:
+            out += b"b" + array("I", map(len, values)).tobytes() + b"".join(values)
         else:
             out += b"*"
             self._depth += 1
@@ -271,10 +273,11 @@ class Decoder:
                 return [int(v) if w else v for v, w in zip(doubles, whole, strict=True)]
             except (ValueError, OverflowError) as error:  # int(nan), int(inf)
                 raise BadData(str(error)) from None
-        if kind == b"s":
+        if kind in (b"s", b"b"):
             lengths = array("I")
             lengths.frombytes(self._take(4 * count))
-            return [self._text(self._take(length)) for length in lengths]
+            read: Callable[[memoryview], Any] = self._text if kind == b"s" else bytes
+            return [read(self._take(length)) for length in lengths]
         if kind != b"*":
             raise BadData(f"sequence of kind {kind!r}")
         self._deeper()

@@ -55,7 +55,7 @@ class Job:
                   of input and expected output, in order; the first that fails ends the job. For
                   "calls": (calls.encode(arguments), calls.encode(expected), CPU seconds), where
                   expected None in all cases asks for what the calls give (Outcome.answers) and
-                  expected values may be wrapped (calls.expected_value).
+                  large expected values may be calls.Large.
                   Called when the job starts, so that jobs that wait hold no test data.
     parts         for "calls": (name, number of cases) of the parts that the cases fall into, each
                   run in a process of its own. None: one part without a name.

@@ -76,20 +76,21 @@ class Candidate:
         return answer
 
     def many(
-        self, calls: list[bytes], go_on: bool, told_before: list[int]
+        self, calls: list[bytes], go_on: bool, told_before: list[int], digest_from: int | None
     ) -> Iterator[tuple[float, bytes]]:
         """Answers to calls of the entry point, (seconds, reply) each, as they come. calls: encoded
         arguments. go_on: also after a call that raised; else that is the last answer. told_before:
-        numbers of the calls before which all answers are sent.
+        numbers of the calls before which all answers are sent. digest_from: replies of so many
+        bytes come as b"h" and their SHA-256 digest.
         """
         encoder = codec.Encoder()
-        encoder.value(("many", (calls, go_on, told_before), ()))
+        encoder.value(("many", (calls, go_on, told_before, digest_from), ()))
         left = len(calls)
         try:
             channel.send_frame(self._fd, encoder.out)
             while left:
-                answers = channel.receive(self._fd, self._limit + MAX_MESSAGE)
-                for seconds, reply in answers:
+                times, replies = channel.receive(self._fd, self._limit + MAX_MESSAGE)
+                for seconds, reply in zip(times, replies, strict=True):
                     left -= 1
                     if type(seconds) is not float or type(reply) is not bytes or left < 0:
                         raise codec.BadData("not an answer")
