@@ -107,6 +107,11 @@ def bits_at(address, count):
 
 
 @njit(nogil=True)
+def bytes_at(address, count):
+    return carray(_pointer(address), (count,), np.uint8)
+
+
+@njit(nogil=True)
 def floats_at(address, count):
     return carray(_pointer(address), (count,), np.float32)
 
