@@ -49,12 +49,16 @@ _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def dequantize(
-    packed: torch.Tensor, type_name: str, dtype: torch.dtype = torch.float32
+    packed: torch.Tensor,
+    type_name: str,
+    dtype: torch.dtype = torch.float32,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Turn packed blocks into numbers.
 
     packed: uint8 (..., bytes per row), contiguous, whole blocks; returns dtype (..., elements per
-    row) on the same device. Narrower dtypes are the fp32 result rounded to nearest even. Raises
+    row) on the same device. Narrower dtypes are the fp32 result rounded to nearest even. out: for
+    blocks, dtype, contiguous, with room for all numbers; what is returned is a view of it. Raises
     AprError for a type without a decoder and for rows that are not whole blocks.
     """
     kind = GGML_TYPES.get(type_name)
@@ -71,7 +75,11 @@ def dequantize(
     if type_name in _PLAIN:
         return packed.contiguous().view(_PLAIN[type_name]).to(dtype).view(shape)
     blocks = packed.reshape(-1, kind.block_bytes)
-    values = _empty((blocks.shape[0], kind.block_elements), dtype, packed.device)
+    numbers = (blocks.shape[0], kind.block_elements)
+    if out is None:
+        values = _empty(numbers, dtype, packed.device)
+    else:
+        values = out.view(-1)[: math.prod(numbers)].view(numbers)
     _decode_chunks(DECODERS[type_name], blocks, values)
     return values.view(shape)
 

@@ -47,8 +47,13 @@ class Nf4:
         return sum(t.nbytes for t in (self.codes, self.absmax, self.scales, self.offset))
 
     def to(self, device: torch.device) -> Nf4:
-        parts = (self.codes, self.absmax, self.scales, self.offset)
-        return Nf4(*(part.to(device) for part in parts), self.shape)
+        return Nf4(
+            self.codes.to(device),
+            self.absmax.to(device),
+            self.scales.to(device),
+            self.offset.to(device),
+            self.shape,
+        )
 
 
 def nf4_bytes(count: int) -> int:

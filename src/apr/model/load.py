@@ -6,7 +6,7 @@ architecture are interleaved for another rotary layout, and Gemma's norms have 1
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -14,11 +14,13 @@ from torch import nn
 
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.checkpoint.names import gguf_to_hf, hf_to_gguf, is_rope_table
+from apr.checkpoint.safetensors_folder import SafetensorsSource
 from apr.errors import AprError
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
 from apr.model.transformer import Transformer
 
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 # Where multimodal Gemma checkpoints keep the language model: what is written there -> our name.
 _TEXT_PREFIXES = {
     "language_model.model.": "model.",
@@ -43,6 +45,17 @@ def load_weights(
     Shapes are (out, in). dtype None keeps what the file stores and gives fp32 for quantized
     blocks. Raises AprError naming the tensor that is missing, unexpected or of another shape.
     """
+    shapes, stored = checked_names(checkpoint, cfg)
+    for name in shapes:
+        yield name, read_weight(checkpoint, stored[name], name, cfg, dtype)
+
+
+def checked_names(
+    checkpoint: Checkpoint, cfg: ModelConfig
+) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """`expected_shapes` and `stored_names`, which fit each other. Raises AprError as
+    `load_weights`.
+    """
     shapes = expected_shapes(cfg)
     stored = stored_names(checkpoint, cfg)
     _check_names(checkpoint, shapes, stored)
@@ -55,8 +68,7 @@ def load_weights(
             )
     if cfg.tie_embeddings and "lm_head.weight" in stored:
         _check_tied(checkpoint, stored)
-    for name in shapes:
-        yield name, read_weight(checkpoint, stored[name], name, cfg, dtype)
+    return shapes, stored
 
 
 def read_weight(
@@ -68,25 +80,51 @@ def read_weight(
     return checkpoint.tensors.get(stored, dtype)
 
 
+def read_unmapped(checkpoint: Checkpoint, stored: str, name: str, cfg: ModelConfig) -> torch.Tensor:
+    """As `read_weight` with dtype None, for a tensor that is not kept: where it would come from a
+    memory map, whose pages would stay in this process, it is read instead.
+    """
+    source = checkpoint.tensors
+    kind = FLOATS.get(source.info(stored).dtype)
+    if not isinstance(source, SafetensorsSource) or kind is None:
+        return read_weight(checkpoint, stored, name, cfg, None)
+    found = torch.empty(source.info(stored).shape, dtype=kind)
+    source.read_into(stored, 0, found.view(-1))
+    return found
+
+
 def load_transformer(
     source: str | Path | Checkpoint,
     dtype: torch.dtype = torch.bfloat16,
     device: str | torch.device = "cpu",
+    replace: Callable[[str, str], nn.Module | None] | None = None,
 ) -> Transformer:
     """The model at a path (Hugging Face folder, .safetensors or .gguf file) or open checkpoint.
 
     Weights are frozen (requires_grad False) and, where the file's type is dtype and the device
-    the CPU, views of the memory-mapped file. Raises what `open_checkpoint`, `config_from_*` and
+    the CPU, views of the memory-mapped file. replace: called with the name in the file
+    and the Hugging Face name of each linear layer's weight but the output layer's; may give a
+    module to stand in the layer's place. Raises what `open_checkpoint`, `config_from_*` and
     `load_weights` raise.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     cfg = config_from_checkpoint(checkpoint)
     with torch.device("meta"):
         model = Transformer(cfg)
-    for name, tensor in load_weights(checkpoint, cfg, dtype):
+    shapes, stored = checked_names(checkpoint, cfg)
+    for name in shapes:
         path, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path)
+        linear = isinstance(owner, nn.Linear) and leaf == "weight" and path != "lm_head"
+        if replace is not None and linear:
+            packed = replace(stored[name], name)
+            if packed is not None:
+                parent, _, last = path.rpartition(".")
+                setattr(model.get_submodule(parent), last, packed)
+                continue
+        tensor = read_weight(checkpoint, stored[name], name, cfg, dtype)
         weight = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
-        setattr(model.get_submodule(path), leaf, weight)
+        setattr(owner, leaf, weight)
     return model.eval()
 
 
@@ -162,7 +200,12 @@ def _from_gguf(
         # In fp32, or a small weight next to the 1 would lose its digits.
         tensor = checkpoint.tensors.get(stored, torch.float32) - cfg.norm_offset
         return tensor if dtype is None else tensor.to(dtype)
-    tensor = checkpoint.tensors.get(stored, dtype)
+    return _reordered(checkpoint, name, checkpoint.tensors.get(stored, dtype), cfg)
+
+
+def _reordered(
+    checkpoint: Checkpoint, name: str, tensor: torch.Tensor, cfg: ModelConfig
+) -> torch.Tensor:
     if _gguf_architecture(checkpoint) != "llama":
         return tensor
     if ".q_proj." in name:
@@ -170,6 +213,16 @@ def _from_gguf(
     if ".k_proj." in name:
         return unpermute(tensor, cfg.num_kv_heads)
     return tensor
+
+
+def packed_weight(
+    checkpoint: Checkpoint, stored: str, name: str, cfg: ModelConfig
+) -> tuple[torch.Tensor, str]:
+    """The blocks of a GGUF matrix, uint8 (out, bytes of a row), and their type; rows in Hugging
+    Face's order.
+    """
+    data, kind = checkpoint.tensors.get_packed(stored)
+    return _reordered(checkpoint, name, data, cfg), kind
 
 
 def unpermute(tensor: torch.Tensor, heads: int) -> torch.Tensor:

@@ -8,16 +8,13 @@ import torch
 from torch import nn
 
 from apr.checkpoint import Checkpoint
-from apr.checkpoint.safetensors_folder import SafetensorsSource
 from apr.errors import AprError
 from apr.model.config import ModelConfig
 from apr.model.documents import document_attention
 from apr.model.families import config_from_checkpoint
-from apr.model.load import expected_shapes, read_weight, stored_names
+from apr.model.load import FLOATS, expected_shapes, read_unmapped, stored_names
 from apr.model.rope import needs_long_factors
 from apr.model.transformer import Attend, Layer, Tables, Transformer
-
-_FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 class ModelStream:
@@ -39,18 +36,12 @@ class ModelStream:
 
     def stored_dtype(self, name: str) -> torch.dtype | None:
         """The float type of a tensor in the file; None for quantized blocks."""
-        return _FLOATS.get(self.checkpoint.tensors.info(self.stored[name]).dtype)
+        return FLOATS.get(self.checkpoint.tensors.info(self.stored[name]).dtype)
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor on the CPU as it is stored, or in fp32 where it is quantized."""
-        source, stored = self.checkpoint.tensors, self.stored[name]
-        kind = self.stored_dtype(name)
-        if isinstance(source, SafetensorsSource) and kind is not None:
-            # Not from the map: its pages would stay in this process.
-            found = torch.empty(source.info(stored).shape, dtype=kind)
-            source.read_into(stored, 0, found.view(-1))
-        else:
-            found = read_weight(self.checkpoint, stored, name, self.config, None)
+        stored = self.stored[name]
+        found = read_unmapped(self.checkpoint, stored, name, self.config)
         if tuple(found.shape) != self.shapes.get(name, tuple(found.shape)):
             raise AprError(
                 f"{self.checkpoint.path}: tensor {stored} has shape {tuple(found.shape)}, expected"

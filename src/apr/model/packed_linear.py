@@ -1,0 +1,103 @@
+"""Frozen linear layers whose weights stay quantized: NF4, or the blocks of a GGUF file.
+
+A weight becomes numbers for the moment of a product, in memory that all layers share, and again in
+the backward pass: nothing of it is kept for that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from apr.checkpoint import Checkpoint
+from apr.checkpoint.blocks import DECODERS, dequantize
+from apr.kernels.nf4 import Nf4, dequantize_nf4, quantize_nf4
+from apr.model.families import config_from_checkpoint
+from apr.model.load import load_transformer, packed_weight, read_unmapped
+from apr.model.transformer import Transformer
+
+_SCRATCH: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+
+
+@dataclass(frozen=True)
+class GgufBlocks:
+    """data: uint8 (out, bytes of a row). kind: the GGUF type. shape: (out, in)."""
+
+    data: torch.Tensor
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    def to(self, device: torch.device) -> GgufBlocks:
+        return GgufBlocks(self.data.to(device), self.kind, self.shape)
+
+
+class PackedLinear(nn.Module):
+    """y = x W^T + b with a frozen W (out, in)."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, packed: Nf4 | GgufBlocks, device: torch.device) -> None:
+        super().__init__()
+        self.packed, self.device = packed.to(device), device
+        self.out_features, self.in_features = packed.shape
+        self.register_parameter("bias", None)
+
+    def numbers(self, dtype: torch.dtype) -> torch.Tensor:
+        """W as dtype (out, in); only until another layer's is asked for."""
+        count = self.out_features * self.in_features
+        place = (dtype, self.device)
+        if place not in _SCRATCH or _SCRATCH[place].numel() < count:
+            _SCRATCH[place] = torch.empty(count, dtype=dtype, device=self.device)
+        if isinstance(self.packed, Nf4):
+            return dequantize_nf4(self.packed, dtype, _SCRATCH[place])
+        return dequantize(self.packed.data, self.packed.kind, dtype, _SCRATCH[place])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _Product.apply(x, self)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: PackedLinear) -> torch.Tensor:
+        ctx.layer = layer
+        return F.linear(x, layer.numbers(x.dtype), layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None]:
+        (dy,) = gradients
+        return (dy @ ctx.layer.numbers(dy.dtype) if ctx.needs_input_grad[0] else None), None
+
+
+def load_packed(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, nf4: bool
+) -> Transformer:
+    """`load_transformer` with the matrices of all linear layers but the output layer packed.
+
+    nf4: rounded to dtype, then to NF4, one matrix at a time. Otherwise the quantized blocks of a
+    GGUF file stay as they are, and what is stored as floats becomes dtype.
+    """
+    cfg = config_from_checkpoint(checkpoint)
+
+    def replace(stored: str, name: str) -> PackedLinear | None:
+        if nf4:
+            weight = read_unmapped(checkpoint, stored, name, cfg).to(dtype)
+            return PackedLinear(quantize_nf4(weight), device)
+        if not is_packed(checkpoint, stored):
+            return None
+        data, kind = packed_weight(checkpoint, stored, name, cfg)
+        return PackedLinear(GgufBlocks(data, kind, checkpoint.tensors.info(stored).shape), device)
+
+    return load_transformer(checkpoint, dtype, device, replace)
+
+
+def is_packed(checkpoint: Checkpoint, stored: str) -> bool:
+    """Whether a tensor is stored as quantized blocks."""
+    return checkpoint.format == "gguf" and checkpoint.tensors.info(stored).dtype in DECODERS
