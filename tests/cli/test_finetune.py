@@ -58,7 +58,7 @@ def test_an_adapter_learns_and_loads_in_the_merge(apr: Command, tmp_path: Path) 
     assert result["trainable_parameters"] == 2 * 16 * (32 + 128 + 32 + 64)
     assert {path.name for path in run.iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "apr_manifest.json", "best",
-        "checkpoints", "last", "loss.png", "metrics.jsonl", "run.json",
+        "checkpoints", "last", "loss.png", "metrics.jsonl", "report.json", "report.md", "run.json",
     }  # fmt: skip
     manifest = json.loads((run / "apr_manifest.json").read_text())
     assert manifest["command"] == "finetune" and len(manifest["settings"]["data_sha256"]) == 1
