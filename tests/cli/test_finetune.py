@@ -157,6 +157,17 @@ def test_filling_in_the_middle_is_learned(apr: Command, folder: Path, tmp_path: 
     assert sum(result["data"]["forms"].values()) == 40 and result["data"]["forms"]["SPM"] > 8
     shown = apr(*arguments, "--show-samples", 5)
     assert "«<|im_start|>" in shown.out
+    # What it was trained with stays with it: adapter, merged model, and whoever runs that.
+    named = {"prefix": "<|im_start|>", "suffix": "@", "middle": "`"}
+    merged = tmp_path / "merged"
+    assert json.loads((run / "fim.json").read_text()) == named
+    assert apr("finetune", "tiny", "--adapter", run, "--merge", "-o", merged).code == 0
+    assert json.loads((merged / "fim.json").read_text()) == named
+    (tmp_path / "gap.py").write_text("def f3(x):\n    <FILL>\n")
+    ask = ("--fim", tmp_path / "gap.py", "--max-tokens", 8)
+    assert "none of <|fim_prefix|>" in apr("run", "tiny", *ask).err
+    filled = [apr("run", merged, *ask, *more) for more in ((), fim[-2:])]
+    assert filled[0].code == 0 and filled[0].out == filled[1].out
 
 
 def test_several_adapters(apr: Command, folder: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
 from apr.model.load import load_transformer
 from apr.model.transformer import Transformer
-from apr.text import Tokenizer, fim_format, load_tokenizer
+from apr.text import Tokenizer, fim_file, fim_format, load_tokenizer
 from apr.train.adapter_files import load_adapter, save_adapter
 from apr.train.dataset import DataReport, read_documents, split_off
 from apr.train.fim import FimSettings, fim_transform
@@ -310,13 +310,15 @@ def evaluator(prepared: Prepared, model: Transformer, device: torch.device) -> C
 
 def _saver(prepared: Prepared, model: Transformer) -> Callable[[Path], None]:
     request = prepared.request
+    fim = fim_file(request.fim.tokens)
     if request.method == "lora":
         base = base_name(request.model)
-        return lambda folder: save_adapter(model, folder, base, {})
+        return lambda folder: save_adapter(model, folder, base, fim)
     if prepared.checkpoint.format == "gguf":
         files, _ = files_from_gguf(prepared.checkpoint, prepared.config, request.dtype)
     else:
         files = files_from_folder(prepared.checkpoint, request.dtype)
+    files |= fim
 
     def save(folder: Path) -> None:
         with CheckpointWriter(folder, overwrite=True) as writer:
