@@ -209,6 +209,8 @@ def test_the_plan_and_the_samples(apr: Command, tmp_path: Path) -> None:
         (["--data", "rows.jsonl", "--plan", "--method", "magic"], "--method magic is unknown"),
         (["--data", "rows.jsonl", "--plan", "--targets", "wq"], "no linear layer is called wq"),
         (["--data", "rows.jsonl", "--plan", "--rank", "0"], "--rank is 0"),
+        (["--data", "rows.jsonl", "--plan", "--patience", "1"], "--patience without held-out data"),
+        (["--data", "rows.jsonl", "--show-samples", "-1"], "--show-samples is -1"),
         (["--data", "rows.jsonl", "--plan", "--dtype", "int8"], "--dtype int8 is unknown"),
         (["--data", "rows.jsonl", "--plan", "--max-seq-len", "999"], "beyond the model's context"),
         (["--data", "rows.jsonl", "--plan", "--max-seq-len", "5"], "no row is left to learn from"),

@@ -281,7 +281,7 @@ def test_a_model_says_what_it_was_trained_with(
         "prefix": "<a>", "suffix": "<b>", "middle": "<c>"
     }  # fmt: skip
     (tmp_path / "fim.json").write_text('{"prefix": "<a>", "suffix": "<b>"}')
-    with pytest.raises(AprError, match="fim.json: prefix, suffix and middle must name tokens"):
+    with pytest.raises(AprError, match=r"fim\.json: prefix, suffix and middle must name tokens"):
         load_tokenizer(tmp_path)
     (tmp_path / "fim.json").write_bytes(fim_file(("<a>", "<b>", "<d>"))["fim.json"])
     with pytest.raises(UsageError, match="its files: the tokenizer has no token <d>"):

@@ -91,6 +91,10 @@ class FinetuneRequest:
             raise UsageError(f"--eval-split is {self.eval_split}", "0 or more, below 1")
         if self.eval_split and self.eval_data:
             raise UsageError("--eval-split and --eval-data exclude each other", "choose one")
+        if self.train.patience is not None and not (self.eval_split or self.eval_data):
+            raise UsageError(
+                "--patience without held-out data", "--eval-split 0.05, or --eval-data FILE"
+            )
         if self.adapter is not None and self.method != "lora":
             raise UsageError("--adapter is trained by --method lora only")
         if self.keep_mask and self.method != "full":
