@@ -58,7 +58,7 @@ def test_an_adapter_learns_and_loads_in_the_merge(apr: Command, tmp_path: Path) 
     assert result["trainable_parameters"] == 2 * 16 * (32 + 128 + 32 + 64)
     assert {path.name for path in run.iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "apr_manifest.json", "best",
-        "checkpoints", "last", "loss.png", "metrics.jsonl", "run.json",
+        "checkpoints", "last", "loss.png", "metrics.jsonl", "report.json", "report.md", "run.json",
     }  # fmt: skip
     manifest = json.loads((run / "apr_manifest.json").read_text())
     assert manifest["command"] == "finetune" and len(manifest["settings"]["data_sha256"]) == 1
@@ -157,6 +157,17 @@ def test_filling_in_the_middle_is_learned(apr: Command, folder: Path, tmp_path: 
     assert sum(result["data"]["forms"].values()) == 40 and result["data"]["forms"]["SPM"] > 8
     shown = apr(*arguments, "--show-samples", 5)
     assert "«<|im_start|>" in shown.out
+    # What it was trained with stays with it: adapter, merged model, and whoever runs that.
+    named = {"prefix": "<|im_start|>", "suffix": "@", "middle": "`"}
+    merged = tmp_path / "merged"
+    assert json.loads((run / "fim.json").read_text()) == named
+    assert apr("finetune", "tiny", "--adapter", run, "--merge", "-o", merged).code == 0
+    assert json.loads((merged / "fim.json").read_text()) == named
+    (tmp_path / "gap.py").write_text("def f3(x):\n    <FILL>\n")
+    ask = ("--fim", tmp_path / "gap.py", "--max-tokens", 8)
+    assert "none of <|fim_prefix|>" in apr("run", "tiny", *ask).err
+    filled = [apr("run", merged, *ask, *more) for more in ((), fim[-2:])]
+    assert filled[0].code == 0 and filled[0].out == filled[1].out
 
 
 def test_several_adapters(apr: Command, folder: Path, tmp_path: Path) -> None:
@@ -198,6 +209,8 @@ def test_the_plan_and_the_samples(apr: Command, tmp_path: Path) -> None:
         (["--data", "rows.jsonl", "--plan", "--method", "magic"], "--method magic is unknown"),
         (["--data", "rows.jsonl", "--plan", "--targets", "wq"], "no linear layer is called wq"),
         (["--data", "rows.jsonl", "--plan", "--rank", "0"], "--rank is 0"),
+        (["--data", "rows.jsonl", "--plan", "--patience", "1"], "--patience without held-out data"),
+        (["--data", "rows.jsonl", "--show-samples", "-1"], "--show-samples is -1"),
         (["--data", "rows.jsonl", "--plan", "--dtype", "int8"], "--dtype int8 is unknown"),
         (["--data", "rows.jsonl", "--plan", "--max-seq-len", "999"], "beyond the model's context"),
         (["--data", "rows.jsonl", "--plan", "--max-seq-len", "5"], "no row is left to learn from"),

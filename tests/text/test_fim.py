@@ -9,16 +9,18 @@ from typing import Any
 
 import pytest
 
-from apr.errors import UsageError
+from apr.errors import AprError, UsageError
 from apr.text import (
     FimFormat,
     Tokenizer,
     around,
+    fim_file,
     fim_format,
     fim_format_for,
     load_tokenizer,
     tokenizer_from_gguf,
 )
+from apr.text.gguf_export import tokenizer_to_gguf
 
 # (prefix, suffix): ends and beginnings where a tokenizer could join or add something.
 GAPS = [
@@ -256,6 +258,34 @@ def test_named_tokens(byte_level_metadata: dict[str, Any]) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             fim_format(tokenizer, tokens)
+
+
+def test_a_model_says_what_it_was_trained_with(
+    byte_level_metadata: dict[str, Any], tmp_path: Path
+) -> None:
+    metadata = with_tokens(byte_level_metadata, ["<a>", "<b>", "<c>"])
+    plain = tokenizer_from_gguf(metadata)
+    assert plain.fim_tokens == () and fim_format_for(plain) is None
+    for name, content in {**plain.to_files(), **fim_file(("<a>", "<b>", "<c>"))}.items():
+        (tmp_path / name).write_bytes(content)
+    found = load_tokenizer(tmp_path)
+    assert fim_format(found) == fim_format_for(found) == fim_format(plain, ("<a>", "<b>", "<c>"))
+    assert fim_format(found, ("<c>", "<b>", "<a>")).prefix == "<c>"
+    # As GGUF says it (llama.cpp's keys), and back in a folder.
+    written = tokenizer_to_gguf(found, len(metadata["tokenizer.ggml.tokens"]), "llama").metadata
+    for part, token in (("pre", "<a>"), ("suf", "<b>"), ("mid", "<c>")):
+        assert written[f"tokenizer.ggml.fim_{part}_token_id"] == found.token_to_id(token)
+    again = tokenizer_from_gguf({**metadata, **written})
+    assert again.fim_tokens == ("<a>", "<b>", "<c>")
+    assert json.loads(again.to_files()["fim.json"]) == {
+        "prefix": "<a>", "suffix": "<b>", "middle": "<c>"
+    }  # fmt: skip
+    (tmp_path / "fim.json").write_text('{"prefix": "<a>", "suffix": "<b>"}')
+    with pytest.raises(AprError, match=r"fim\.json: prefix, suffix and middle must name tokens"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "fim.json").write_bytes(fim_file(("<a>", "<b>", "<d>"))["fim.json"])
+    with pytest.raises(UsageError, match="its files: the tokenizer has no token <d>"):
+        fim_format(load_tokenizer(tmp_path))
 
 
 def test_the_text_around_a_marker() -> None:

@@ -120,6 +120,8 @@ def finetune(
     from apr.train.reporting import check_report
     from apr.train.settings import TrainSettings
 
+    if show_samples < 0:
+        raise UsageError(f"--show-samples is {show_samples}", "it must be 0 or more")
     if output is None and not (plan or show_samples):
         raise UsageError("no folder to write", "-o FOLDER, or --plan to see what would be done")
     if merge:

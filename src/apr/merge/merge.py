@@ -249,6 +249,11 @@ def _files(prepared: PreparedMerge) -> dict[str, bytes]:
         files, _ = files_from_gguf(donor.checkpoint, donor.family, "bf16")
     else:
         files = files_from_folder(donor.checkpoint, None)
+    if donor.adapter is not None:
+        from apr.text import FIM_FILE
+
+        if (donor.adapter.path / FIM_FILE).is_file():
+            files[FIM_FILE] = (donor.adapter.path / FIM_FILE).read_bytes()
     config = dict(plan.config)
     if prepared.vocabulary is not None:
         for stale in (*_TOKENIZER_FILES, "merges.txt", "added_tokens.json"):

@@ -2,6 +2,7 @@
 
 from apr.text.chat import render_chat
 from apr.text.fim import FimFormat, FimOrder, around, fim_format, fim_format_for
+from apr.text.hf_folder import FIM_FILE, fim_file
 from apr.text.stops import StopMatcher
 from apr.text.stream import StreamDecoder
 from apr.text.tokenizer import (
@@ -12,12 +13,14 @@ from apr.text.tokenizer import (
 )
 
 __all__ = [
+    "FIM_FILE",
     "FimFormat",
     "FimOrder",
     "StopMatcher",
     "StreamDecoder",
     "Tokenizer",
     "around",
+    "fim_file",
     "fim_format",
     "fim_format_for",
     "load_tokenizer",

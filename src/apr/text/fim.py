@@ -171,7 +171,7 @@ def around(text: str, marker: str) -> tuple[str, str]:
 
 
 def fim_format(tokenizer: Tokenizer, named: Sequence[str] = ()) -> FimFormat:
-    """The tokenizer's format, or one of three named tokens: for prefix, suffix, middle.
+    """The model's format, or one of three named tokens: for prefix, suffix, middle.
 
     named: tokens of the vocabulary that the model has no better use for, e.g. `<jupyter_code>`.
     Raises UsageError saying which token is missing.
@@ -185,25 +185,33 @@ def fim_format(tokenizer: Tokenizer, named: Sequence[str] = ()) -> FimFormat:
                 "--fim-tokens PREFIX,SUFFIX,MIDDLE names three others of its tokens",
             )
         return found
+    return _named_format(tokenizer, named, "--fim-tokens")
+
+
+def _named_format(tokenizer: Tokenizer, named: Sequence[str], where: str) -> FimFormat:
     if len(named) != 3 or len(set(named)) != 3:
         raise UsageError(
-            f"--fim-tokens {','.join(named)}: three different tokens are needed",
+            f"{where} {','.join(named)}: three different tokens are needed",
             "for prefix, suffix and middle",
         )
     for token in named:
         if tokenizer.token_to_id(token) is None:
-            raise UsageError(f"--fim-tokens: the tokenizer has no token {token}")
+            raise UsageError(f"{where}: the tokenizer has no token {token}")
         if token in tokenizer.special_tokens.values():
-            raise UsageError(f"--fim-tokens: {token} has another use in this model")
+            raise UsageError(f"{where}: {token} has another use in this model")
     prefix, suffix, middle = named
     return FimFormat("named", prefix, suffix, middle)
 
 
 def fim_format_for(tokenizer: Tokenizer) -> FimFormat | None:
-    """The format whose three tokens the vocabulary has, None for a model without them.
+    """The format of the tokens that the model's files name, or else one whose three tokens the
+    vocabulary has; None for a model without them.
 
     Having the tokens does not prove that a model was trained to use them.
     """
+    if tokenizer.fim_tokens:
+        own = (f for f in FORMATS if (f.prefix, f.suffix, f.middle) == tokenizer.fim_tokens)
+        return next(own, None) or _named_format(tokenizer, tokenizer.fim_tokens, "its files")
     for known in FORMATS:
         tokens = (known.prefix, known.suffix, known.middle)
         if all(tokenizer.token_to_id(token) is not None for token in tokens):

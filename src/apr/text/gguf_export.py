@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 
 from apr.errors import AprError
 from apr.text.end_tokens import END_OF_TEXT, END_OF_TURN
-from apr.text.gguf_tokenizer import TokenType
+from apr.text.gguf_tokenizer import FIM_KEYS, TokenType
 from apr.text.pre_tokenizer_names import pre_tokenizer_name, uses_bytes
 from apr.text.tokenizer import Tokenizer, tokenizer_from_gguf
 
@@ -161,6 +161,10 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     for name, key in _SPECIAL_IDS.items():
         token = tokenizer.special_tokens.get(name)
         index = None if token is None else tokenizer.token_to_id(token)
+        if index is not None:
+            metadata[_KEY + key] = index
+    for key, token in zip(FIM_KEYS, tokenizer.fim_tokens, strict=False):
+        index = tokenizer.token_to_id(token)
         if index is not None:
             metadata[_KEY + key] = index
     ends = set(tokenizer.eos_ids)

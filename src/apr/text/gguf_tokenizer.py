@@ -25,6 +25,7 @@ from apr.errors import AprError
 from apr.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 
 _KEY = "tokenizer.ggml."
+FIM_KEYS = ("fim_pre_token_id", "fim_suf_token_id", "fim_mid_token_id")
 _SPACE = "▁"  # SentencePiece writes a space so
 
 
@@ -45,7 +46,8 @@ class GgufVocabulary:
 
     tokens, types, scores: one entry a token id (scores only where the file has them).
     special: "bos_token", "eos_token", "unk_token", "pad_token" (as far as known) to the token.
-    end_ids: the eos, eot and eom ids the file names.
+    end_ids: the eos, eot and eom ids the file names. fim_tokens: its tokens for prefix, suffix
+    and middle, where it names all three.
     """
 
     model: str
@@ -60,6 +62,7 @@ class GgufVocabulary:
     add_bos: bool | None
     add_eos: bool
     add_space_prefix: bool
+    fim_tokens: tuple[str, ...] = ()
 
     def of_type(self, *types: TokenType) -> list[str]:
         return [t for t, kind in zip(self.tokens, self.types, strict=True) if kind in types]
@@ -95,6 +98,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> GgufVocabulary:
         ids.update({k: v for k, v in defaults.items() if ids[k] is None and v < len(tokens)})
     ends = [ids["eos_token"]]
     ends += [_token_id(metadata, key, len(tokens)) for key in ("eot_token_id", "eom_token_id")]
+    fim = [_token_id(metadata, key, len(tokens)) for key in FIM_KEYS]
     return GgufVocabulary(
         model=model,
         pre=None if pre is None else str(pre),
@@ -108,6 +112,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> GgufVocabulary:
         add_bos=None if add_bos is None else bool(add_bos),
         add_eos=bool(metadata.get(_KEY + "add_eos_token", False)),
         add_space_prefix=bool(metadata.get(_KEY + "add_space_prefix", True)),
+        fim_tokens=tuple(tokens[i] for i in fim if i is not None) if None not in fim else (),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ SPECIAL_NAMES = (
     "cls_token",
     "mask_token",
 )
+# {"prefix": token, "suffix": token, "middle": token}: what a model was trained to fill gaps with.
+FIM_FILE = "fim.json"
+_FIM_PARTS = ("prefix", "suffix", "middle")
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -28,6 +32,7 @@ _FILES = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    FIM_FILE,
 )
 _TEMPLATE_FOLDER = "additional_chat_templates"
 
@@ -38,7 +43,8 @@ class TokenizerFiles:
 
     special: names of SPECIAL_NAMES to tokens. templates: name ("default", …) to jinja2 source.
     end_ids: ids named by generation_config.json and config.json.
-    files: the tokenizer's files, path in the folder to content.
+    files: the tokenizer's files, path in the folder to content. fim_tokens: for prefix, suffix,
+    middle, where fim.json names them.
     """
 
     backend: Backend
@@ -46,6 +52,7 @@ class TokenizerFiles:
     templates: dict[str, str]
     end_ids: tuple[int, ...]
     files: dict[str, bytes] = field(repr=False)
+    fim_tokens: tuple[str, ...] = ()
 
 
 def read_folder(folder: Path) -> TokenizerFiles:
@@ -76,6 +83,7 @@ def read_folder(folder: Path) -> TokenizerFiles:
         templates=_templates(folder, config),
         end_ids=_declared_end_ids(folder),
         files=tokenizer_files(folder),
+        fim_tokens=_fim_tokens(folder / FIM_FILE),
     )
 
 
@@ -176,6 +184,22 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
     paths = [folder / name for name in _FILES]
     paths += sorted((folder / _TEMPLATE_FOLDER).glob("*.jinja"))
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths if p.is_file()}
+
+
+def fim_file(tokens: Sequence[str]) -> dict[str, bytes]:
+    """fim.json by its name, or nothing for no tokens."""
+    if not tokens:
+        return {}
+    named = dict(zip(_FIM_PARTS, tokens, strict=True))
+    return {FIM_FILE: (json.dumps(named, ensure_ascii=False) + "\n").encode()}
+
+
+def _fim_tokens(path: Path) -> tuple[str, ...]:
+    found = _read_object(path)
+    tokens = tuple(found.get(part) for part in _FIM_PARTS)
+    if found and not all(isinstance(token, str) for token in tokens):
+        raise AprError(f"{path}: prefix, suffix and middle must name tokens", "mend it")
+    return tokens if found else ()
 
 
 def _read_object(path: Path) -> dict[str, Any]:

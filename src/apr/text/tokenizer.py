@@ -16,7 +16,7 @@ from apr.errors import AprError, UsageError
 from apr.text.chat import render_chat
 from apr.text.end_tokens import find_end_ids
 from apr.text.gguf_tokenizer import build_backend, read_vocabulary
-from apr.text.hf_folder import read_folder
+from apr.text.hf_folder import fim_file, read_folder
 from apr.text.stream import (
     ByteStream,
     PieceStream,
@@ -51,6 +51,7 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
         chat_templates=found.templates,
         end_ids=found.end_ids,
         files=found.files,
+        fim_tokens=found.fim_tokens,
     )
 
 
@@ -75,6 +76,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         chat_templates=templates,
         end_ids=vocabulary.end_ids,
         notes=notes,
+        fim_tokens=vocabulary.fim_tokens,
     )
 
 
@@ -84,6 +86,7 @@ class Tokenizer:
     backend: the `tokenizers.Tokenizer` underneath.
     special_tokens: "bos_token", "eos_token", "unk_token", "pad_token", … to the token's text.
     chat_templates: name to jinja2 source; "default" is the one in use.
+    fim_tokens: for prefix, suffix and middle, where the model's files name them.
     notes: assumptions a user should be told about.
     """
 
@@ -96,11 +99,13 @@ class Tokenizer:
         end_ids: Iterable[int] = (),
         files: Mapping[str, bytes] | None = None,
         notes: Iterable[str] = (),
+        fim_tokens: Sequence[str] = (),
     ) -> None:
         self.backend = backend
         self.special_tokens = dict(special_tokens)
         self.chat_templates = dict(chat_templates)
         self.notes = tuple(notes)
+        self.fim_tokens = tuple(fim_tokens)
         self._files = None if files is None else dict(files)
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
@@ -285,6 +290,7 @@ class Tokenizer:
             "tokenizer_config.json": _json_bytes(self._config()),
             "generation_config.json": _json_bytes(self._generation_config()),
         }
+        files |= fim_file(self.fim_tokens)
         for name, source in self.chat_templates.items():
             path = f"additional_chat_templates/{name}.jinja"
             files["chat_template.jinja" if name == "default" else path] = source.encode("utf-8")

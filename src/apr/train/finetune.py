@@ -3,6 +3,7 @@
 OUT/            the adapter (PEFT's files) or model, the best by evaluation where there is one
 OUT/run.json    what was asked for; the same request again goes on where it stopped
 OUT/loss.png    training and held-out losses, where matplotlib is installed
+OUT/report.md, OUT/report.json   perplexity and an answer before and after; see `apr.train.report`
 OUT/metrics.jsonl, OUT/checkpoints/, OUT/best/, OUT/last/   see `apr.train.loop`
 """
 
@@ -33,7 +34,7 @@ from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
 from apr.model.load import load_transformer
 from apr.model.transformer import Transformer
-from apr.text import Tokenizer, load_tokenizer
+from apr.text import Tokenizer, fim_file, fim_format, load_tokenizer
 from apr.train.adapter_files import load_adapter, save_adapter
 from apr.train.dataset import DataReport, read_documents, split_off
 from apr.train.fim import FimSettings, fim_transform
@@ -42,6 +43,7 @@ from apr.train.loop import CHECKPOINTS, METRICS, Task, TrainReport, total_steps,
 from apr.train.lora import LoraSettings, add_lora
 from apr.train.packing import Batch, Document, PackedData
 from apr.train.plan import MemoryPlan, plan_memory
+from apr.train.report import Shown, restore, sample_before, write_report
 from apr.train.reporting import PICTURE, draw_losses, reporting
 from apr.train.settings import TrainSettings
 from apr.train.state import saved_states
@@ -89,6 +91,10 @@ class FinetuneRequest:
             raise UsageError(f"--eval-split is {self.eval_split}", "0 or more, below 1")
         if self.eval_split and self.eval_data:
             raise UsageError("--eval-split and --eval-data exclude each other", "choose one")
+        if self.train.patience is not None and not (self.eval_split or self.eval_data):
+            raise UsageError(
+                "--patience without held-out data", "--eval-split 0.05, or --eval-data FILE"
+            )
         if self.adapter is not None and self.method != "lora":
             raise UsageError("--adapter is trained by --method lora only")
         if self.keep_mask and self.method != "full":
@@ -222,6 +228,8 @@ def finetune(
     dtype = DTYPES[request.dtype]
     model = load_transformer(prepared.checkpoint, dtype, device)
     _make_trainable(model, request)
+    shown = shown_sample(prepared)
+    sample = sample_before(model, shown, target)
     task = Task(
         model=model,
         parameters={n: p for n, p in model.named_parameters() if p.requires_grad},
@@ -235,8 +243,21 @@ def finetune(
     best = report.best_epoch is not None
     publish(target / ("best" if best else "last"), target)
     result = run_result(prepared, target, report)
+    if best and report.best_eval != report.last_eval:
+        restore(model, target / "best")
+    write_report(
+        model, shown, target, sample, {"model": request.model, "method": request.method, **result}
+    )
     write_manifest(prepared, target, inputs, result)
     return result
+
+
+def shown_sample(prepared: Prepared) -> Shown:
+    """The first document held out (or, without any, the first one) as a question and an answer."""
+    document = (prepared.held_out or prepared.documents)[0]
+    fim, tokenizer = prepared.request.fim, prepared.tokenizer
+    middle = fim_format(tokenizer, fim.tokens).middle if fim.rate else ""
+    return Shown(document, tokenizer, tokenizer.token_to_id(middle) if middle else None)
 
 
 def run_task(task: Task[Any], settings: TrainSettings, target: Path, report_to: str) -> TrainReport:
@@ -293,13 +314,15 @@ def evaluator(prepared: Prepared, model: Transformer, device: torch.device) -> C
 
 def _saver(prepared: Prepared, model: Transformer) -> Callable[[Path], None]:
     request = prepared.request
+    fim = fim_file(request.fim.tokens)
     if request.method == "lora":
         base = base_name(request.model)
-        return lambda folder: save_adapter(model, folder, base, {})
+        return lambda folder: save_adapter(model, folder, base, fim)
     if prepared.checkpoint.format == "gguf":
         files, _ = files_from_gguf(prepared.checkpoint, prepared.config, request.dtype)
     else:
         files = files_from_folder(prepared.checkpoint, request.dtype)
+    files |= fim
 
     def save(folder: Path) -> None:
         with CheckpointWriter(folder, overwrite=True) as writer:

@@ -134,6 +134,7 @@ class _Run(Generic[B]):
         now = self.progress
         if self.task.evaluate is not None and not self.metrics.evaluations:
             self._evaluate()
+        self._out_of_patience()  # it was, where the run was killed before it could say so
         while now.step < self.total and not self.stopped:
             batches = self.task.data.batches(now.epoch)
             self._epoch(batches)
@@ -222,11 +223,15 @@ class _Run(Generic[B]):
         if now.best_loss is None or loss < now.best_loss:
             now.best_loss, now.best_epoch = loss, now.epoch
             self.task.save(self.folder / "best")
-        elif self.settings.patience is not None and now.best_epoch is not None:
-            without = now.epoch - now.best_epoch
-            if without >= self.settings.patience:
-                self.stopped = f"no better evaluation for {without} epochs"
         self._checkpoint()
+        self._out_of_patience()
+
+    def _out_of_patience(self) -> None:
+        now, patience = self.progress, self.settings.patience
+        if patience is not None and now.best_epoch is not None:
+            without = now.epoch - now.best_epoch
+            if without >= patience:
+                self.stopped = f"no better evaluation for {without} epochs"
 
     def _evaluate(self) -> float:
         assert self.task.evaluate is not None

@@ -22,6 +22,7 @@ from apr.errors import AprError
 from apr.hub.checksums import file_sha256
 from apr.model.load import load_transformer
 from apr.model.transformer import Transformer
+from apr.text import fim_file
 from apr.train.adapter_files import save_adapter
 from apr.train.finetune import (
     Prepared,
@@ -208,10 +209,12 @@ def finetune_several(
                 latest[f"eval_loss.{name}"] = one()
         return sum(latest.values()) / len(latest)
 
+    fim = fim_file(first.request.fim.tokens)
+
     def save(goal: Path) -> None:
         for name in prepared:
             with only(model, name):
-                save_adapter(model, goal / name, base_name(first.request.model), {})
+                save_adapter(model, goal / name, base_name(first.request.model), fim)
 
     task = Task(
         model=model,
