@@ -34,7 +34,12 @@ def finetune(
             " {messages}, {prompt, completion} or {text}.",
         ),
     ] = None,
-    method: str = typer.Option("lora", "--method", help="lora or full."),
+    method: str = typer.Option(
+        "lora", "--method", help="lora, qlora, full, or auto with --memory."
+    ),
+    memory: str | None = typer.Option(
+        None, "--memory", help="With --method auto: what training may take, e.g. 8GB."
+    ),
     rank: int = typer.Option(16, "--rank", help="LoRA: size of the update."),
     lora_alpha: float = typer.Option(32.0, "--lora-alpha", help="LoRA: its factor, by the rank."),
     lora_dropout: float = typer.Option(0.0, "--lora-dropout"),
@@ -110,7 +115,7 @@ def finetune(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     from apr.cli import training_output as out
-    from apr.cli.options import fim_token_names
+    from apr.cli.options import byte_size, fim_token_names
     from apr.errors import UsageError
     from apr.train.fim import FimSettings
     from apr.train.finetune import FinetuneRequest, prepare
@@ -136,7 +141,7 @@ def finetune(
     request = FinetuneRequest(
         model=model,
         data=tuple(data or ()),
-        method=method,  # type: ignore[arg-type]
+        method=method,
         lora=LoraSettings(
             rank, lora_alpha, lora_dropout, rslora, dora,
             tuple(part for part in targets.split(",") if part),
@@ -166,6 +171,7 @@ def finetune(
         skip_bad_rows=skip_bad_rows,
         recompute=recompute,
         keep_mask=keep_mask,
+        memory=byte_size("memory", memory),
         fim=FimSettings(
             fim_rate, fim_spm_rate, fim_level, fim_token_names(fim_tokens)  # type: ignore[arg-type]
         ),

@@ -57,6 +57,18 @@ def one_of(flag: str, value: str, choices: Mapping[str, T]) -> T:
     return choices[value]
 
 
+def byte_size(flag: str, text: str | None) -> int | None:
+    """Bytes of a size like 8GB or 512MiB. Raises UsageError."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    if text is None:
+        return None
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise UsageError(f"--{flag} {text} is no size", "e.g. 8GB") from None
+
+
 def parse_rerank(text: str) -> tuple[str, ...]:
     """--rerank majority,logprob or none."""
     return () if text == "none" else tuple(part.strip() for part in text.split(","))

@@ -129,14 +129,23 @@ def _quantized(flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and absmax of whole blocks, or with a shorter block at the end."""
     count = len(flat)
     rest = count % BLOCK
+    levels = _levels(flat.device)
+    bounds = (levels[1:] + levels[:-1]) / 2
     blocks = F.pad(flat.float(), (0, -count % BLOCK)).view(-1, BLOCK)
+    if flat.device.type == "cpu" and not rest and _compiled():
+        from apr.kernels.cpu import nf4
+        from apr.kernels.cpu.parallel import run_chunks
+
+        codes = torch.empty(count // 2, dtype=torch.uint8)
+        absmax = torch.empty(len(blocks))
+        chunks = -(-len(blocks) // nf4.BLOCKS)
+        run_chunks(nf4.quantize, chunks, blocks.contiguous(), bounds, codes, absmax, len(blocks))
+        return codes, absmax
     absmax = blocks.abs().amax(1)
     least = absmax.clamp(min=1e-38)[:, None]
     scaled = blocks * (1.0 / least)
     if rest:  # as bitsandbytes: the short block is divided, and its absmax is never 0
         scaled[-1], absmax[-1] = blocks[-1] / least[-1], least[-1, 0]
-    levels = _levels(flat.device)
-    bounds = (levels[1:] + levels[:-1]) / 2
     near = torch.bucketize(scaled.clamp_(-1, 1).view(-1), bounds, out_int32=True).to(torch.uint8)
     near = near[: count + count % 2]
     if count % 2:

@@ -55,7 +55,8 @@ class PackedLinear(nn.Module):
         count = self.out_features * self.in_features
         place = (dtype, self.device)
         if place not in _SCRATCH or _SCRATCH[place].numel() < count:
-            _SCRATCH[place] = torch.empty(count, dtype=dtype, device=self.device)
+            with torch.inference_mode(False):  # training may follow an answer in one run
+                _SCRATCH[place] = torch.empty(count, dtype=dtype, device=self.device)
         if isinstance(self.packed, Nf4):
             return dequantize_nf4(self.packed, dtype, _SCRATCH[place])
         return dequantize(self.packed.data, self.packed.kind, dtype, _SCRATCH[place])
@@ -101,3 +102,10 @@ def load_packed(
 def is_packed(checkpoint: Checkpoint, stored: str) -> bool:
     """Whether a tensor is stored as quantized blocks."""
     return checkpoint.format == "gguf" and checkpoint.tensors.info(stored).dtype in DECODERS
+
+
+def matrix_shapes(model: Transformer) -> dict[str, tuple[int, ...]]:
+    """Shapes of all parameters, and of weights that are packed, by their Hugging Face names."""
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    packed = ((n, m.packed.shape) for n, m in model.named_modules() if isinstance(m, PackedLinear))
+    return shapes | {f"{name}.weight": shape for name, shape in packed}

@@ -15,6 +15,7 @@ from torch import nn
 from apr.checkpoint import CheckpointWriter
 from apr.checkpoint.adapter import CONFIG_FILE, WEIGHTS_FILE, open_adapter
 from apr.errors import UsageError
+from apr.model.packed_linear import matrix_shapes
 from apr.model.transformer import Transformer
 from apr.train.lora import LoraLinear, adapters_of, attach, linear_modules
 
@@ -82,7 +83,7 @@ def load_adapter(
     """
     saved = open_adapter(folder)
     model.requires_grad_(False)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    shapes = matrix_shapes(model)
     saved.check(shapes)
     for name, tensor in saved.saved.items():
         own = model.get_parameter(name)

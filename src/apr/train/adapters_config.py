@@ -73,7 +73,7 @@ def read_adapters(path: Path, request: FinetuneRequest) -> dict[str, FinetuneReq
 def _check(request: FinetuneRequest) -> None:
     """What cannot be shared, or would make a run depend on what it is trained beside."""
     refused = {
-        f"--method {request.method}": request.method != "lora",
+        f"--method {request.method}": request.method not in ("lora", "qlora"),
         "--adapter": request.adapter is not None,
         "--dora": request.lora.dora,
         "--lora-dropout": request.lora.dropout > 0,

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -32,10 +32,10 @@ from apr.hub.checksums import file_records, file_sha256
 from apr.hub.datasets import local_files
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
-from apr.model.load import load_transformer
 from apr.model.transformer import Transformer
 from apr.text import Tokenizer, fim_file, fim_format, load_tokenizer
 from apr.train.adapter_files import load_adapter, save_adapter
+from apr.train.base import METHODS, base_size, check_base, load_base
 from apr.train.dataset import DataReport, read_documents, split_off
 from apr.train.fim import FimSettings, fim_transform
 from apr.train.forward import attention_note, token_loss
@@ -50,8 +50,8 @@ from apr.train.state import saved_states
 from apr.train.zeros import keep_zeros
 
 RUN_FILE = "run.json"
-Method = Literal["lora", "full"]
-METHODS: tuple[Method, ...] = ("lora", "full")
+# What --method auto tries, in this order: (method, recompute).
+AUTO = (("lora", False), ("lora", True), ("qlora", False), ("qlora", True))
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,13 @@ class FinetuneRequest:
     of the documents held out instead. adapter: PEFT folder to train on. dtype: of weights and
     activations; what is trained is kept in fp32. max_length: tokens of a sequence. recompute: run
     layers again in the backward pass instead of keeping what they computed. keep_mask: weights of
-    the layers' matrices that are zero (a pruned model's) stay zero.
+    the layers' matrices that are zero (a pruned model's) stay zero. memory: bytes that method
+    "auto" may plan with; it is the first of `AUTO` that fits.
     """
 
     model: str
     data: tuple[str | Path, ...]
-    method: Method = "lora"
+    method: str = "lora"
     lora: LoraSettings = field(default_factory=LoraSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     adapter: Path | None = None
@@ -78,11 +79,15 @@ class FinetuneRequest:
     skip_bad_rows: bool = False
     recompute: bool = False
     keep_mask: bool = False
+    memory: int | None = None
     fim: FimSettings = field(default_factory=FimSettings)
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UsageError(f"--method {self.method} is unknown", f"one of {', '.join(METHODS)}")
+        if self.method not in (*METHODS, "auto"):
+            known = ", ".join(METHODS)
+            raise UsageError(f"--method {self.method} is unknown", f"one of {known}, auto")
+        if (self.memory is not None) != (self.method == "auto"):
+            raise UsageError("--method auto and --memory go together", "--memory 8GB")
         if self.dtype not in ("bf16", "fp32"):
             raise UsageError(f"--dtype {self.dtype} is unknown", "bf16 or fp32")
         if self.max_length < 2:
@@ -95,8 +100,8 @@ class FinetuneRequest:
             raise UsageError(
                 "--patience without held-out data", "--eval-split 0.05, or --eval-data FILE"
             )
-        if self.adapter is not None and self.method != "lora":
-            raise UsageError("--adapter is trained by --method lora only")
+        if self.adapter is not None and self.method == "full":
+            raise UsageError("--adapter is trained by --method lora or qlora only")
         if self.keep_mask and self.method != "full":
             raise UsageError(
                 "--keep-mask is for --method full", "an adapter's product would fill the zeros"
@@ -139,6 +144,7 @@ class Prepared:
             "model": request.model,
             "method": request.method,
             "dtype": request.dtype,
+            "recompute": request.recompute,
             "trainable_parameters": self.memory.trainable,
             "parameters": self.memory.parameters,
             "memory": self.memory.components(),
@@ -190,12 +196,43 @@ def prepare(request: FinetuneRequest, *, offline: bool = False, progress: bool =
             )
     if not documents:
         raise UsageError(f"{request.data[0]}: no row is left to learn from", "see --max-seq-len")
-    memory = plan_memory(config, request.method, request.lora, request.dtype, request.recompute,
-                         _largest(request, documents), request.adapter)  # fmt: skip
+    request, memory = _planned(request, checkpoint, config, documents)
     return Prepared(
         request, pulled, checkpoint, config, tokenizer, documents, held_out, report, eval_report,
         memory, (*files, *eval_files),
     )  # fmt: skip
+
+
+def _planned(
+    request: FinetuneRequest, checkpoint: Checkpoint, config: ModelConfig, documents: list[Document]
+) -> tuple[FinetuneRequest, MemoryPlan]:
+    """The request with its method chosen, and the memory it will take."""
+    largest = _largest(request, documents)
+
+    def plan(request: FinetuneRequest) -> MemoryPlan:
+        size = base_size(checkpoint, config, request.method, request.dtype)
+        return plan_memory(config, size, request.method, request.lora, request.dtype,
+                           request.recompute, largest, request.adapter)  # fmt: skip
+
+    if request.memory is None:
+        check_base(checkpoint, config, request.method)
+        return request, plan(request)
+    least = None
+    for method, recompute in AUTO:
+        tried = replace(request, method=method, recompute=recompute, memory=None)
+        try:
+            check_base(checkpoint, config, method)
+        except UsageError:
+            continue
+        memory = plan(tried)
+        if memory.peak <= request.memory:
+            return tried, memory
+        least = min(least or memory.peak, memory.peak)
+    raise UsageError(
+        f"--memory {request.memory / 1e9:.1f} GB is too little: {(least or 0) / 1e9:.1f} GB are"
+        " needed",
+        "a smaller --batch-size or --max-seq-len",
+    )
 
 
 def _largest(request: FinetuneRequest, documents: list[Document]) -> tuple[int, int, int]:
@@ -226,7 +263,7 @@ def finetune(
     open_run(target, {**request.to_json(), "sha256": inputs}, force)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = DTYPES[request.dtype]
-    model = load_transformer(prepared.checkpoint, dtype, device)
+    model = load_base(prepared.checkpoint, request.method, dtype, device)
     _make_trainable(model, request)
     shown = shown_sample(prepared)
     sample = sample_before(model, shown, target)
@@ -315,7 +352,7 @@ def evaluator(prepared: Prepared, model: Transformer, device: torch.device) -> C
 def _saver(prepared: Prepared, model: Transformer) -> Callable[[Path], None]:
     request = prepared.request
     fim = fim_file(request.fim.tokens)
-    if request.method == "lora":
+    if request.method != "full":
         base = base_name(request.model)
         return lambda folder: save_adapter(model, folder, base, fim)
     if prepared.checkpoint.format == "gguf":

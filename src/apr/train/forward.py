@@ -60,5 +60,6 @@ def output_factors(model: Transformer, hidden: torch.Tensor) -> tuple[torch.Tens
         return hidden, head.weight
     dtype = hidden.dtype
     inner = (head.drop(hidden) @ head.lora_a.to(dtype).T) * head.scaling
-    weight = torch.cat([head.base.weight, head.lora_b.to(dtype)], dim=1)
+    frozen: torch.Tensor = head.base.weight
+    weight = torch.cat([frozen, head.lora_b.to(dtype)], dim=1)
     return torch.cat([hidden, inner], dim=1), weight

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from apr.errors import UsageError
+from apr.model.packed_linear import PackedLinear
 from apr.model.transformer import Transformer
 
 ALL_LINEAR = "all-linear"
@@ -67,8 +68,7 @@ class LoraSettings:
 class LoraLinear(nn.Module):
     """A frozen linear module with a low-rank update.
 
-    base: any module that maps (..., in) to (..., out) linearly and has `in_features`,
-    `out_features` and `bias`; how it stores its weight is its own business. lora_a: fp32 (r, in),
+    base: nn.Linear or PackedLinear. lora_a: fp32 (r, in),
     lora_b: fp32 (out, r). magnitude: fp32 (out,), of DoRA, or None.
     """
 
@@ -79,7 +79,7 @@ class LoraLinear(nn.Module):
     def __init__(self, base: Any, rank: int, scaling: float, dropout: float = 0.0) -> None:
         super().__init__()
         self.base, self.scaling, self.dropout = base, scaling, dropout
-        device = next(base.parameters()).device
+        device = base.device if isinstance(base, PackedLinear) else base.weight.device
         self.lora_a = nn.Parameter(torch.zeros(rank, base.in_features, device=device))
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
         self.magnitude = None
@@ -104,10 +104,11 @@ class LoraLinear(nn.Module):
 
         |w + s b A|^2 = |w|^2 + 2 s b (A w) + s^2 b (A A^T) b^T.
         """
+        frozen = _numbers(self.base)
         if not hasattr(self, "_squares"):
-            self._squares = _row_squares(self.base)
+            self._squares = frozen.square().sum(1)
         a, b = self.lora_a, self.lora_b
-        crossed = (_product(self.base, a) * b.T).sum(0)  # (r, out) -> (out,)
+        crossed = ((a @ frozen.T) * b.T).sum(0)  # (r, out) -> (out,)
         grown = ((b @ (a @ a.T)) * b).sum(1)
         squares = self._squares + 2 * self.scaling * crossed + self.scaling**2 * grown
         return squares.clamp(min=0).sqrt()
@@ -115,7 +116,7 @@ class LoraLinear(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """fp32 (out, in): W + s B A, for the output layer, whose matrix is asked for."""
-        return self.base.weight.float() + self.scaling * (self.lora_b @ self.lora_a)
+        return _numbers(self.base) + self.scaling * (self.lora_b @ self.lora_a)
 
     def drop(self, x: torch.Tensor) -> torch.Tensor:
         """The adapter's input."""
@@ -176,7 +177,7 @@ class _AddLowRank(torch.autograd.Function):
 
 def linear_modules(model: Transformer) -> list[str]:
     """Names of all linear modules, in the order of the model."""
-    kinds = (nn.Linear, LoraLinear)
+    kinds = (nn.Linear, PackedLinear, LoraLinear)
     inside = (".base",)
     return [
         name
@@ -239,18 +240,8 @@ def adapters_of(model: Transformer) -> dict[str, LoraLinear]:
     return {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
 
 
-def _product(base: Any, rows: torch.Tensor) -> torch.Tensor:
-    """rows @ W^T in fp32, through the module where its weight is not plain. rows: (n, in)."""
-    if isinstance(base, nn.Linear):
-        return rows.float() @ base.weight.float().T
-    found = base(rows).float()
-    return found if base.bias is None else found - base.bias.float()
-
-
-def _row_squares(base: Any, block: int = 256) -> torch.Tensor:
-    """fp32 (out,): squared lengths of the rows of W; columns of the unit matrix show W."""
-    if isinstance(base, nn.Linear):
-        return base.weight.float().square().sum(1)
-    eye = torch.eye(base.in_features, device=next(base.parameters()).device)
-    parts = [_product(base, rows).square().sum(0) for rows in eye.split(block)]
-    return torch.stack(parts).sum(0)
+def _numbers(base: nn.Linear | PackedLinear) -> torch.Tensor:
+    """W in fp32, (out, in)."""
+    if isinstance(base, PackedLinear):
+        return base.numbers(torch.float32)
+    return base.weight.float()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import psutil
@@ -13,6 +12,7 @@ from apr.checkpoint.adapter import open_adapter
 from apr.convert.dtypes import DTYPES
 from apr.model.config import ModelConfig
 from apr.model.transformer import Transformer
+from apr.train.base import BaseSize
 from apr.train.lora import LoraSettings, matching_modules
 from apr.train.losses import CHUNK
 
@@ -50,6 +50,7 @@ class MemoryPlan:
 
 def plan_memory(
     config: ModelConfig,
+    base: BaseSize,
     method: str,
     lora: LoraSettings,
     dtype: str,
@@ -64,8 +65,7 @@ def plan_memory(
     with torch.device("meta"):
         model = Transformer(config)
     width = DTYPES[dtype].itemsize
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    parameters = sum(prod(shape) for shape in shapes.values())
+    parameters = base.parameters
     if method == "full":
         trainable, masters = parameters, parameters * (_STATE_BYTES if width < 4 else 12)
     else:
@@ -79,10 +79,11 @@ def plan_memory(
         parameters=parameters,
         trainable=trainable,
         process=psutil.Process().memory_info().rss + _LIBRARIES,
-        weights=parameters * width,
+        weights=base.weights,
         trained=masters,
         activations=activations,
-        work=_work(config, width, tokens, targets, longest, layer if recompute else 0, method),
+        work=base.scratch
+        + _work(config, width, tokens, targets, longest, layer if recompute else 0, method),
     )
 
 

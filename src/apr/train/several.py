@@ -20,10 +20,10 @@ from apr.convert.dtypes import DTYPES
 from apr.convert.folders import refuse_overlap
 from apr.errors import AprError
 from apr.hub.checksums import file_sha256
-from apr.model.load import load_transformer
 from apr.model.transformer import Transformer
 from apr.text import fim_file
 from apr.train.adapter_files import save_adapter
+from apr.train.base import load_base
 from apr.train.finetune import (
     Prepared,
     base_name,
@@ -192,7 +192,8 @@ def finetune_several(
     asked = {name: one.request.to_json() for name, one in prepared.items()}
     open_run(target, {**asked, "sha256": inputs}, force)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_transformer(first.checkpoint, DTYPES[first.request.dtype], device)
+    dtype = DTYPES[first.request.dtype]
+    model = load_base(first.checkpoint, first.request.method, dtype, device)
     parameters, spans = add_adapters(
         model, {name: (o.request.lora, o.request.train.seed) for name, o in prepared.items()}
     )

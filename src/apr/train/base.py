@@ -1,0 +1,77 @@
+"""The model that training begins with, in the form each method keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import torch
+
+from apr.checkpoint import Checkpoint
+from apr.convert.dtypes import DTYPES
+from apr.errors import UsageError
+from apr.kernels.nf4 import nf4_bytes
+from apr.model.config import ModelConfig
+from apr.model.load import checked_names, load_transformer
+from apr.model.packed_linear import is_packed, load_packed
+from apr.model.transformer import Transformer
+
+Method = Literal["lora", "qlora", "full"]
+METHODS: tuple[Method, ...] = ("lora", "qlora", "full")
+
+
+@dataclass(frozen=True)
+class BaseSize:
+    """parameters: how many. weights: bytes that stay. scratch: bytes of the widest packed matrix as
+    numbers, which all packed layers share.
+    """
+
+    parameters: int
+    weights: int
+    scratch: int
+
+
+def check_base(checkpoint: Checkpoint, config: ModelConfig, method: str) -> None:
+    """Raises UsageError where a method cannot train this model."""
+    if method == "qlora" and _packed_names(checkpoint, config):
+        raise UsageError(
+            f"--method qlora: {checkpoint.path} is quantized already",
+            "--method lora trains on it as it is",
+        )
+
+
+def load_base(
+    checkpoint: Checkpoint, method: str, dtype: torch.dtype, device: torch.device
+) -> Transformer:
+    """qlora: linear layers in NF4. lora: a GGUF file's quantized blocks stay. full: numbers."""
+    if method == "full":
+        return load_transformer(checkpoint, dtype, device)
+    return load_packed(checkpoint, dtype, device, nf4=method == "qlora")
+
+
+def base_size(checkpoint: Checkpoint, config: ModelConfig, method: str, dtype: str) -> BaseSize:
+    """What `load_base` will give, from names and shapes alone."""
+    shapes, stored = checked_names(checkpoint, config)
+    packed = _packed_names(checkpoint, config) if method == "lora" else set()
+    width = DTYPES[dtype].itemsize
+    total = weights = widest = 0
+    for name, shape in shapes.items():
+        count = prod(shape)
+        total += count
+        matrix = name.endswith("_proj.weight")
+        if name in packed:
+            weights += checkpoint.tensors.info(stored[name]).nbytes
+        elif matrix and method == "qlora":
+            weights += nf4_bytes(count)
+        else:
+            weights += count * width
+            continue
+        widest = max(widest, count)
+    return BaseSize(total, weights, widest * width)
+
+
+def _packed_names(checkpoint: Checkpoint, config: ModelConfig) -> set[str]:
+    shapes, stored = checked_names(checkpoint, config)
+    matrices = (name for name in shapes if name.endswith("_proj.weight"))
+    return {name for name in matrices if is_packed(checkpoint, stored[name])}
