@@ -3,7 +3,8 @@
     python run_trl.py CASE.json OUT.json
 
 CASE.json: {model, adapter (a PEFT folder to start from), rows: [{input_ids, completion_mask}],
-learning_rate, batch_size, steps}; rows are taken in their order. Run in an environment with trl.
+learning_rate, batch_size, steps, nf4}; rows are taken in their order, nf4: in bitsandbytes'
+NF4 with double quantization. Run in an environment with trl.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import SequentialSampler
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
 
@@ -29,7 +30,15 @@ class InOrder(SFTTrainer):
 
 def main() -> None:
     case = json.loads(Path(sys.argv[1]).read_text())
-    base = AutoModelForCausalLM.from_pretrained(case["model"], dtype=torch.float32)
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    base = AutoModelForCausalLM.from_pretrained(
+        case["model"], dtype=torch.float32, quantization_config=nf4 if case["nf4"] else None
+    )
     model = PeftModel.from_pretrained(base, case["adapter"], is_trainable=True)
     tokenizer = AutoTokenizer.from_pretrained(case["model"])
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -54,12 +63,16 @@ def main() -> None:
             max_length=None,
             disable_tqdm=True,
         )
+        exact = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         trainer = InOrder(
             model=model,
             args=config,
             train_dataset=Dataset.from_list(case["rows"]),
             processing_class=tokenizer,
         )
+        for name, parameter in model.named_parameters():
+            if name in exact:  # trl rounds adapters on a quantized base to bf16
+                parameter.data = exact[name]
         trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     Path(sys.argv[2]).write_text(json.dumps({"losses": losses}) + "\n")
