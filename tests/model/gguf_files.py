@@ -21,9 +21,15 @@ _ARCH = {
 
 
 def write_gguf(
-    path: Path, model: Any, extra: dict[str, Any] | None = None, skip: frozenset[str] = frozenset()
+    path: Path,
+    model: Any,
+    extra: dict[str, Any] | None = None,
+    skip: frozenset[str] = frozenset(),
+    blocks: str = "",
 ) -> Path:
-    """Write `model` as fp32 GGUF. extra: tensors to add. skip: GGUF tensor names to leave out."""
+    """Write `model` as fp32 GGUF. extra: tensors to add. skip: GGUF tensor names to leave out.
+    blocks: the type that the layers' matrices are quantized to (by the gguf package).
+    """
     config = model.config
     arch = _ARCH[config.model_type]
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
@@ -40,8 +46,14 @@ def write_gguf(
             continue
         base, _, kind = name.rpartition(".")
         stored = f"{names.get_name(base)}.{kind}"
-        if stored not in skip:
-            writer.add_tensor(stored, _as_llama_cpp(name, tensor, config))
+        if stored in skip:
+            continue
+        array = _as_llama_cpp(name, tensor, config)
+        if blocks and name.endswith("_proj.weight"):
+            packed = gguf.GGMLQuantizationType[blocks]
+            writer.add_tensor(stored, gguf.quantize(array, packed), raw_dtype=packed)
+        else:
+            writer.add_tensor(stored, array)
     for name, tensor in {**_rope_tensors(config), **(extra or {})}.items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()
