@@ -1,12 +1,12 @@
 """LoRA training of SmolLM2-135M on CPU: apr against trl and a bare transformers + peft loop.
 
-    python benchmarks/finetune.py [--rounds 5] [--steps 2] [--dtype bf16] [--threads N]
+    python benchmarks/finetune.py [--qlora] [--rounds 5] [--steps 2] [--dtype bf16] [--threads N]
         [--model FOLDER] [--peer-python PYTHON] [--out FILE.json]
 
 Rank 16 on q_proj and v_proj, sequences of 512 tokens, all with loss, batch 4, AdamW. Every engine
 is a process that waits while the others work; each round takes a few steps in each, in turn.
 Figures are medians over the rounds, ratios medians of the rounds' ratios; memory is the largest
-resident set. trl runs without activation recomputation (its default keeps less and is slower).
+resident set. --qlora: the base in NF4, against trl with bitsandbytes. trl runs without activation recomputation (its default keeps less and is slower).
 The peers' environment is made on the first run unless --peer-python names one.
 """
 
@@ -64,6 +64,7 @@ def model_folder() -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--qlora", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
@@ -73,17 +74,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     peer = args.peer_python or environment(
-        "trl", ["-c", str(CONSTRAINTS), "torch", "transformers", "peft", "trl", "datasets"], {}
-    )
+        "trl", ["-c", str(CONSTRAINTS), "torch", "transformers", "peft", "trl", "datasets",
+                "bitsandbytes"], {},
+    )  # fmt: skip
     folder = args.model or model_folder()
     shape = [args.dtype, BATCH, LENGTH, RANK]
     ours = [sys.executable, HERE / "peers/apr_finetune_worker.py", folder, *shape]
     theirs = HERE / "peers/finetune_worker.py"
+    nf4 = ["nf4"] if args.qlora else []
     engines = {
-        OURS: Engine(ours, args.threads),
-        "apr, recomputing": Engine([*ours, "recompute"], args.threads),
-        "transformers + peft": Engine([peer, theirs, "bare", folder, *shape], args.threads),
-        "trl": Engine([peer, theirs, "trl", folder, *shape], args.threads),
+        OURS: Engine([*ours, *nf4], args.threads),
+        "apr, recomputing": Engine([*ours, *nf4, "recompute"], args.threads),
+        "transformers + peft": Engine([peer, theirs, "bare", folder, *shape, *nf4], args.threads),
+        "trl": Engine([peer, theirs, "trl", folder, *shape, *nf4], args.threads),
     }
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
     for engine in engines.values():
@@ -92,7 +95,7 @@ def main() -> None:
         for name, engine in engines.items():
             rounds[name].append(engine.run(args.steps))
         print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
-    report(args.dtype, rounds)
+    report(f"{args.dtype}, NF4" if args.qlora else args.dtype, rounds)
     if args.out:
         args.out.write_text(json.dumps(rounds, indent=1))
 

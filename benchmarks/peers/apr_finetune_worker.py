@@ -10,8 +10,9 @@ import time
 import numpy as np
 import torch
 
+from apr.checkpoint import open_checkpoint
 from apr.convert.dtypes import DTYPES
-from apr.model.load import load_transformer
+from apr.train.base import load_base
 from apr.train.forward import token_loss
 from apr.train.lora import LoraSettings, add_lora
 from apr.train.optimizer import Optimizer
@@ -23,7 +24,8 @@ def main() -> None:
     folder, dtype = sys.argv[1:3]
     batch, length, rank = map(int, sys.argv[3:6])
     recompute = "recompute" in sys.argv
-    model = load_transformer(folder, DTYPES[dtype])
+    method = "qlora" if "nf4" in sys.argv else "lora"
+    model = load_base(open_checkpoint(folder), method, DTYPES[dtype], torch.device("cpu"))
     add_lora(model, LoraSettings(rank=rank, alpha=2.0 * rank))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = Optimizer(trained, TrainSettings(learning_rate=2e-4))

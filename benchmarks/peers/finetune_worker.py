@@ -1,8 +1,8 @@
 """Times LoRA training steps of a peer: `bare` (transformers + peft, a plain loop) or `trl`.
 
-    python finetune_worker.py {bare|trl} MODEL_FOLDER {bf16|fp32} BATCH LENGTH RANK
+    python finetune_worker.py {bare|trl} MODEL_FOLDER {bf16|fp32} BATCH LENGTH RANK [nf4]
 
-Waits for "N" on standard input, takes N steps, answers {"seconds", "tokens", "peak", "loss"}: peak
+nf4: the base in bitsandbytes' NF4 with double quantization. Waits for "N" on standard input, takes N steps, answers {"seconds", "tokens", "peak", "loss"}: peak
 is the largest resident memory so far, in bytes. Runs in the peer's own environment.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 
 def tokens(batch: int, length: int, step: int) -> torch.Tensor:
@@ -27,7 +27,15 @@ def tokens(batch: int, length: int, step: int) -> torch.Tensor:
 
 def load(folder: str, dtype: str, rank: int) -> Any:
     kind = torch.bfloat16 if dtype == "bf16" else torch.float32
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
+    packed = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=kind,
+    )
+    base = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=kind, quantization_config=packed if "nf4" in sys.argv else None
+    )
     base.config.use_cache = False
     settings = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
@@ -111,7 +119,7 @@ class Trl:
 
 def main() -> None:
     kind, folder, dtype = sys.argv[1:4]
-    batch, length, rank = map(int, sys.argv[4:])
+    batch, length, rank = map(int, sys.argv[4:7])
     worker = {"bare": Bare, "trl": Trl}[kind](folder, dtype, batch, length, rank)
     answers, sys.stdout = sys.stdout, sys.stderr  # trl prints its log
     print(json.dumps({"ready": True}), file=answers, flush=True)
