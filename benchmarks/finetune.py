@@ -6,8 +6,9 @@
 Rank 16 on q_proj and v_proj, sequences of 512 tokens, all with loss, batch 4, AdamW. Every engine
 is a process that waits while the others work; each round takes a few steps in each, in turn.
 Figures are medians over the rounds, ratios medians of the rounds' ratios; memory is the largest
-resident set. --qlora: the base in NF4, against trl with bitsandbytes. trl runs without activation recomputation (its default keeps less and is slower).
-The peers' environment is made on the first run unless --peer-python names one.
+resident set. --qlora: the base in NF4, against trl with bitsandbytes. trl runs without activation
+recomputation (its default keeps less and is slower). The peers' environment is made on the first
+run unless --peer-python names one.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python finetune_worker.py {bare|trl} MODEL_FOLDER {bf16|fp32} BATCH LENGTH RANK [nf4]
 
-nf4: the base in bitsandbytes' NF4 with double quantization. Waits for "N" on standard input, takes N steps, answers {"seconds", "tokens", "peak", "loss"}: peak
-is the largest resident memory so far, in bytes. Runs in the peer's own environment.
+nf4: the base in bitsandbytes' NF4 with double quantization. Waits for "N" on standard input, takes
+N steps, answers {"seconds", "tokens", "peak", "loss"}: peak is the largest resident memory so far,
+in bytes. Runs in the peer's own environment.
 """
 
 from __future__ import annotations

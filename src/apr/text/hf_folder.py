@@ -196,10 +196,10 @@ def fim_file(tokens: Sequence[str]) -> dict[str, bytes]:
 
 def _fim_tokens(path: Path) -> tuple[str, ...]:
     found = _read_object(path)
-    tokens = tuple(found.get(part) for part in _FIM_PARTS)
-    if found and not all(isinstance(token, str) for token in tokens):
+    tokens = [found[part] for part in _FIM_PARTS if isinstance(found.get(part), str)]
+    if found and len(tokens) < len(_FIM_PARTS):
         raise AprError(f"{path}: prefix, suffix and middle must name tokens", "mend it")
-    return tokens if found else ()
+    return tuple(tokens)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

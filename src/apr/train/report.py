@@ -111,7 +111,7 @@ def restore(model: Transformer, folder: Path) -> None:
         return
     checkpoint = open_checkpoint(folder)
     for name, parameter in model.named_parameters():
-        parameter.copy_(checkpoint.get(name))
+        parameter.copy_(checkpoint.tensors.get(name))
 
 
 def _perplexities(result: dict[str, Any]) -> dict[str, float | None]:
