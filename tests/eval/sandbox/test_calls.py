@@ -180,6 +180,23 @@ def test_equal_is_what_python_calls_equal(sandbox: Sandbox) -> None:
         assert outcome.verdict == "failed", given
 
 
+def test_a_part_over_its_time_decides_though_a_later_one_fails_too(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside others the first part ends, with slack; what counts is that alone it does not."""
+    monkeypatch.setattr("apr.eval.sandbox.pool.SLACK", 20.0)
+    program = (
+        "import time\n"
+        "def f(n):\n"
+        "    end = time.process_time() + n\n"
+        "    while time.process_time() < end: pass\n"
+        "    return 0\n"
+    )
+    pairs: Pairs = [((0.8,), 0), ((100.0,), 0)]
+    outcome = sandbox.run(judged("a", program, pairs, 0.4, parts=[("first", 1), ("second", 1)]))
+    assert (outcome.verdict, outcome.part, outcome.retried) == ("timeout", "first", True)
+
+
 def test_large_expected_values_are_compared_by_their_bytes_first(sandbox: Sandbox) -> None:
     """Equal values with other bytes are still equal, others still are not."""
     many = [7] * 50_000
