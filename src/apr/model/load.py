@@ -46,6 +46,7 @@ def load_weights(
     blocks. Raises AprError naming the tensor that is missing, unexpected or of another shape.
     """
     shapes, stored = checked_names(checkpoint, cfg)
+    _check_tied(checkpoint, cfg, stored)
     for name in shapes:
         yield name, read_weight(checkpoint, stored[name], name, cfg, dtype)
 
@@ -53,8 +54,8 @@ def load_weights(
 def checked_names(
     checkpoint: Checkpoint, cfg: ModelConfig
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """`expected_shapes` and `stored_names`, which fit each other. Raises AprError as
-    `load_weights`.
+    """`expected_shapes` and `stored_names`, which fit each other; reads no weight. Raises AprError as
+    `load_weights`, but for tied weights that differ.
     """
     shapes = expected_shapes(cfg)
     stored = stored_names(checkpoint, cfg)
@@ -66,8 +67,6 @@ def checked_names(
                 f"{checkpoint.path}: tensor {stored[name]} has shape {found}, expected {shape}",
                 "the weights do not belong to this configuration",
             )
-    if cfg.tie_embeddings and "lm_head.weight" in stored:
-        _check_tied(checkpoint, stored)
     return shapes, stored
 
 
@@ -112,6 +111,7 @@ def load_transformer(
     with torch.device("meta"):
         model = Transformer(cfg)
     shapes, stored = checked_names(checkpoint, cfg)
+    _check_tied(checkpoint, cfg, stored)
     for name in shapes:
         path, _, leaf = name.rpartition(".")
         owner = model.get_submodule(path)
@@ -178,7 +178,9 @@ def _more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def _check_tied(checkpoint: Checkpoint, stored: dict[str, str]) -> None:
+def _check_tied(checkpoint: Checkpoint, cfg: ModelConfig, stored: dict[str, str]) -> None:
+    if not (cfg.tie_embeddings and "lm_head.weight" in stored):
+        return
     head = checkpoint.tensors.get(stored["lm_head.weight"])
     if not torch.equal(head, checkpoint.tensors.get(stored["model.embed_tokens.weight"])):
         raise AprError(
