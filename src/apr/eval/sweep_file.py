@@ -11,7 +11,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from apr.errors import UsageError
@@ -20,6 +19,7 @@ from apr.eval.settings import EvalSettings
 from apr.eval.strategies.strategy import load_strategy
 from apr.eval.suite import ALL, GROUPS
 from apr.eval.task import Mode, Newline
+from apr.eval.yaml_file import read_yaml
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _STRATEGY = ("prompt_strategy", "system", "exemplars", "prompt_template", "rounds")
@@ -110,12 +110,7 @@ class Row:
 
 def read_sweep(path: Path) -> Sweep:
     """Raises UsageError naming file and key."""
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    value = read_yaml(path)
     if not isinstance(value, dict):
         raise UsageError(f"{path} holds no sweep", f"keys: {', '.join(Sweep.model_fields)}")
     try:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from apr.errors import UsageError
+from apr.eval.yaml_file import read_yaml
 
 Scalar = float | int | bool | str
 DTYPES = ("bfloat16", "float16", "float32")
@@ -136,12 +137,7 @@ class MergeSettings(_Strict):
 
 def read_settings(path: Path) -> MergeSettings:
     """The settings in a YAML file. Raises UsageError naming file and key."""
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    value = read_yaml(path)
     if not isinstance(value, dict):
         raise UsageError(f"{path} holds no settings", "expected keys such as merge_method, models")
     return make_settings(value, str(path))

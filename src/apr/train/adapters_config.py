@@ -19,9 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from apr.errors import UsageError
+from apr.eval.yaml_file import read_yaml
 from apr.train.finetune import FinetuneRequest
 from apr.train.lora import OUTPUT_LAYER
 
@@ -46,13 +45,7 @@ def read_adapters(path: Path, request: FinetuneRequest) -> dict[str, FinetuneReq
     Raises UsageError naming file, adapter and field.
     """
     _check(request)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{path} is not YAML: {reason}") from None
+    content = read_yaml(path)
     rows = content.get("adapters") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows:
         raise UsageError(f"{path} has no list of adapters", "adapters: [{name: a, data: a.jsonl}]")
