@@ -54,8 +54,9 @@ def load_weights(
 def checked_names(
     checkpoint: Checkpoint, cfg: ModelConfig
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """`expected_shapes` and `stored_names`, which fit each other; reads no weight. Raises AprError as
-    `load_weights`, but for tied weights that differ.
+    """`expected_shapes` and `stored_names`, which fit each other; reads no weight.
+
+    Raises AprError as `load_weights` does, but for tied weights that differ.
     """
     shapes = expected_shapes(cfg)
     stored = stored_names(checkpoint, cfg)
