@@ -12,6 +12,14 @@ CASES = {
         "llama",
         {"r": 3, "lora_alpha": 4, "target_modules": ["q_proj", "lm_head"]},
     ),
+    "embeddings": (
+        "llama-tied-mha",
+        {"r": 3, "lora_alpha": 4, "target_modules": ["embed_tokens", "q_proj"]},
+    ),
+    "embeddings-scaled": (
+        "gemma3-softcap-untied",
+        {"r": 3, "lora_alpha": 4, "target_modules": ["embed_tokens", "v_proj"]},
+    ),
     "one-layer": (
         "llama",
         {"r": 2, "lora_alpha": 4, "target_modules": ["model.layers.1.self_attn.q_proj"]},

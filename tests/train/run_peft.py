@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM
 
 
 def saved_name(name: str) -> str:
-    return name.replace(".default.weight", ".weight").replace("_vector.weight", "_vector")
+    name = name.replace(".default.weight", ".weight").replace("_vector.weight", "_vector")
+    return name.removesuffix(".default")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from apr.errors import AprError, UsageError
 from apr.model.transformer import Transformer
-from apr.train.adapter_files import adapter_tensors, load_adapter, save_adapter
+from apr.train.adapter_files import adapter_names, adapter_tensors, load_adapter, save_adapter
 from apr.train.forward import hidden_states, token_loss
 from apr.train.lora import LoraSettings, adapters_of, add_lora, matching_modules
 from apr.train.packing import Batch, Document, make_batch
@@ -45,8 +45,9 @@ def gradients(model: Transformer) -> dict[str, torch.Tensor]:
     found = {}
     for name, adapter in adapters_of(model).items():
         key = f"base_model.model.{name}"
-        found[f"{key}.lora_A.weight"] = adapter.lora_a.grad
-        found[f"{key}.lora_B.weight"] = adapter.lora_b.grad
+        a, b = adapter_names(adapter)
+        found[f"{key}.{a}"] = adapter.lora_a.grad
+        found[f"{key}.{b}"] = adapter.lora_b.grad
         if adapter.magnitude is not None:
             found[f"{key}.lora_magnitude_vector"] = adapter.magnitude.grad
     return found
@@ -172,7 +173,7 @@ def test_targets() -> None:
         "model.layers.1.mlp.up_proj",
         "model.layers.2.mlp.up_proj",
     ]
-    with pytest.raises(UsageError, match=r"called wq .*there are q_proj, k_proj"):
+    with pytest.raises(UsageError, match=r"called wq .*there are embed_tokens, q_proj, k_proj"):
         matching_modules(model, ("q_proj", "wq"))
     fused = make_ours(make_hf(CASES_BY_NAME["phi3"]))
     assert matching_modules(fused, ("q_proj", "v_proj"))[0].endswith("qkv_proj")

@@ -46,7 +46,9 @@ def finetune(
     rslora: bool = typer.Option(False, "--rslora", help="Factor alpha / sqrt(rank)."),
     dora: bool = typer.Option(False, "--dora", help="Learn lengths and directions apart."),
     targets: str = typer.Option(
-        "q_proj,v_proj", "--targets", help="Linear layers: names, patterns, or all-linear."
+        "q_proj,v_proj",
+        "--targets",
+        help="Layers: names, patterns, or all-linear.",
     ),
     adapter: Path | None = typer.Option(
         None, "--adapter", help="PEFT folder to train on, or with --merge to merge."

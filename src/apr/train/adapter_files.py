@@ -17,7 +17,14 @@ from apr.checkpoint.adapter import CONFIG_FILE, WEIGHTS_FILE, open_adapter
 from apr.errors import UsageError
 from apr.model.packed_linear import matrix_shapes
 from apr.model.transformer import Transformer
-from apr.train.lora import LoraLinear, adapters_of, attach, linear_modules
+from apr.train.lora import (
+    Adapter,
+    LoraEmbedding,
+    LoraLinear,
+    adaptable_modules,
+    adapters_of,
+    attach,
+)
 
 STEM = Path(WEIGHTS_FILE).stem
 _PREFIX = "base_model.model."
@@ -28,11 +35,19 @@ def adapter_tensors(model: Transformer) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for name, adapter in adapters_of(model).items():
         key = _PREFIX + name
-        found[f"{key}.lora_A.weight"] = adapter.lora_a.detach()
-        found[f"{key}.lora_B.weight"] = adapter.lora_b.detach()
+        a, b = adapter_names(adapter)
+        found[f"{key}.{a}"] = adapter.lora_a.detach()
+        found[f"{key}.{b}"] = adapter.lora_b.detach()
         if adapter.magnitude is not None:
             found[f"{key}.lora_magnitude_vector"] = adapter.magnitude.detach()
     return found
+
+
+def adapter_names(adapter: Adapter) -> tuple[str, str]:
+    """What PEFT calls the two factors of such an adapter."""
+    if isinstance(adapter, LoraEmbedding):
+        return "lora_embedding_A", "lora_embedding_B"
+    return "lora_A.weight", "lora_B.weight"
 
 
 def adapter_config(model: Transformer, base: str) -> dict[str, Any]:
@@ -49,14 +64,14 @@ def adapter_config(model: Transformer, base: str) -> dict[str, Any]:
         "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": alpha,
-        "lora_dropout": next(iter(adapters.values())).dropout,
+        "lora_dropout": max(adapter.dropout for adapter in adapters.values()),
         "rank_pattern": _exceptions(ranks, rank),
         "alpha_pattern": _exceptions(alphas, alpha),
         "use_rslora": False,
         "use_dora": any(adapter.magnitude is not None for adapter in adapters.values()),
         "bias": "none",
         "fan_in_fan_out": False,
-        "target_modules": _target_names(adapters, linear_modules(model)),
+        "target_modules": _target_names(adapters, adaptable_modules(model)),
         "inference_mode": True,
     }
 
@@ -75,7 +90,7 @@ def save_adapter(
 
 def load_adapter(
     model: Transformer, folder: str | Path, dropout: float | None = None
-) -> list[LoraLinear]:
+) -> list[Adapter]:
     """Freeze a model and put a saved adapter on it, ready to be run or trained on.
 
     dropout: None for the one the adapter was trained with. Raises UsageError (kinds of adapters
@@ -93,14 +108,15 @@ def load_adapter(
     drop = float(saved.config.get("lora_dropout") or 0.0) if dropout is None else dropout
     adapters = []
     for name, factors in saved.factors.items():
-        if factors.bias is not None or factors.transposed:
+        module = name.removesuffix(".weight")
+        embedding = isinstance(model.get_submodule(module), nn.Embedding)
+        if factors.bias is not None or factors.transposed != embedding:
             raise UsageError(f"{folder}: the adapter of {name} is of a kind that cannot be trained")
-        rank = factors.a.shape[0]
-        adapter = attach(model, name.removesuffix(".weight"), rank, factors.scaling, drop)
+        adapter = attach(model, module, factors.a.shape[0], factors.scaling, drop)
         with torch.no_grad():
             adapter.lora_a.copy_(factors.a)
             adapter.lora_b.copy_(factors.b)
-        if factors.magnitude is not None:
+        if isinstance(adapter, LoraLinear) and factors.magnitude is not None:
             adapter.magnitude = nn.Parameter(factors.magnitude.to(adapter.lora_a.device))
         adapters.append(adapter)
     return adapters
@@ -116,10 +132,10 @@ def _exceptions(values: Mapping[str, Any], usual: Any) -> dict[str, Any]:
     return {re.escape(name): value for name, value in values.items() if value != usual}
 
 
-def _target_names(chosen: Iterable[str], linear: Iterable[str]) -> list[str]:
+def _target_names(chosen: Iterable[str], modules: Iterable[str]) -> list[str]:
     """PEFT's target_modules: last parts of names where they say it all, else whole names."""
     wanted = set(chosen)
     ends = {name.rpartition(".")[2] for name in wanted}
-    if wanted == {name for name in linear if name.rpartition(".")[2] in ends}:
+    if wanted == {name for name in modules if name.rpartition(".")[2] in ends}:
         return sorted(ends)
     return sorted(wanted)

@@ -22,7 +22,7 @@ from typing import Any
 from apr.errors import UsageError
 from apr.eval.yaml_file import read_yaml
 from apr.train.finetune import FinetuneRequest
-from apr.train.lora import OUTPUT_LAYER
+from apr.train.lora import EMBEDDING, OUTPUT_LAYER
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 # What a run's folder holds beside its adapters.
@@ -108,8 +108,9 @@ def _request(where: str, row: Mapping[str, Any], request: FinetuneRequest) -> Fi
             raise UsageError("no training data", "data: FILE, or --data FILE for all adapters")
     except UsageError as error:
         raise UsageError(f"{where}: {error.message}", error.hint) from None
-    if any(OUTPUT_LAYER in target for target in lora.targets):
-        raise UsageError(f"{where}: {OUTPUT_LAYER} cannot be shared", "leave it out of targets")
+    for layer in (OUTPUT_LAYER, EMBEDDING):
+        if any(layer in target for target in lora.targets):
+            raise UsageError(f"{where}: {layer} cannot be shared", "leave it out of targets")
     return replace(request, lora=lora, train=train, data=data)
 
 

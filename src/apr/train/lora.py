@@ -31,7 +31,7 @@ _FUSED = {
     "gate_proj": "gate_up_proj",
     "up_proj": "gate_up_proj",
 }
-OUTPUT_LAYER = "lm_head"
+OUTPUT_LAYER, EMBEDDING = "lm_head", "embed_tokens"
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class LoraSettings:
     arXiv:2312.03732). dropout: of the adapter's input. dora: learn each output row's length apart
     from its direction (Liu et al. 2024, arXiv:2402.09353).
 
-    targets: ends of module names ("q_proj"), patterns of whole names ("*.layers.2?.mlp.*"), or
-    "all-linear" (every linear layer but the output layer).
+    targets: ends of module names ("q_proj", "embed_tokens"), patterns of whole names
+    ("*.layers.2?.mlp.*"), or "all-linear" (every linear layer but the output layer).
     """
 
     rank: int = 16
@@ -143,6 +143,49 @@ class LoraLinear(nn.Module):
         return (y if bias is None else y + bias).to(x.dtype)
 
 
+class LoraEmbedding(nn.Module):
+    """A frozen embedding with a low-rank update: e[id] + s B A[:, id].
+
+    lora_a: fp32 (r, V), lora_b: fp32 (C, r). An output layer tied to the embedding stays as it is
+    (as with PEFT), so that a merged model has an output layer of its own.
+    """
+
+    lora_a: nn.Parameter
+    lora_b: nn.Parameter
+    magnitude = None
+    dropout = 0.0
+
+    def __init__(self, base: nn.Embedding, rank: int, scaling: float) -> None:
+        super().__init__()
+        self.base, self.scaling = base, scaling
+        device = base.weight.device
+        self.lora_a = nn.Parameter(torch.zeros(rank, base.num_embeddings, device=device))
+        self.lora_b = nn.Parameter(torch.zeros(base.embedding_dim, rank, device=device))
+
+    @property
+    def rank(self) -> int:
+        return self.lora_a.shape[0]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The frozen matrix (V, C), which is what a tied output layer reads."""
+        return self.base.weight
+
+    def reset(self, generator: torch.Generator) -> None:
+        """A zero, B standard normal, as PEFT draws them."""
+        with torch.no_grad():
+            self.lora_a.zero_()
+            self.lora_b.copy_(torch.randn(self.lora_b.shape, generator=generator))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        frozen = self.base(ids)
+        update = F.embedding(ids, self.lora_a.T) @ self.lora_b.T
+        return frozen + (self.scaling * update).to(frozen.dtype)
+
+
+Adapter = LoraLinear | LoraEmbedding
+
+
 class _AddLowRank(torch.autograd.Function):
     """y + s (x A^T) B^T, written into y. x: (..., in), y: (..., out); a, b: fp32."""
 
@@ -175,24 +218,23 @@ class _AddLowRank(torch.autograd.Function):
         return dy, dx, da, db, None
 
 
-def linear_modules(model: Transformer) -> list[str]:
-    """Names of all linear modules, in the order of the model."""
-    kinds = (nn.Linear, PackedLinear, LoraLinear)
-    inside = (".base",)
+def adaptable_modules(model: Transformer) -> list[str]:
+    """Names of the embedding and of all linear modules, in the order of the model."""
+    kinds = (nn.Embedding, nn.Linear, PackedLinear, LoraLinear, LoraEmbedding)
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, kinds) and not name.endswith(inside)
+        if isinstance(module, kinds) and not name.endswith(".base")
     ]
 
 
 def matching_modules(model: Transformer, targets: Iterable[str]) -> list[str]:
-    """The linear modules that targets mean. UsageError for a target that means none."""
-    names = linear_modules(model)
+    """The modules that targets mean. UsageError for a target that means none."""
+    names = adaptable_modules(model)
     chosen: set[str] = set()
     for target in targets:
         if target == ALL_LINEAR:
-            found = [name for name in names if name != OUTPUT_LAYER]
+            found = [n for n in names if n.rpartition(".")[2] not in (OUTPUT_LAYER, EMBEDDING)]
         elif any(sign in target for sign in "*?["):
             found = [name for name in names if fnmatch.fnmatchcase(name, target)]
         else:
@@ -200,44 +242,55 @@ def matching_modules(model: Transformer, targets: Iterable[str]) -> list[str]:
             found = [n for n in names if n == wanted or n.endswith("." + wanted)]
         if not found:
             known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
-            raise UsageError(f"--targets: no linear layer is called {target}", f"there are {known}")
+            raise UsageError(f"--targets: no layer is called {target}", f"there are {known}")
         chosen.update(found)
     return [name for name in names if name in chosen]
 
 
-def add_lora(model: Transformer, settings: LoraSettings, seed: int = 0) -> list[LoraLinear]:
+def add_lora(model: Transformer, settings: LoraSettings, seed: int = 0) -> list[Adapter]:
     """Freeze a model and put a fresh adapter on each target, in the order of the model.
 
-    Raises UsageError where a target names no linear layer.
+    Raises UsageError where a target names no layer, or one that DoRA does not go with.
     """
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     adapters = []
     for name in matching_modules(model, settings.targets):
-        if name == OUTPUT_LAYER and settings.dora:
-            raise UsageError("--dora does not go with the output layer", "leave out lm_head")
+        leaf = name.rpartition(".")[2]
+        if settings.dora and leaf in (OUTPUT_LAYER, EMBEDDING):
+            raise UsageError(f"--dora does not go with {leaf}", f"leave {leaf} out of --targets")
         adapter = attach(model, name, settings.rank, settings.scaling(), settings.dropout)
-        adapter.reset(generator, settings.dora)
+        if isinstance(adapter, LoraLinear):
+            adapter.reset(generator, settings.dora)
+        else:
+            adapter.reset(generator)
         adapters.append(adapter)
     return adapters
 
 
 def attach(
     model: Transformer, name: str, rank: int, scaling: float, dropout: float = 0.0
-) -> LoraLinear:
-    """Wrap one linear module, which must not carry an adapter yet; the update is zero."""
+) -> Adapter:
+    """Wrap one module, which must not carry an adapter yet; the update is zero.
+
+    dropout: of a linear layer's input; an embedding has none.
+    """
     base = model.get_submodule(name)
-    if isinstance(base, LoraLinear):
+    if isinstance(base, Adapter):
         raise UsageError(f"{name} carries an adapter already")
     parent, _, leaf = name.rpartition(".")
-    adapter = LoraLinear(base, rank, scaling, dropout)
+    adapter: Adapter
+    if isinstance(base, nn.Embedding):
+        adapter = LoraEmbedding(base, rank, scaling)
+    else:
+        adapter = LoraLinear(base, rank, scaling, dropout)
     setattr(model.get_submodule(parent), leaf, adapter)
     return adapter
 
 
-def adapters_of(model: Transformer) -> dict[str, LoraLinear]:
+def adapters_of(model: Transformer) -> dict[str, Adapter]:
     """Adapters by the name of the module they are on."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
+    return {name: m for name, m in model.named_modules() if isinstance(m, Adapter)}
 
 
 def _numbers(base: nn.Linear | PackedLinear) -> torch.Tensor:
