@@ -14,6 +14,7 @@ from apr.checkpoint import open_checkpoint
 from apr.convert.dtypes import DTYPES
 from apr.train.base import load_base
 from apr.train.forward import token_loss
+from apr.train.heap import return_large_blocks
 from apr.train.lora import LoraSettings, add_lora
 from apr.train.optimizer import Optimizer
 from apr.train.packing import Document, make_batch
@@ -24,6 +25,8 @@ def main() -> None:
     folder, dtype = sys.argv[1:3]
     batch, length, rank = map(int, sys.argv[3:6])
     recompute = "recompute" in sys.argv
+    if recompute or "nf4" in sys.argv:
+        return_large_blocks()
     method = "qlora" if "nf4" in sys.argv else "lora"
     model = load_base(open_checkpoint(folder), method, DTYPES[dtype], torch.device("cpu"))
     add_lora(model, LoraSettings(rank=rank, alpha=2.0 * rank))

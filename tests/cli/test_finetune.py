@@ -207,7 +207,7 @@ def test_the_plan_and_the_samples(apr: Command, tmp_path: Path) -> None:
         (["--plan"], "no training data (--data"),
         (["--data", "none.jsonl", "--plan"], "none.jsonl: no such file"),
         (["--data", "rows.jsonl", "--plan", "--method", "magic"], "--method magic is unknown"),
-        (["--data", "rows.jsonl", "--plan", "--targets", "wq"], "no linear layer is called wq"),
+        (["--data", "rows.jsonl", "--plan", "--targets", "wq"], "no layer is called wq"),
         (["--data", "rows.jsonl", "--plan", "--rank", "0"], "--rank is 0"),
         (["--data", "rows.jsonl", "--plan", "--patience", "1"], "--patience without held-out data"),
         (["--data", "rows.jsonl", "--show-samples", "-1"], "--show-samples is -1"),

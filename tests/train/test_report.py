@@ -92,6 +92,20 @@ def test_the_answers_are_those_of_transformers(method: str, folder: Path, tmp_pa
     assert "    def f():" in page
 
 
+def test_a_base_too_slow_to_answer_is_not_asked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = prepared(folder, method="qlora")
+    finetune(train, tmp_path / "asked")
+    assert json.loads((tmp_path / "asked" / REPORT).read_text())["sample"]["after"] is not None
+    monkeypatch.setattr("apr.train.report.UNPACKED", 1e5)
+    finetune(train, tmp_path / "run")
+    sample = json.loads((tmp_path / "run" / REPORT).read_text())["sample"]
+    assert sample["before"] is None and sample["after"] is None and sample["reference"]
+    page = (tmp_path / "run" / PAGE).read_text()
+    assert "No answer is shown" in page and "## Reference" in page and "## After" not in page
+
+
 def test_a_run_that_goes_on_knows_what_was_before(folder: Path, tmp_path: Path) -> None:
     class Stop(Exception):
         pass

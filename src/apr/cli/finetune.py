@@ -84,8 +84,10 @@ def finetune(
     skip_bad_rows: bool = typer.Option(
         False, "--skip-bad-rows", help="Leave out rows that cannot be learned from."
     ),
-    recompute: bool = typer.Option(
-        False, "--recompute", help="Less memory: run layers again in the backward pass."
+    recompute: bool | None = typer.Option(
+        None,
+        "--recompute/--no-recompute",
+        help="Less memory: run layers again in the backward pass. [default: with qlora]",
     ),
     keep_mask: bool = typer.Option(
         False, "--keep-mask", help="With --method full: weights that are zero stay so."
@@ -171,7 +173,7 @@ def finetune(
         packing=packing,
         chat=chat,
         skip_bad_rows=skip_bad_rows,
-        recompute=recompute,
+        recompute=method == "qlora" if recompute is None else recompute,
         keep_mask=keep_mask,
         memory=byte_size("memory", memory),
         fim=FimSettings(

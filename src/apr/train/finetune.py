@@ -39,6 +39,7 @@ from apr.train.base import METHODS, base_size, check_base, load_base
 from apr.train.dataset import DataReport, read_documents, split_off
 from apr.train.fim import FimSettings, fim_transform
 from apr.train.forward import attention_note, token_loss
+from apr.train.heap import return_large_blocks
 from apr.train.loop import CHECKPOINTS, METRICS, Task, TrainReport, total_steps, train
 from apr.train.lora import LoraSettings, add_lora
 from apr.train.packing import Batch, Document, PackedData
@@ -106,6 +107,11 @@ class FinetuneRequest:
             raise UsageError(
                 "--keep-mask is for --method full", "an adapter's product would fill the zeros"
             )
+
+    @property
+    def little_memory(self) -> bool:
+        """Whether memory counts more than the last bit of speed: see `apr.train.heap`."""
+        return self.recompute or self.method == "qlora"
 
     def to_json(self) -> dict[str, Any]:
         """What the result depends on, as plain data."""
@@ -261,9 +267,8 @@ def finetune(
     refuse_overlap(target, prepared.pulled.path)
     inputs = {str(path): file_sha256(path) for path in prepared.files}
     open_run(target, {**request.to_json(), "sha256": inputs}, force)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = DTYPES[request.dtype]
-    model = load_base(prepared.checkpoint, request.method, dtype, device)
+    model = load_model(prepared)
+    device = model.device
     _make_trainable(model, request)
     shown = shown_sample(prepared)
     sample = sample_before(model, shown, target)
@@ -287,6 +292,15 @@ def finetune(
     )
     write_manifest(prepared, target, inputs, result)
     return result
+
+
+def load_model(prepared: Prepared) -> Transformer:
+    """The model to train, where it will be trained."""
+    request = prepared.request
+    if request.little_memory:
+        return_large_blocks()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return load_base(prepared.checkpoint, request.method, DTYPES[request.dtype], device)
 
 
 def shown_sample(prepared: Prepared) -> Shown:

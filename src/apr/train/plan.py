@@ -19,8 +19,9 @@ from apr.train.losses import CHUNK
 # Gradient and AdamW's two moments in fp32 beside each trained parameter, which is fp32 itself.
 _STATE_BYTES = 4 + 4 + 8
 # Measured on Linux with glibc: compiled kernels and libraries that load with the first step, and
-# what the allocator holds for each byte of activations (freed pieces between kept ones).
-_LIBRARIES, _HOLES = 110_000_000, 1.45
+# what the allocator holds for each byte of activations (freed pieces between kept ones) unless it
+# was told to return them (`apr.train.heap`); then it keeps a pool of small pieces.
+_LIBRARIES, _HOLES, _POOL = 110_000_000, 1.45, 100_000_000
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,12 @@ def plan_memory(
     tokens, targets, longest = batch
     layer = layer_bytes(config, width, method, lora)
     kept = config.hidden_size * width if recompute else layer
-    activations = round(tokens * config.num_layers * kept * _HOLES)
+    holes, pool = (1.0, _POOL) if recompute or method == "qlora" else (_HOLES, 0)
+    activations = round(tokens * config.num_layers * kept * holes)
     return MemoryPlan(
         parameters=parameters,
         trainable=trainable,
-        process=psutil.Process().memory_info().rss + _LIBRARIES,
+        process=psutil.Process().memory_info().rss + _LIBRARIES + pool,
         weights=base.weights,
         trained=masters,
         activations=activations,

@@ -14,6 +14,7 @@ from apr.checkpoint import open_checkpoint
 from apr.checkpoint.adapter import WEIGHTS_FILE
 from apr.engine.engine import Engine
 from apr.engine.request import Request
+from apr.model.packed_linear import PackedLinear
 from apr.model.torch_runner import TorchRunner
 from apr.model.transformer import Transformer
 from apr.text import Tokenizer
@@ -24,6 +25,9 @@ from apr.train.reporting import PICTURE
 
 REPORT, PAGE = "report.json", "report.md"
 ANSWER_TOKENS = 128
+# Numbers that an answer may unpack from a quantized base, all of them for every token: about half
+# a minute.
+UNPACKED = 4e10
 BLOCK = 64
 
 
@@ -49,10 +53,16 @@ class Shown:
         answer = ids[start:]
         return ids[:start], [i for i, t in zip(answer, trained[start:], strict=True) if t]
 
-    def answer(self, model: Transformer) -> str:
-        """What a model, as it is in training, writes: greedy, at most `ANSWER_TOKENS` tokens."""
+    def answer(self, model: Transformer) -> str | None:
+        """What a model, as it is in training, writes: greedy, at most `ANSWER_TOKENS` tokens.
+
+        None where a quantized base would take too long for it (`UNPACKED`).
+        """
         prompt, _ = self.parts()
         limit = max(1, min(ANSWER_TOKENS, model.config.max_position - len(prompt)))
+        packed = (m for m in model.modules() if isinstance(m, PackedLinear))
+        if limit * sum(m.out_features * m.in_features for m in packed) > UNPACKED:
+            return None
         length = len(prompt) + limit
         stops = self.tokenizer.eos_ids | ({self.middle} if self.middle is not None else set())
         was_training = model.training
@@ -67,7 +77,7 @@ class Shown:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def sample_before(model: Transformer, shown: Shown, folder: Path) -> dict[str, str]:
+def sample_before(model: Transformer, shown: Shown, folder: Path) -> dict[str, str | None]:
     """{prompt, reference, before}: kept in report.json for a run that is stopped and goes on."""
     path = folder / REPORT
     if path.is_file():
@@ -86,7 +96,7 @@ def write_report(
     model: Transformer,
     shown: Shown,
     folder: Path,
-    sample: dict[str, str],
+    sample: dict[str, str | None],
     result: dict[str, Any],
 ) -> None:
     """Both files. model: the one that is published. result: what `--json` prints of the run."""
@@ -149,13 +159,16 @@ def _page(content: dict[str, Any], picture: bool) -> str:
     if picture:
         lines += ["", f"![loss by step]({PICTURE})"]
     sample = content["sample"]
+    if sample["before"] is None:
+        lines += ["", "No answer is shown: the quantized base would take minutes. Merge, then run."]
     for title, key in (
         ("Shown", "prompt"),
         ("Reference", "reference"),
         ("Before", "before"),
         ("After", "after"),
     ):
-        lines += ["", f"## {title}", "", *(f"    {line}" for line in sample[key].splitlines())]
+        if (text := sample[key]) is not None:
+            lines += ["", f"## {title}", "", *(f"    {line}" for line in text.splitlines())]
     return "\n".join(lines)
 
 

@@ -16,18 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from apr.convert.dtypes import DTYPES
 from apr.convert.folders import refuse_overlap
 from apr.errors import AprError
 from apr.hub.checksums import file_sha256
 from apr.model.transformer import Transformer
 from apr.text import fim_file
 from apr.train.adapter_files import save_adapter
-from apr.train.base import load_base
 from apr.train.finetune import (
     Prepared,
     base_name,
     evaluator,
+    load_model,
     open_run,
     publish,
     run_result,
@@ -191,9 +190,8 @@ def finetune_several(
     inputs = {str(path): file_sha256(path) for path in sorted(files)}
     asked = {name: one.request.to_json() for name, one in prepared.items()}
     open_run(target, {**asked, "sha256": inputs}, force)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = DTYPES[first.request.dtype]
-    model = load_base(first.checkpoint, first.request.method, dtype, device)
+    model = load_model(first)
+    device = model.device
     parameters, spans = add_adapters(
         model, {name: (o.request.lora, o.request.train.seed) for name, o in prepared.items()}
     )
