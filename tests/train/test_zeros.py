@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,26 +12,37 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from apr.errors import UsageError
+from apr.kernels.nf4 import quantize_nf4
+from apr.model.packed_linear import PackedLinear
 from apr.train.finetune import FinetuneRequest, finetune, prepare
+from apr.train.lora import LoraLinear, LoraSettings
+from apr.train.merged import merge_adapter
 from apr.train.settings import TrainSettings
-from apr.train.zeros import keep_zeros
+from apr.train.zeros import check_zeros, keep_zeros
 from train.tiny import questions, write_model, write_rows
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_zeros_stay_and_the_rest_learns(dtype: str, tmp_path: Path) -> None:
-    write_model(tmp_path / "tiny")
-    write_rows(tmp_path / "rows.jsonl", questions(20))
-    file = tmp_path / "tiny" / "model.safetensors"
-    weights = load_file(file)
+def pruned_model(folder: Path) -> dict[str, torch.Tensor]:
+    """A tiny model, every other input of its layers' matrices zero; these matrices."""
+    write_model(folder)
+    weights = load_file(folder / "model.safetensors")
     matrices = [name for name in weights if name.endswith("_proj.weight")]
     for name in matrices:
         weights[name][:, ::2] = 0
-    save_file(weights, file, metadata={"format": "pt"})
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return {name: weights[name] for name in matrices}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_zeros_stay_and_the_rest_learns(method: str, dtype: str, tmp_path: Path) -> None:
+    before = pruned_model(tmp_path / "tiny")
+    write_rows(tmp_path / "rows.jsonl", questions(20))
     request = FinetuneRequest(
         str(tmp_path / "tiny"),
         (tmp_path / "rows.jsonl",),
-        method="full",
+        method=method,
+        lora=LoraSettings(rank=4, targets=("all-linear", "embed_tokens")),
         train=TrainSettings(learning_rate=1e-2, max_steps=12, batch_size=2, weight_decay=0.1),
         dtype=dtype,
         max_length=160,
@@ -37,10 +50,45 @@ def test_zeros_stay_and_the_rest_learns(dtype: str, tmp_path: Path) -> None:
     )
     result = finetune(prepare(request, progress=False), tmp_path / "out")
     assert result["last_loss"] < result["first_loss"]
-    after = load_file(tmp_path / "out" / "model.safetensors")
-    for name in matrices:
-        assert bool((after[name][:, ::2] == 0).all())
-        assert not torch.equal(after[name][:, 1::2].float(), weights[name][:, 1::2].float())
+    after = tmp_path / "out"
+    if method == "lora":
+        after = tmp_path / "merged"
+        report = merge_adapter(str(tmp_path / "tiny"), tmp_path / "out", after)
+        assert report["max_logit_difference"] < 1e-5 * report["max_logit"]
+    saved = load_file(after / "model.safetensors")
+    for name, weight in before.items():
+        assert bool((saved[name][:, ::2] == 0).all())
+        assert not torch.equal(saved[name][:, 1::2].float(), weight[:, 1::2].float())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_gradients_of_a_masked_update(packed: bool) -> None:
+    """Against autograd on the dense formula."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 64, generator=generator)
+    weight[torch.rand(weight.shape, generator=generator) < 0.5] = 0
+    base: nn.Linear | PackedLinear = nn.Linear(64, 6)
+    if packed:
+        base = PackedLinear(quantize_nf4(weight), torch.device("cpu"))
+        base.bias = nn.Parameter(torch.randn(6, generator=generator))
+        weight = base.numbers(torch.float32).clone()
+    else:
+        base.weight.data = weight.clone()
+    layer = LoraLinear(base.requires_grad_(False), 3, 1.5, keep_zeros=True)
+    layer.reset(generator)
+    layer.lora_b.data = torch.randn(6, 3, generator=generator)
+    x = torch.randn(2, 5, 64, generator=generator, requires_grad=True)
+    y = layer(x)
+    y.square().sum().backward()
+
+    a, b = (t.detach().clone().requires_grad_() for t in (layer.lora_a, layer.lora_b))
+    other = x.detach().clone().requires_grad_()
+    dense = weight + 1.5 * (b @ a) * (weight != 0)
+    wanted = other @ dense.T + base.bias
+    wanted.square().sum().backward()
+    pairs = ((y, wanted), (x.grad, other.grad), (layer.lora_a.grad, a.grad))
+    for ours, expected in (*pairs, (layer.lora_b.grad, b.grad)):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_the_gradient_of_other_weights_is_as_it_was() -> None:
@@ -55,10 +103,38 @@ def test_the_gradient_of_other_weights_is_as_it_was() -> None:
     torch.testing.assert_close(linear.weight.grad, expected)
 
 
-def test_a_model_without_zeros_and_an_adapter_are_refused() -> None:
+def test_a_model_without_zeros_is_refused() -> None:
     linear = nn.Linear(3, 3, bias=False)
     linear.weight.data.fill_(1.0)
     with pytest.raises(UsageError, match="no weight of the layers is zero"):
         keep_zeros(nn.ModuleDict({"up_proj": linear}))
-    with pytest.raises(UsageError, match="--keep-mask is for --method full"):
-        FinetuneRequest("m", (Path("d.jsonl"),), keep_mask=True)
+    with pytest.raises(UsageError, match="no weight of the layers is zero"):
+        check_zeros(nn.ModuleDict({"up_proj": linear}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "qlora"}, "--keep-mask does not go with --method qlora"),
+        ({"lora": LoraSettings(dora=True)}, "--keep-mask does not go with --dora"),
+        ({"lora": LoraSettings(dropout=0.1)}, "--keep-mask does not go with --lora-dropout"),
+    ],
+)
+def test_what_keeping_zeros_does_not_go_with(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        FinetuneRequest("m", (Path("d.jsonl"),), keep_mask=True, **changes)
+
+
+def test_an_adapter_trained_without_it_is_refused(tmp_path: Path) -> None:
+    pruned_model(tmp_path / "tiny")
+    write_rows(tmp_path / "rows.jsonl", questions(4))
+    request = FinetuneRequest(
+        str(tmp_path / "tiny"),
+        (tmp_path / "rows.jsonl",),
+        train=TrainSettings(max_steps=1, batch_size=2),
+        max_length=160,
+    )
+    finetune(prepare(request, progress=False), tmp_path / "out")
+    again = replace(request, adapter=tmp_path / "out", keep_mask=True)
+    with pytest.raises(UsageError, match=r"--keep-mask: .*out was trained without it"):
+        finetune(prepare(again, progress=False), tmp_path / "more")

@@ -22,10 +22,12 @@ from apr.checkpoint.source import read_json_object
 from apr.errors import AprError, UsageError
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+# Our own setting: zeros of the layers' matrices get no update. PEFT does not know it.
+KEEP_ZEROS = "apr_keep_zeros"
 _PREFIX = "base_model.model."
 # Every setting of PEFT that is read here, or that only says how the adapter was trained.
 _KNOWN = {
-    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config",
+    KEEP_ZEROS, "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config",
     "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode",
     "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
     "lora_bias", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core",
@@ -57,6 +59,7 @@ class Factors:
     magnitude: torch.Tensor | None = None
     transposed: bool = False  # the weight is stored (in, out), as an embedding's is
     bias: torch.Tensor | None = None  # (out,), added to the layer's own
+    keep_zeros: bool = False  # where the base is zero, nothing is added
 
     def shape(self) -> tuple[int, int]:
         shape = (self.b.shape[0], self.a.shape[1])
@@ -65,7 +68,8 @@ class Factors:
     def apply(self, rows: torch.Tensor, start: int, end: int) -> torch.Tensor:
         if self.transposed:
             return rows + self.scaling * (self.a[:, start:end].T @ self.b.T)
-        merged = rows + self.scaling * (self.b[start:end] @ self.a)
+        update = self.scaling * (self.b[start:end] @ self.a)
+        merged = rows + (update.masked_fill(rows == 0, 0) if self.keep_zeros else update)
         if self.magnitude is not None:  # DoRA eq. 5: the direction of the sum at a learned length
             length = torch.linalg.vector_norm(merged, dim=1, keepdim=True)
             merged = self.magnitude[start:end, None] / length * merged
@@ -208,7 +212,8 @@ def _factors(
     scaling = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
     transposed = embedding or bool(config.get("fan_in_fan_out"))
     magnitude = _magnitude(folder, config, module, found, transposed)
-    return Factors(float(scaling), a, b, magnitude, transposed, found.get("bias"))
+    zeros = bool(config.get(KEEP_ZEROS)) and module.endswith("_proj")
+    return Factors(float(scaling), a, b, magnitude, transposed, found.get("bias"), zeros)
 
 
 def _magnitude(

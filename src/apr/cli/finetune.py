@@ -90,7 +90,7 @@ def finetune(
         help="Less memory: run layers again in the backward pass. [default: with qlora]",
     ),
     keep_mask: bool = typer.Option(
-        False, "--keep-mask", help="With --method full: weights that are zero stay so."
+        False, "--keep-mask", help="Of a pruned model: weights that are zero stay so."
     ),
     fim_rate: float = typer.Option(
         0.0, "--fim-rate", help="Rows of text: part of them to learn to fill in the middle of."

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from apr.checkpoint import CheckpointWriter
-from apr.checkpoint.adapter import CONFIG_FILE, WEIGHTS_FILE, open_adapter
+from apr.checkpoint.adapter import CONFIG_FILE, KEEP_ZEROS, WEIGHTS_FILE, open_adapter
 from apr.errors import UsageError
 from apr.model.packed_linear import matrix_shapes
 from apr.model.transformer import Transformer
@@ -73,6 +73,7 @@ def adapter_config(model: Transformer, base: str) -> dict[str, Any]:
         "fan_in_fan_out": False,
         "target_modules": _target_names(adapters, adaptable_modules(model)),
         "inference_mode": True,
+        **({KEEP_ZEROS: True} if any(a.keep_zeros for a in adapters.values()) else {}),
     }
 
 
@@ -112,7 +113,9 @@ def load_adapter(
         embedding = isinstance(model.get_submodule(module), nn.Embedding)
         if factors.bias is not None or factors.transposed != embedding:
             raise UsageError(f"{folder}: the adapter of {name} is of a kind that cannot be trained")
-        adapter = attach(model, module, factors.a.shape[0], factors.scaling, drop)
+        adapter = attach(
+            model, module, factors.a.shape[0], factors.scaling, drop, factors.keep_zeros
+        )
         with torch.no_grad():
             adapter.lora_a.copy_(factors.a)
             adapter.lora_b.copy_(factors.b)

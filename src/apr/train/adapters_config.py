@@ -68,6 +68,7 @@ def _check(request: FinetuneRequest) -> None:
     refused = {
         f"--method {request.method}": request.method not in ("lora", "qlora"),
         "--adapter": request.adapter is not None,
+        "--keep-mask": request.keep_mask,
         "--dora": request.lora.dora,
         "--lora-dropout": request.lora.dropout > 0,
         "--accumulate": request.train.accumulate > 1,

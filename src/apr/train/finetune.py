@@ -48,7 +48,7 @@ from apr.train.report import Shown, restore, sample_before, write_report
 from apr.train.reporting import PICTURE, draw_losses, reporting
 from apr.train.settings import TrainSettings
 from apr.train.state import saved_states
-from apr.train.zeros import keep_zeros
+from apr.train.zeros import check_zeros, keep_zeros
 
 RUN_FILE = "run.json"
 # What --method auto tries, in this order: (method, recompute).
@@ -103,10 +103,8 @@ class FinetuneRequest:
             )
         if self.adapter is not None and self.method == "full":
             raise UsageError("--adapter is trained by --method lora or qlora only")
-        if self.keep_mask and self.method != "full":
-            raise UsageError(
-                "--keep-mask is for --method full", "an adapter's product would fill the zeros"
-            )
+        if self.keep_mask:
+            _check_keep_mask(self)
 
     @property
     def little_memory(self) -> bool:
@@ -116,6 +114,17 @@ class FinetuneRequest:
     def to_json(self) -> dict[str, Any]:
         """What the result depends on, as plain data."""
         return json.loads(json.dumps(asdict(self), default=str))
+
+
+def _check_keep_mask(request: FinetuneRequest) -> None:
+    if request.method not in ("full", "lora"):
+        raise UsageError(
+            f"--keep-mask does not go with --method {request.method}",
+            "full or lora: NF4 has zeros of its own",
+        )
+    for flag, given in (("--dora", request.lora.dora), ("--lora-dropout", request.lora.dropout)):
+        if given and request.method == "lora":
+            raise UsageError(f"--keep-mask does not go with {flag}", f"leave out {flag}")
 
 
 @dataclass(frozen=True)
@@ -334,10 +343,17 @@ def _make_trainable(model: Transformer, request: FinetuneRequest) -> None:
             parameter.requires_grad_(True)
         if request.keep_mask:
             keep_zeros(model)
-    elif request.adapter is not None:
-        load_adapter(model, request.adapter, request.lora.dropout)
-    else:
-        add_lora(model, request.lora, request.train.seed)
+        return
+    if request.keep_mask:
+        check_zeros(model)
+    if request.adapter is None:
+        add_lora(model, request.lora, request.train.seed, request.keep_mask)
+        return
+    adapters = load_adapter(model, request.adapter, request.lora.dropout)
+    if request.keep_mask and not any(adapter.keep_zeros for adapter in adapters):
+        raise UsageError(
+            f"--keep-mask: {request.adapter} was trained without it", "begin with a new adapter"
+        )
 
 
 def _on(data: PackedData, device: torch.device) -> PackedData:

@@ -12,6 +12,7 @@ import fnmatch
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import nn
 from apr.errors import UsageError
 from apr.model.packed_linear import PackedLinear
 from apr.model.transformer import Transformer
+from apr.train.zeros import MaskedUpdate
 
 ALL_LINEAR = "all-linear"
 # What a model with fused projections has instead of the ones asked for.
@@ -69,16 +71,25 @@ class LoraLinear(nn.Module):
     """A frozen linear module with a low-rank update.
 
     base: nn.Linear or PackedLinear. lora_a: fp32 (r, in),
-    lora_b: fp32 (out, r). magnitude: fp32 (out,), of DoRA, or None.
+    lora_b: fp32 (out, r). magnitude: fp32 (out,), of DoRA, or None. keep_zeros: weights of the
+    base that are zero get no update.
     """
 
     lora_a: nn.Parameter
     lora_b: nn.Parameter
     magnitude: nn.Parameter | None
 
-    def __init__(self, base: Any, rank: int, scaling: float, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        base: Any,
+        rank: int,
+        scaling: float,
+        dropout: float = 0.0,
+        keep_zeros: bool = False,
+    ) -> None:
         super().__init__()
         self.base, self.scaling, self.dropout = base, scaling, dropout
+        self.keep_zeros = keep_zeros
         device = base.device if isinstance(base, PackedLinear) else base.weight.device
         self.lora_a = nn.Parameter(torch.zeros(rank, base.in_features, device=device))
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
@@ -123,6 +134,10 @@ class LoraLinear(nn.Module):
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.keep_zeros:
+            factors = (self.lora_a, self.lora_b, self.scaling)
+            weight = partial(_numbers, self.base, x.dtype)
+            return MaskedUpdate.apply(x, weight, self.base.bias, *factors)
         dropped = self.drop(x)
         if self.magnitude is None:
             update = (dropped, self.lora_a, self.lora_b, self.scaling)
@@ -154,6 +169,7 @@ class LoraEmbedding(nn.Module):
     lora_b: nn.Parameter
     magnitude = None
     dropout = 0.0
+    keep_zeros = False
 
     def __init__(self, base: nn.Embedding, rank: int, scaling: float) -> None:
         super().__init__()
@@ -247,10 +263,13 @@ def matching_modules(model: Transformer, targets: Iterable[str]) -> list[str]:
     return [name for name in names if name in chosen]
 
 
-def add_lora(model: Transformer, settings: LoraSettings, seed: int = 0) -> list[Adapter]:
+def add_lora(
+    model: Transformer, settings: LoraSettings, seed: int = 0, keep_zeros: bool = False
+) -> list[Adapter]:
     """Freeze a model and put a fresh adapter on each target, in the order of the model.
 
-    Raises UsageError where a target names no layer, or one that DoRA does not go with.
+    keep_zeros: of the matrices inside the layers. Raises UsageError where a target names no layer,
+    or one that DoRA does not go with.
     """
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -259,7 +278,9 @@ def add_lora(model: Transformer, settings: LoraSettings, seed: int = 0) -> list[
         leaf = name.rpartition(".")[2]
         if settings.dora and leaf in (OUTPUT_LAYER, EMBEDDING):
             raise UsageError(f"--dora does not go with {leaf}", f"leave {leaf} out of --targets")
-        adapter = attach(model, name, settings.rank, settings.scaling(), settings.dropout)
+        adapter = attach(
+            model, name, settings.rank, settings.scaling(), settings.dropout, keep_zeros
+        )
         if isinstance(adapter, LoraLinear):
             adapter.reset(generator, settings.dora)
         else:
@@ -269,11 +290,17 @@ def add_lora(model: Transformer, settings: LoraSettings, seed: int = 0) -> list[
 
 
 def attach(
-    model: Transformer, name: str, rank: int, scaling: float, dropout: float = 0.0
+    model: Transformer,
+    name: str,
+    rank: int,
+    scaling: float,
+    dropout: float = 0.0,
+    keep_zeros: bool = False,
 ) -> Adapter:
     """Wrap one module, which must not carry an adapter yet; the update is zero.
 
-    dropout: of a linear layer's input; an embedding has none.
+    dropout: of a linear layer's input; an embedding has none. keep_zeros: where the module is one
+    of those that are pruned.
     """
     base = model.get_submodule(name)
     if isinstance(base, Adapter):
@@ -283,7 +310,7 @@ def attach(
     if isinstance(base, nn.Embedding):
         adapter = LoraEmbedding(base, rank, scaling)
     else:
-        adapter = LoraLinear(base, rank, scaling, dropout)
+        adapter = LoraLinear(base, rank, scaling, dropout, keep_zeros and name.endswith("_proj"))
     setattr(model.get_submodule(parent), leaf, adapter)
     return adapter
 
@@ -293,8 +320,8 @@ def adapters_of(model: Transformer) -> dict[str, Adapter]:
     return {name: m for name, m in model.named_modules() if isinstance(m, Adapter)}
 
 
-def _numbers(base: nn.Linear | PackedLinear) -> torch.Tensor:
-    """W in fp32, (out, in)."""
+def _numbers(base: nn.Linear | PackedLinear, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """W in dtype, (out, in)."""
     if isinstance(base, PackedLinear):
-        return base.numbers(torch.float32)
-    return base.weight.float()
+        return base.numbers(dtype)
+    return base.weight.to(dtype)

@@ -19,14 +19,14 @@ from apr.model.torch_runner import TorchRunner
 from apr.model.transformer import Transformer
 from apr.text import Tokenizer
 from apr.train.adapter_files import adapter_tensors
-from apr.train.lora import adapters_of
+from apr.train.lora import LoraLinear, adapters_of
 from apr.train.packing import Document
 from apr.train.reporting import PICTURE
 
 REPORT, PAGE = "report.json", "report.md"
 ANSWER_TOKENS = 128
-# Numbers that an answer may unpack from a quantized base, all of them for every token: about half
-# a minute.
+# Numbers that an answer may make, for every token again, of weights that are not stored as they are
+# multiplied (a quantized base, an adapter that keeps zeros): about half a minute.
 UNPACKED = 4e10
 BLOCK = 64
 
@@ -56,12 +56,11 @@ class Shown:
     def answer(self, model: Transformer) -> str | None:
         """What a model, as it is in training, writes: greedy, at most `ANSWER_TOKENS` tokens.
 
-        None where a quantized base would take too long for it (`UNPACKED`).
+        None where making its weights would take too long (`UNPACKED`).
         """
         prompt, _ = self.parts()
         limit = max(1, min(ANSWER_TOKENS, model.config.max_position - len(prompt)))
-        packed = (m for m in model.modules() if isinstance(m, PackedLinear))
-        if limit * sum(m.out_features * m.in_features for m in packed) > UNPACKED:
+        if limit * _numbers_made(model) > UNPACKED:
             return None
         length = len(prompt) + limit
         stops = self.tokenizer.eos_ids | ({self.middle} if self.middle is not None else set())
@@ -75,6 +74,17 @@ class Shown:
 
     def text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def _numbers_made(model: Transformer) -> int:
+    """How many numbers one token has made for it, see `UNPACKED`."""
+    made = 0
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            made += module.out_features * module.in_features
+        elif isinstance(module, LoraLinear) and module.keep_zeros:
+            made += module.lora_b.shape[0] * module.lora_a.shape[1]
+    return made
 
 
 def sample_before(model: Transformer, shown: Shown, folder: Path) -> dict[str, str | None]:
@@ -160,7 +170,7 @@ def _page(content: dict[str, Any], picture: bool) -> str:
         lines += ["", f"![loss by step]({PICTURE})"]
     sample = content["sample"]
     if sample["before"] is None:
-        lines += ["", "No answer is shown: the quantized base would take minutes. Merge, then run."]
+        lines += ["", "No answer is shown: this would take minutes before merging."]
     for title, key in (
         ("Shown", "prompt"),
         ("Reference", "reference"),
