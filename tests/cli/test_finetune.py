@@ -185,6 +185,9 @@ def test_several_adapters(apr: Command, folder: Path, tmp_path: Path) -> None:
     assert ranks == [2, 16]
     again = apr(*RUN, *arguments, "-o", run)
     assert again.code == 2 and "it is complete" in again.err
+    config.write_text("adapters: [{name: a, rank: 3}]")
+    forced = apr(*RUN, *arguments, "-o", run, "--force")
+    assert forced.code == 0 and not (run / "b").exists() and (run / "a").exists()
 
 
 def test_the_plan_and_the_samples(apr: Command, tmp_path: Path) -> None:

@@ -86,6 +86,20 @@ def test_messages_are_the_turns_of_an_instruction() -> None:
     assert turns[1]["content"] == "Add.\n\na, b"
 
 
+def test_what_training_reads_is_read() -> None:
+    """A turn that calls tools without words, and a conversation whose answer is a text."""
+    ask = {"role": "user", "content": "Run it."}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "run"}}]}
+    done = {"role": "assistant", "content": "Done."}
+    found = recognise({"messages": [ask, call, done]}, "here")
+    assert (found.prompt, found.response) == ("Run it.", "\n\nDone.")
+    found = recognise({"prompt": [ask], "completion": "Done."}, "here")
+    assert (found.prompt, found.response, found.messages) == ("Run it.", "Done.", (ask, done))
+    for completion in (3, None):
+        with pytest.raises(UsageError, match="'prompt/completion' is not a list of messages"):
+            recognise({"prompt": [ask], "completion": completion}, "here")
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [

@@ -2,7 +2,7 @@
 
 instruction        {instruction, response[, system, input]}; `output` is another name of response
 messages           {messages: [{role, content}, ...]}
-prompt-completion  {prompt, completion}, as texts or as lists of messages
+prompt-completion  {prompt, completion}, as texts, as lists of messages, or a list and a text
 text               {text}; `content` is another name
 
 Reading streams, except from .json, which is one array. Nothing here knows torch or tokens.
@@ -82,8 +82,11 @@ def recognise(fields: Mapping[str, Any], where: str) -> Example:
     if "instruction" in fields and ("response" in fields or "output" in fields):
         return _instruction(fields, where)
     if "prompt" in fields and "completion" in fields:
-        if isinstance(fields["prompt"], list) and isinstance(fields["completion"], list):
-            turns = [*fields["prompt"], *fields["completion"]]
+        if isinstance(fields["prompt"], list):
+            answer = fields["completion"]
+            if isinstance(answer, str):
+                answer = [{"role": "assistant", "content": answer}]
+            turns = [*fields["prompt"], *answer] if isinstance(answer, list) else None
             return _conversation(turns, "prompt/completion", "prompt-completion", fields, where)
         prompt, completion = _text(fields, "prompt", where), _text(fields, "completion", where)
         return Example(where, "prompt-completion", prompt, completion, (), fields)
@@ -150,10 +153,12 @@ def _conversation(
         raise UsageError(f"{where}: field {name!r} is not a list of messages")
     for number, turn in enumerate(turns, 1):
         for key in ("role", "content"):
+            if isinstance(turn, dict) and key == "content" and turn.get("tool_calls"):
+                continue  # a turn may call tools and say nothing
             if not (isinstance(turn, dict) and isinstance(turn.get(key), str)):
                 raise UsageError(f"{where}: message {number} of {name!r} has no text in {key!r}")
-    given = [turn["content"] for turn in turns if turn["role"] != "assistant"]
-    learned = [turn["content"] for turn in turns if turn["role"] == "assistant"]
+    given = [turn.get("content") or "" for turn in turns if turn["role"] != "assistant"]
+    learned = [turn.get("content") or "" for turn in turns if turn["role"] == "assistant"]
     return Example(where, shape, "\n\n".join(given), "\n\n".join(learned), tuple(turns), fields)
 
 

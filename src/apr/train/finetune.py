@@ -455,7 +455,10 @@ def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _clear(target: Path) -> None:
     """Remove what a run writes, and nothing else."""
-    for name in (CHECKPOINTS, "best", "last"):
+    before = json.loads((target / RUN_FILE).read_text())
+    # A run of several adapters has a request, and a folder, for each.
+    several = [n for n, asked in before.items() if isinstance(asked, dict) and "data" in asked]
+    for name in (CHECKPOINTS, "best", "last", *several):
         shutil.rmtree(target / name, ignore_errors=True)
     for path in target.iterdir():
         if path.is_file():
