@@ -10,10 +10,8 @@ OUT/metrics.jsonl, OUT/checkpoints/, OUT/best/, OUT/last/   see `apr.train.loop`
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from typing import Any
 import torch
 
 from apr.checkpoint import Checkpoint, CheckpointWriter, open_checkpoint
-from apr.checkpoint.adapter import CONFIG_FILE
 from apr.convert.dtypes import DTYPES
 from apr.convert.folders import exact_source, files_from_folder, refuse_overlap
 from apr.convert.import_checkpoint import files_from_gguf
@@ -46,11 +43,11 @@ from apr.train.packing import Batch, Document, PackedData
 from apr.train.plan import MemoryPlan, plan_memory
 from apr.train.report import Shown, restore, sample_before, write_report
 from apr.train.reporting import PICTURE, draw_losses, reporting
+from apr.train.run_folder import open_run, publish
 from apr.train.settings import TrainSettings
 from apr.train.state import saved_states
 from apr.train.zeros import check_zeros, keep_zeros
 
-RUN_FILE = "run.json"
 # What --method auto tries, in this order: (method, recompute).
 AUTO = (("lora", False), ("lora", True), ("qlora", False), ("qlora", True))
 
@@ -405,83 +402,6 @@ def base_name(ref: str) -> str:
     """A model as adapter_config.json names it: org/name, or a folder's whole path."""
     path = Path(ref).expanduser()
     return str(path.resolve()) if path.exists() else ref.removeprefix("hf://")
-
-
-def open_run(target: Path, request: dict[str, Any], force: bool) -> None:
-    """Make the folder of a run, or find the same run in it.
-
-    Raises UsageError where it holds something else, or the same run already at its end.
-    """
-    record = target / RUN_FILE
-    if target.is_file():
-        raise UsageError(f"{target} is a file", "name a folder")
-    if target.is_dir() and any(target.iterdir()) and not record.is_file():
-        raise UsageError(f"{target} exists and is no training run", "choose another folder")
-    if record.is_file():
-        if force:
-            _clear(target)
-        else:
-            _check_same(target, json.loads(record.read_text()), request)
-            return
-    target.mkdir(parents=True, exist_ok=True)
-    temporary = record.with_name(record.name + ".new")
-    temporary.write_text(json.dumps(request, indent=1) + "\n")
-    temporary.replace(record)
-
-
-def _check_same(target: Path, before: dict[str, Any], request: dict[str, Any]) -> None:
-    old, new = dict(_flat(before)), dict(_flat(request))
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    if changed:
-        key = changed[0]
-        raise UsageError(
-            f"{target} holds a run with other settings: {key} was {old.get(key)}, now"
-            f" {new.get(key)}",
-            "choose another folder, or --force to begin anew",
-        )
-    if (target / MANIFEST_NAME).is_file():
-        raise UsageError(
-            f"{target} holds this run, and it is complete", "--force trains it once more"
-        )
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, inner in value.items():
-        if isinstance(inner, dict):
-            yield from _flat(inner, f"{prefix}{key}.")
-        else:
-            yield prefix + key, inner
-
-
-def _clear(target: Path) -> None:
-    """Remove what a run writes, and nothing else."""
-    before = json.loads((target / RUN_FILE).read_text())
-    # A run of several adapters has a request, and a folder, for each.
-    several = [n for n, asked in before.items() if isinstance(asked, dict) and "data" in asked]
-    for name in (CHECKPOINTS, "best", "last", *several):
-        shutil.rmtree(target / name, ignore_errors=True)
-    for path in target.iterdir():
-        if path.is_file():
-            path.unlink()
-
-
-def publish(source: Path, target: Path) -> None:
-    """Put a saved model's files in `target` as well (hard links where the disk has them).
-
-    The file that makes a folder an adapter or a model comes last.
-    """
-    last = (CONFIG_FILE, "config.json")
-    paths = sorted((p for p in source.rglob("*") if p.is_file()), key=lambda p: p.name in last)
-    for path in paths:
-        goal = target / path.relative_to(source)
-        goal.parent.mkdir(parents=True, exist_ok=True)
-        temporary = goal.with_name(f".{goal.name}.new")
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(path, temporary)
-        except OSError:
-            shutil.copyfile(path, temporary)
-        temporary.replace(goal)
 
 
 def run_result(prepared: Prepared, target: Path, report: TrainReport) -> dict[str, Any]:

@@ -27,8 +27,6 @@ from apr.train.finetune import (
     base_name,
     evaluator,
     load_model,
-    open_run,
-    publish,
     run_result,
     run_task,
     write_manifest,
@@ -38,6 +36,7 @@ from apr.train.loop import Task
 from apr.train.losses import chunked_cross_entropy
 from apr.train.optimizer import Optimizer
 from apr.train.packing import MULTIPLE, Batch, PackedData, make_batch
+from apr.train.run_folder import open_run, publish
 from apr.train.settings import TrainSettings
 from apr.train.shared_base import Spans, add_adapters, only
 
