@@ -12,9 +12,9 @@ import torch
 
 from apr.checkpoint import open_checkpoint
 from apr.convert.dtypes import DTYPES
+from apr.heap import return_large_blocks
 from apr.train.base import load_base
 from apr.train.forward import token_loss
-from apr.train.heap import return_large_blocks
 from apr.train.lora import LoraSettings, add_lora
 from apr.train.optimizer import Optimizer
 from apr.train.packing import Document, make_batch

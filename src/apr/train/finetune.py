@@ -24,6 +24,7 @@ from apr.convert.folders import exact_source, files_from_folder, refuse_overlap
 from apr.convert.import_checkpoint import files_from_gguf
 from apr.convert.manifest import MANIFEST_NAME, folder_manifest
 from apr.errors import UsageError
+from apr.heap import return_large_blocks
 from apr.hub import Pulled, pull
 from apr.hub.checksums import file_records, file_sha256
 from apr.hub.datasets import local_files
@@ -36,7 +37,6 @@ from apr.train.base import METHODS, base_size, check_base, load_base
 from apr.train.dataset import DataReport, read_documents, split_off
 from apr.train.fim import FimSettings, fim_transform
 from apr.train.forward import attention_note, token_loss
-from apr.train.heap import return_large_blocks
 from apr.train.loop import CHECKPOINTS, METRICS, Task, TrainReport, total_steps, train
 from apr.train.lora import LoraSettings, add_lora
 from apr.train.packing import Batch, Document, PackedData
@@ -105,7 +105,7 @@ class FinetuneRequest:
 
     @property
     def little_memory(self) -> bool:
-        """Whether memory counts more than the last bit of speed: see `apr.train.heap`."""
+        """Whether memory counts more than the last bit of speed: see `apr.heap`."""
         return self.recompute or self.method == "qlora"
 
     def to_json(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from apr.train.losses import CHUNK
 _STATE_BYTES = 4 + 4 + 8
 # Measured on Linux with glibc: compiled kernels and libraries that load with the first step, and
 # what the allocator holds for each byte of activations (freed pieces between kept ones) unless it
-# was told to return them (`apr.train.heap`); then it keeps a pool of small pieces.
+# was told to return them (`apr.heap`); then it keeps a pool of small pieces.
 _LIBRARIES, _HOLES, _POOL = 110_000_000, 1.45, 100_000_000
 
 
