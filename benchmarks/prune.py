@@ -1,13 +1,14 @@
-"""Pruning: apr against the code of Wanda's and SparseGPT's authors, in one run.
+"""Pruning: apr against the code of Wanda's and SparseGPT's authors and llm-compressor, in one run.
 
     python benchmarks/prune.py MODEL --authors CHECKOUT --calibration FILE [--rounds 3]
-        [--amounts 0.5,2:4] [--text FILE ...] [--out FILE.json]
+        [--llm-compressor PYTHON] [--amounts 0.5,2:4] [--text FILE ...] [--out FILE.json]
     python benchmarks/prune.py --layers 12,24
 
 MODEL is a Hugging Face folder of a Llama model; CHECKOUT a clone of github.com/locuslab/wanda,
-which holds SparseGPT as well. Every round prunes with each program once, in turn, on the same
-calibration ids (64 sequences of 512). Seconds are of loading, calibrating and pruning, without
-imports (theirs writes no model in that time, ours does); peak memory (RSS) is of the whole process.
+which holds SparseGPT as well; PYTHON has llm-compressor installed. Every round prunes with each
+program once, in turn, on the same calibration ids (64 sequences of 512). Seconds are of loading,
+calibrating and pruning, without imports (peers write no model in that time, ours does); peak memory
+(RSS) is of the whole process.
 Figures are medians, ratios medians of the rounds' ratios. With --text the pruned models of the
 first round are measured as well, by `apr eval --perplexity` on 24 windows of 512 tokens, with the
 model itself and magnitude pruning beside them.
@@ -63,6 +64,15 @@ def run_authors(
     return json.loads(found["output"].splitlines()[-1])
 
 
+def run_llm_compressor(
+    python: Path, model: Path, method: str, amount: str, ids: Path, out: Path
+) -> dict[str, float]:
+    sparsity, pattern = ("0.5", amount) if ":" in amount else (amount, "-")
+    worker = HERE / "peers" / "llmcompressor_worker.py"
+    arguments = [str(python), str(worker), method, sparsity, pattern, *map(str, (model, ids, out))]
+    return json.loads(measured(arguments, {})["output"].splitlines()[-1])
+
+
 def perplexities(model: Path, texts: list[str]) -> dict[str, float]:
     found = {}
     for text in texts:
@@ -89,20 +99,28 @@ def compare(arguments: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     for number in range(arguments.rounds):
         for method, amount in cases:
             print(f"round {number + 1}: {method} {amount}", file=sys.stderr)
-            theirs = work / "theirs"
+            theirs, other = work / "theirs", work / "other"
             for file in model.glob("tokenizer*"):
-                theirs.mkdir(exist_ok=True)
-                (theirs / file.name).write_bytes(file.read_bytes())
+                for folder in (theirs, other):
+                    folder.mkdir(exist_ok=True)
+                    (folder / file.name).write_bytes(file.read_bytes())
             found = {
                 "apr": run_apr(model, method, amount, text, work / "ours"),
                 "authors": run_authors(
                     arguments.authors, model, method, amount, work / "ids.pt", theirs
                 ),
             }
+            if arguments.llm_compressor:
+                found["llm-compressor"] = run_llm_compressor(
+                    arguments.llm_compressor, model, method, amount, work / "ids.pt", other
+                )
             rounds[method, amount].append(found)
             if arguments.text and number == 0:
                 quality[f"{method} {amount}"] = perplexities(work / "ours", arguments.text)
                 quality[f"{method} {amount}, authors"] = perplexities(theirs, arguments.text)
+                if arguments.llm_compressor:
+                    name = f"{method} {amount}, llm-compressor"
+                    quality[name] = perplexities(other, arguments.text)
     for name, values in quality.items():
         print(f"perplexity {name}: {', '.join(f'{v:.2f}' for v in values.values())}")
     return [report(m, a, rounds[m, a]) for m, a in cases] + [{"perplexity": quality}]
@@ -113,15 +131,20 @@ def report(method: str, amount: str, rounds: list[dict[str, dict[str, float]]]) 
         program: {
             key: statistics.median(r[program][key] for r in rounds) for key in ("seconds", "peak")
         }
-        for program in ("apr", "authors")
+        for program in rounds[0]
     }
-    faster = statistics.median(r["authors"]["seconds"] / r["apr"]["seconds"] for r in rounds)
-    memory = statistics.median(r["apr"]["peak"] / r["authors"]["peak"] for r in rounds)
     print(f"{method} {amount}:")
     for program, values in median.items():
-        print(f"  {program:8}{values['seconds']:7.1f} s {values['peak'] / 1e9:6.2f} GB")
-    print(f"  authors / apr, time: {faster:.2f}; apr / authors, memory: {memory:.2f}")
-    return {"method": method, "amount": amount, "median": median, "time": faster, "memory": memory}
+        print(f"  {program:15}{values['seconds']:7.1f} s {values['peak'] / 1e9:6.2f} GB")
+    ratios: dict[str, dict[str, float]] = {}
+    for peer in (program for program in median if program != "apr"):
+        ratios[peer] = {
+            "time": statistics.median(r[peer]["seconds"] / r["apr"]["seconds"] for r in rounds),
+            "memory": statistics.median(r["apr"]["peak"] / r[peer]["peak"] for r in rounds),
+        }
+        time, memory = ratios[peer].values()
+        print(f"  {peer} / apr, time: {time:.2f}; apr / {peer}, memory: {memory:.2f}")
+    return {"method": method, "amount": amount, "median": median, "ratios": ratios}
 
 
 def random_model(folder: Path, layers: int) -> None:
@@ -181,6 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("model", nargs="?")
     parser.add_argument("--authors", type=Path)
+    parser.add_argument("--llm-compressor", type=Path, metavar="PYTHON")
     parser.add_argument("--calibration", default="builtin")
     parser.add_argument("--amounts", default="0.5,2:4")
     parser.add_argument("--rounds", type=int, default=3)
