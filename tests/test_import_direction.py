@@ -28,6 +28,7 @@ LEAVES: dict[str, frozenset[str]] = {
     "checkpoint": frozenset({"errors"}),
     "hub": frozenset({"errors"}),
     "errors": frozenset(),
+    "heap": frozenset(),
 }
 # These run before or without a model.
 TORCH_FREE = ("eval/sandbox", "eval/scoring.py", "eval/extraction.py", "eval/store.py", "errors.py")
