@@ -384,3 +384,33 @@ def test_a_sweep_over_a_server_and_a_model(
     near, far = json.loads(done.out)["cells"]
     assert (near["pass@1"], far["pass@1"]) == (0.0, 1.0)
     assert far["against_first"]["fixed"] == ["T/f"]
+
+
+def test_a_file_of_tasks(apr: Command, canned: Canned, tmp_path: Path) -> None:
+    """Named like a benchmark; what is wrong with it is told in one line, before a model loads."""
+    row = {
+        "task_id": "T/0",
+        "prompt": "def f(x):\n",
+        "test": "assert f(1) == 2",
+        "canonical_solution": "    return x + 1\n",
+    }
+    data = tmp_path / "mine.jsonl"
+    data.write_text(json.dumps(row))
+    done = apr("eval", "m", "--benchmark", data, "--json")
+    assert done.code == 0, done.err
+    value = json.loads(done.out)
+    assert (value["benchmark"], value["pass@1"]) == ("mine.jsonl", 1.0)
+    assert value["folder"].startswith("runs/mine.jsonl-canned-")
+    shown = apr("results", value["folder"], "--task", "T/0")
+    assert shown.code == 0 and "return x + 1" in shown.out
+    assert json.loads(apr("score", "--check-gt", "--benchmark", data, "--json").out)["passed"] == 1
+    data.write_text(json.dumps({**row, "tests": []}))
+    (tmp_path / "broken.py").write_text("def benchmark():\n    return 1 / 0\n")
+    for benchmark, message in (
+        (data, f"{data} line 1: field 'tests' is unknown (test?)"),
+        ("broken.py", "broken.py line 2: benchmark() raised ZeroDivisionError: division by zero"),
+        ("gone.jsonl", "--benchmark gone.jsonl: no such file"),
+    ):
+        refused = apr("eval", "m", "--benchmark", benchmark)
+        assert (refused.code, refused.out, refused.err) == (2, "", f"apr: {message}\n")
+    assert canned.loads == 1

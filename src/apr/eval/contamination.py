@@ -115,8 +115,10 @@ def _read_report(path: Path, benchmark: str) -> tuple[str, set[str]]:
 
 
 def _family(name: str) -> str:
-    """Benchmarks with the same tasks have the same: humaneval+@v0.1.9 and humaneval."""
-    return re.split(r"[+@=]|-hard|-sanitized", name)[0]
+    """Benchmarks with the same tasks have the same: humaneval+@v0.1.9 and humaneval. A file of
+    tasks has its name, wherever it lies.
+    """
+    return re.split(r"[+@=]|-hard|-sanitized", Path(name).name)[0]
 
 
 def _scores_json(scores: Mapping[int, tuple[float, float, float]]) -> dict[str, Any]:

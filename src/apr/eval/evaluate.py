@@ -207,7 +207,7 @@ def _identity(
 def _folder(settings: EvalSettings, model: Model, identity: dict[str, Any]) -> Path:
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     name = re.sub(r"[^\w.-]+", "-", Path(model.name).name).strip("-")
-    return Path("runs") / f"{settings.benchmark}-{name}-{digest}"
+    return Path("runs") / f"{Path(settings.benchmark).name}-{name}-{digest}"
 
 
 def _tasks(settings: EvalSettings, benchmark: Benchmark) -> list[Task]:

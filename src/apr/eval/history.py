@@ -183,6 +183,8 @@ def whole_programs(run: Run) -> Callable[[str, str], str | None]:
     data = Path(known["data"]) if known.get("data") else None
     try:
         name = str(known.get("benchmark", run.benchmark))  # with the version of its data
+        if name.endswith(".py"):  # not to be run because a folder of results names it
+            return lambda task_id, completion: None
         benchmark = load_benchmark(name, data, split=known.get("split"))
     except AprError:
         return lambda task_id, completion: None

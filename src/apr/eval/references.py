@@ -119,7 +119,7 @@ def check_references(
         return References(interpreter, {}, {})
     path = _cache_path(benchmark, sandbox, interpreter)
     known = {} if fresh else _read(path)
-    wanted = list(tasks)
+    wanted = [task for task in tasks if task.canonical_solution]
     todo = [task for task in wanted if task.task_id not in known]
     if todo:
         shown = EvalProgress(len(todo), enabled=progress)
@@ -140,7 +140,7 @@ def check_references(
     )
     seconds = {task: value for task, value in found if not isinstance(value, str)}
     broken = {task: value for task, value in found if isinstance(value, str)}
-    if excluded and not seconds:
+    if excluded and broken and not seconds:
         raise AprError(
             f"no reference solution passes with {interpreter.path}: {next(iter(broken.values()))}",
             "--python names an interpreter that has the benchmark's libraries",

@@ -63,6 +63,15 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
+def is_unicode(text: str) -> bool:
+    """JSON can hold half of a character, which no program file can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _array(path: Path) -> list[dict[str, Any]]:
     rows = _json(path)
     if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from apr.errors import UsageError
-from apr.eval.rows import read_object, read_rows
+from apr.eval.rows import is_unicode, read_object, read_rows
 from apr.eval.task import Benchmark, traits_of
 
 RESULTS = "eval_results.json"
@@ -34,7 +34,7 @@ def read_samples(path: Path, benchmark: Benchmark) -> list[Mapping[str, Any]]:
         if not present:
             raise UsageError(f"{where} has neither a 'completion' nor a 'solution' text")
         for name in present:
-            if not _is_unicode(row[name]):
+            if not is_unicode(row[name]):
                 raise UsageError(
                     f"{where} field {name!r} is not text: a surrogate without its pair"
                 )
@@ -104,12 +104,3 @@ def _results(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             if not isinstance(sample, dict):
                 raise UsageError(f"{where} is no object")
             yield where, {"task_id": task_id, "solution": sample.get("solution")}
-
-
-def _is_unicode(text: str) -> bool:
-    """JSON can hold half of a character, which no program file can."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

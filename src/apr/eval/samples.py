@@ -140,7 +140,10 @@ def run_references(
     """
     benchmark = load_benchmark(benchmark_name, data)
     if not traits_of(benchmark).references:
-        raise UsageError(f"--check-gt: {benchmark.name} needs no libraries", "for bigcodebench")
+        raise UsageError(
+            f"--check-gt: {benchmark.name} has no reference solutions that are run first",
+            "for bigcodebench, and files of tasks with canonical_solution",
+        )
     interpreter = find_interpreter(python)
     with Sandbox(
         workers=workers,

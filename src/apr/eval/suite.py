@@ -38,7 +38,7 @@ class SuiteResult:
 
 def is_suite(benchmark: str) -> bool:
     """Whether `--benchmark` names more than one: a list with commas, or a group."""
-    return "," in benchmark or benchmark in GROUPS
+    return benchmark in GROUPS or ("," in benchmark and not Path(benchmark).is_file())
 
 
 def evaluate_suite(settings: EvalSettings, model: Model | None = None) -> SuiteResult:
@@ -121,7 +121,7 @@ def settings_of(settings: EvalSettings, name: str) -> EvalSettings:
     return replace(
         settings,
         benchmark=name,
-        out=settings.out / name if settings.out else None,
+        out=settings.out / Path(name).name if settings.out else None,
         split=None if has_split and not name.startswith("bigcodebench") else settings.split,
         window=None if has_dates and not name.startswith("livecodebench") else settings.window,
     )

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from apr.errors import UsageError
-from apr.eval.benchmarks import NAMES
+from apr.eval.benchmarks import NAMES, is_file_name
 from apr.eval.settings import EvalSettings
 from apr.eval.strategies.strategy import load_strategy
 from apr.eval.suite import ALL, GROUPS
@@ -93,9 +93,9 @@ class Sweep(_Strict):
     @classmethod
     def _known(cls, value: list[str]) -> list[str]:
         for name in value:
-            if (name.partition("@")[0] not in NAMES and name not in GROUPS) or name == ALL:
-                known = ", ".join((*NAMES, *(group for group in GROUPS if group != ALL)))
-                raise ValueError(f"{name} is none of {known}")
+            known = (*NAMES, *(group for group in GROUPS if group != ALL))
+            if name.partition("@")[0] not in known and not is_file_name(name):
+                raise ValueError(f"{name} is none of {', '.join(known)}, and no file of tasks")
         return value
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import os
+from collections.abc import Collection
 from pathlib import Path
 
 from apr.errors import UsageError
@@ -21,14 +24,15 @@ NAMES = (
     "bigcodebench",
     "bigcodebench-hard",
 )
+ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")  # of a benchmark of the user's own
 
 
 def load_benchmark(
     name: str, data: Path | None = None, window: Window | None = None, split: str | None = None
 ) -> Benchmark:
-    """A benchmark by name; data: its file, if not the one that is installed or
-    pulled. window: dates of the problems, for a benchmark that has them. split: complete or
-    instruct, for BigCodeBench.
+    """A benchmark by name, or that of a file of the user's. data: its file, if not the one that is
+    installed or pulled. window: dates of the problems, for a benchmark that has them. split:
+    complete or instruct, for BigCodeBench.
 
     Raises UsageError for an unknown name.
     """
@@ -45,6 +49,12 @@ def load_benchmark(
         return BigCodeBench(data, name, split)
     if split is not None:
         raise UsageError(f"--split: {name} has no splits", "for bigcodebench")
+    if is_file_name(name):
+        if data is not None:
+            raise UsageError(f"--data {data}: {name} is a file of tasks itself", "leave it out")
+        from apr.eval.benchmarks.own_file import load_own
+
+        return load_own(name)
     if name == "humaneval":
         from apr.eval.benchmarks.humaneval import HumanEval
 
@@ -61,4 +71,19 @@ def load_benchmark(
         from apr.eval.benchmarks.infilling import Infilling
 
         return Infilling(name, data)
-    raise UsageError(f"--benchmark {name} is unknown", f"one of {', '.join(NAMES)}")
+    raise unknown_benchmark(name)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether `--benchmark` names a file of the user's rather than a benchmark."""
+    return os.sep in name or name.endswith((*ROW_FILES, ".py"))
+
+
+def unknown_benchmark(name: str, also: Collection[str] = ()) -> UsageError:
+    """What to say of a name that is none. also: others that may be meant."""
+    known = (*NAMES, *also)
+    close = difflib.get_close_matches(name.lower(), known, 1)
+    meant = f"{close[0]}? " if close else ""
+    return UsageError(
+        f"--benchmark {name} is unknown", f"{meant}one of {', '.join(known)}, or a file of tasks"
+    )

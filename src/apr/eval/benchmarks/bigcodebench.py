@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from apr.errors import UsageError
-from apr.eval.benchmarks.humaneval import PREFILL, PREFILL_STOP, QUESTION, raw_prompt
+from apr.eval.benchmarks.humaneval import PREFILL, PREFILL_STOP, QUESTION, continued, raw_prompt
 from apr.eval.data_files import find_data
 from apr.eval.extraction import chat_code, cut_at, definitions, is_body, longest_prefix, parse
 from apr.eval.rows import read_rows
@@ -121,8 +121,7 @@ class BigCodeBench:
         """The body of the function; or, behind an empty one, imports and definitions."""
         gap = _gap(task.prompt)
         if style.mode == "base":
-            missing_end = task.prompt[len(raw_prompt(task, style)) :]
-            body = cut_at(text, BASE_STOP).removeprefix(missing_end)
+            body = continued(task, cut_at(text, BASE_STOP), style)
             whole = longest_prefix(task.prompt + body)
             if len(_statements(whole)) <= len(_statements(f"{task.prompt}{gap}    pass\n")):
                 return whole[len(task.prompt) :] if whole.startswith(task.prompt) else body

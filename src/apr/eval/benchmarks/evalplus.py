@@ -16,10 +16,17 @@ from typing import Any
 
 from apr.errors import AprError, UsageError
 from apr.eval.benchmarks.evalplus_inputs import restore_inputs
-from apr.eval.benchmarks.humaneval import PREFILL, PREFILL_STOP, QUESTION, raw_prompt
+from apr.eval.benchmarks.humaneval import (
+    PREFILL,
+    PREFILL_STOP,
+    QUESTION,
+    behind_prompt,
+    continued,
+    raw_prompt,
+)
 from apr.eval.data_files import find_data
 from apr.eval.expected import Expected, expected_answers
-from apr.eval.extraction import chat_code, cut_at, definitions, is_body, longest_prefix
+from apr.eval.extraction import chat_code, cut_at, definitions, longest_prefix
 from apr.eval.interpreter import Interpreter
 from apr.eval.rows import read_rows
 from apr.eval.sandbox import DEFAULT_PRELOAD, Job, Sandbox
@@ -105,15 +112,14 @@ class EvalPlus:
     def completion(self, task: Task, text: str, style: PromptStyle) -> str:
         """What follows the prompt: as much of the text as parses, without examples of its use."""
         if style.mode == "base":
-            missing_end = task.prompt[len(raw_prompt(task, style)) :]
-            body = cut_at(text, BASE_STOP[self._dataset]).removeprefix(missing_end)
+            body = continued(task, cut_at(text, BASE_STOP[self._dataset]), style)
             whole = longest_prefix(task.prompt + body)
             return whole[len(task.prompt) :] if whole.startswith(task.prompt) else body
         code = chat_code(text, task.entry_point, fenced=style.prefill)
-        gap = "" if task.prompt.endswith("\n") else "\n"
         if self._dataset == "mbpp":
+            gap = "" if task.prompt.endswith("\n") else "\n"
             return gap + definitions(code, task.entry_point)
-        return gap + code if is_body(code, task.entry_point) else f"{gap}    pass\n\n{code}"
+        return behind_prompt(task, code)
 
     def program(self, task: Task, row: Mapping[str, Any]) -> str:
         completion = row.get("completion")

