@@ -18,7 +18,7 @@ from apr.errors import UsageError
 from apr.eval.history import Run
 from apr.eval.result import natural, percent
 from apr.eval.scoring import benchmark_pass_at_k, confidence_interval
-from apr.eval.task import Benchmark
+from apr.eval.task import Benchmark, traits_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,9 +36,10 @@ def repeated_references(
 
     programs: (task id, sample) -> whole program. Returns {"samples", "of", "tasks"}, where "of"
     counts the samples of tasks whose solution has LEAST_WORDS words or more; nothing where there
-    are none, and for infilling, where the missing part is mostly told by what is around it.
+    are none, for infilling, where the missing part is mostly told by what is around it, and where
+    a solution is no program.
     """
-    if benchmark.name.startswith("infilling"):
+    if benchmark.name.startswith("infilling") or not traits_of(benchmark).writes_code:
         return {}
     references = {name: _words(t.canonical_solution) for name, t in benchmark.tasks.items()}
     asked = [key for key in programs if references[key[0]].count(" ") > LEAST_WORDS]

@@ -14,6 +14,7 @@ from apr.errors import UsageError
 EVALPLUS = "https://github.com/evalplus"
 GOOGLE = "https://github.com/google-research/google-research/raw/master/mbpp"
 OPENAI = "https://github.com/openai"
+CRUXEVAL = "https://github.com/facebookresearch/cruxeval"
 HUB = "https://huggingface.co/datasets"
 LIVECODEBENCH_COMMIT = "0fe84c3912ea0c4d4a78037083943e8f0c4dd505"
 
@@ -274,6 +275,20 @@ DATASETS: tuple[DataSet, ...] = (
         sha256="73a4270b43feb81abefad7bb1b592937c768ea45c3263bedc1cabd30a9a6ce79",
     ),
     *_livecodebench(),
+    DataSet(
+        name="cruxeval-output",
+        version="",
+        files=(
+            DataFile(
+                "cruxeval.jsonl",
+                f"{CRUXEVAL}/raw/190faf16d175b5847b0af05d937872b1fb395942/data/cruxeval.jsonl",
+                "8368b81047dc5014e4caf5a2f97604eff7644e0ecd7415e3ceeb184bbc2e0c96",
+            ),
+        ),
+        rows=800,
+        licence="MIT",
+        paper="Gu et al. 2024",
+    ),
     DataSet(
         name="wikitext-2",
         version="",

@@ -63,6 +63,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
+def is_object(path: Path) -> bool:
+    """Whether a file begins as a JSON object does. Raises UsageError."""
+    with _opened(path) as file:
+        return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
+
+
 def is_unicode(text: str) -> bool:
     """JSON can hold half of a character, which no program file can."""
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from apr.errors import UsageError
-from apr.eval.rows import is_unicode, read_object, read_rows
+from apr.eval.rows import is_object, is_unicode, read_object, read_rows
 from apr.eval.task import Benchmark, traits_of
 
 RESULTS = "eval_results.json"
@@ -62,10 +62,18 @@ def _found(path: Path, benchmark: Benchmark) -> Iterator[tuple[str, Mapping[str,
     elif path.name.removesuffix(".gz").endswith(RESULTS):
         yield from _results(path)
     else:
-        for number, row in read_rows(path):
+        for number, row in _rows(path):
             where = f"{path} line {number}"
             for sample in traits_of(benchmark).read_row(row, where):
                 yield where, sample
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Rows with their numbers; of a .json file that is one object, this one."""
+    if path.name.removesuffix(".gz").endswith(".json") and is_object(path):
+        yield 1, read_object(path)
+    else:
+        yield from read_rows(path)
 
 
 def _folder(path: Path, benchmark: Benchmark) -> Iterator[tuple[str, Mapping[str, Any]]]:

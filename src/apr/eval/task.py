@@ -102,6 +102,7 @@ class Traits:
     installed decides which tests can pass (references.py).
     parts: of the tests, whose score alone is told as well (Job.parts).
     base_examples: whether base prompts show solved problems already.
+    writes_code: whether a sample is a program of the model's, which strategies ask for.
     export: further files of a run, name -> text, from (task id, completion, text) of each sample.
     """
 
@@ -114,6 +115,7 @@ class Traits:
     read_row: Callable[[Mapping[str, Any], str], list[Mapping[str, Any]]] = _one_sample
     parts: tuple[str, ...] = ()
     base_examples: bool = False
+    writes_code: bool = True
     export: Callable[[Iterable[tuple[str, str, str]]], dict[str, str]] = lambda rows: {}
 
 

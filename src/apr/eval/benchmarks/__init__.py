@@ -23,6 +23,8 @@ NAMES = (
     "livecodebench",
     "bigcodebench",
     "bigcodebench-hard",
+    "cruxeval-output",
+    "cruxeval-output-cot",
 )
 ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")  # of a benchmark of the user's own
 
@@ -71,6 +73,10 @@ def load_benchmark(
         from apr.eval.benchmarks.infilling import Infilling
 
         return Infilling(name, data)
+    if name in ("cruxeval-output", "cruxeval-output-cot"):
+        from apr.eval.benchmarks.cruxeval import CruxEval
+
+        return CruxEval(name, data)
     raise unknown_benchmark(name)
 
 

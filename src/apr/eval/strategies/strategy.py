@@ -106,6 +106,11 @@ class Strategy:
         """What the model is asked first or, with the plan it made, next (scot-two-step). style:
         as `style` gave it. Raises UsageError for exemplars that do not fit.
         """
+        if (self.templates or self.exemplars) and not traits_of(benchmark).writes_code:
+            raise UsageError(
+                f"--prompt-strategy {self.name} asks for programs, {benchmark.name} for no program",
+                "--prompt-strategy standard",
+            )
         own = benchmark.prompt(task, style)
         if own.messages is None:
             return self._continued(own, benchmark)

@@ -1,0 +1,197 @@
+"""CRUXEval, output prediction (Gu et al. 2024, arXiv:2401.03065): what does this function return?
+
+Data: facebookresearch/cruxeval (MIT), 800 short Python functions with one call each. Prompts,
+extraction and verdict follow it at commit 190faf1 (prompts.py, evaluation/utils_general.py,
+inference/tasks/output_prediction.py), except where what passes is no answer (docs/evaluation.md).
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from apr.errors import UsageError
+from apr.eval.data_files import find_data
+from apr.eval.extraction import cut_at, parse
+from apr.eval.rows import read_rows
+from apr.eval.sandbox import Job
+from apr.eval.sandbox.calls import encode
+from apr.eval.task import Newline, Prompt, PromptStyle, Task, Traits
+
+DATA = "cruxeval-output"
+TIME_LIMIT = 3.0
+STOP = ("[/ANSWER]",)
+MAX_TOKENS = {"cruxeval-output": 256, "cruxeval-output-cot": 1024}
+ANSWER = "answer"  # the function that a program answers by
+FIELDS = ("id", "code", "input", "output")
+_SHOWN = "{code}\nassert f({input}) == ??\n[/PYTHON]\n"
+DIRECT = (
+    "You are given a Python function and an assertion containing an input to the function. Complete"
+    " the assertion with a literal (no unsimplified expressions, no function calls) containing the"
+    " output when executing the provided code on the given input, even if the function is incorrect"
+    " or incomplete. Do NOT output any extra information. Provide the full assertion with the"
+    " correct output in [ANSWER] and [/ANSWER] tags, following the examples.\n\n"
+    "[PYTHON]\ndef f(n):\n    return n\nassert f(17) == ??\n[/PYTHON]\n"
+    "[ANSWER]\nassert f(17) == 17\n[/ANSWER]\n\n"
+    '[PYTHON]\ndef f(s):\n    return s + "a"\nassert f("x9j") == ??\n[/PYTHON]\n'
+    '[ANSWER]\nassert f("x9j") == "x9ja"\n[/ANSWER]\n\n'
+    "[PYTHON]\n"
+)
+STEP_BY_STEP = (
+    "You are given a Python function and an assertion containing an input to the function. Complete"
+    " the assertion with a literal (no unsimplified expressions, no function calls) containing the"
+    " output when executing the provided code on the given input, even if the function is incorrect"
+    " or incomplete. Do NOT output any extra information. Execute the program step by step before"
+    " arriving at an answer, and provide the full assertion with the correct output in [ANSWER] and"
+    " [/ANSWER] tags, following the examples.\n\n"
+    '[PYTHON]\ndef f(s):\n    s = s + s\n    return "b" + s + "a"\n'
+    'assert f("hi") == ??\n[/PYTHON]\n'
+    "[THOUGHT]\nLet's execute the code step by step:\n\n"
+    "1. The function f is defined, which takes a single argument s.\n"
+    '2. The function is called with the argument "hi", so within the function, s is initially'
+    ' "hi".\n'
+    '3. Inside the function, s is concatenated with itself, so s becomes "hihi".\n'
+    '4. The function then returns a new string that starts with "b", followed by the value of s'
+    ' (which is now "hihi"), and ends with "a".\n'
+    '5. The return value of the function is therefore "bhihia".\n[/THOUGHT]\n'
+    '[ANSWER]\nassert f("hi") == "bhihia"\n[/ANSWER]\n\n'
+    "[PYTHON]\n"
+)
+
+
+class CruxEval:
+    """See `apr.eval.task.Benchmark`. name: cruxeval-output, or cruxeval-output-cot, which has the
+    model think first. A sample's completion is its answer, an expression.
+    """
+
+    newline: Newline = "keep"
+
+    def __init__(self, name: str, data: Path | None = None) -> None:
+        self.name = name
+        self.version = f"{name}-1"
+        path = find_data(DATA, data)
+        self._rows = _read_rows(path)
+        self._steps = name.endswith("-cot")
+        self.data_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.tasks: Mapping[str, Task] = {
+            name: Task(
+                name, f"{row['code']}\nassert f({row['input']}) == ", ANSWER, "", row["output"]
+            )
+            for name, row in self._rows.items()
+        }
+        self.traits = Traits(
+            max_tokens=MAX_TOKENS[name],
+            base_examples=True,
+            writes_code=False,
+            read_row=_samples,
+            export=_export,
+        )
+
+    def prompt(self, task: Task, style: PromptStyle) -> Prompt:
+        """The official text, which ends where the answer begins, or the thoughts before it."""
+        shown = _SHOWN.format(**self._rows[task.task_id])
+        text = (STEP_BY_STEP if self._steps else DIRECT) + shown
+        begun = "[THOUGHT]\n" if self._steps else "[ANSWER]\n"
+        if style.mode == "base":
+            whole = text + begun
+            if style.newline != "keep":
+                whole = whole.rstrip() + ("\n" if style.newline == "add" else "")
+            return Prompt(whole, messages=None, prefill="", stop=STOP)
+        content = text if style.prefill else text + begun
+        prefill = begun if style.prefill else ""
+        return Prompt(None, [{"role": "user", "content": content}], prefill, STOP)
+
+    def completion(self, task: Task, text: str, style: PromptStyle) -> str:
+        """The answer: what the last assertion compares the call with."""
+        text = cut_at(text, STOP)
+        _, tag, rest = text.partition("[ANSWER]")
+        text = (rest.partition("[ANSWER]")[0] if tag else text).strip()
+        asserted = _compared(text)
+        if asserted is not None:
+            return asserted
+        return text.split("==")[1].strip() if "==" in text else text
+
+    def program(self, task: Task, row: Mapping[str, Any]) -> str:
+        """The answer as a function of the code's module, from which the code's own is gone: to run
+        it is to predict nothing.
+        """
+        completion = row.get("completion")
+        if not isinstance(completion, str):
+            return row["solution"]
+        answer = _compared(f"assert f() == {completion}")
+        if answer is None:
+            return 'raise SyntaxError("the answer is not one expression")\n'
+        code = self._rows[task.task_id]["code"]
+        return f"{code}\n\ndel f\n\n\ndef {ANSWER}():\n    return (\n{answer}\n    )\n"
+
+    def job(self, task: Task, program: str, job_id: str, reference_seconds: float = 0.0) -> Job:
+        expected = ast.literal_eval(task.canonical_solution)
+        return Job(
+            job_id=job_id,
+            program=program,
+            entry_point=ANSWER,
+            judge="calls",
+            cases=lambda: [(encode(()), encode(expected), TIME_LIMIT)],
+            time_limit=TIME_LIMIT,
+        )
+
+
+def _compared(text: str) -> str | None:
+    """The right side of `assert f(...) == right side`, if that is all the text says. (Python takes
+    what follows a comma as the assertion's message.)
+    """
+    tree = parse(text)
+    if tree is None or len(tree.body) != 1 or not isinstance(tree.body[0], ast.Assert):
+        return None
+    test = tree.body[0].test
+    if not (isinstance(test, ast.Compare) and [type(op) for op in test.ops] == [ast.Eq]):
+        return None
+    call = test.left
+    is_call = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "f"
+    return ast.get_source_segment(text, test.comparators[0]) if is_call else None
+
+
+def _samples(row: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
+    """Rows of `id` and `answer`; or the official generations, ids with their lists of answers."""
+    if "task_id" in row:
+        return [row]
+    if "id" in row:
+        return [{"task_id": row["id"], "completion": row.get("answer")}]
+    found: list[Mapping[str, Any]] = []
+    for task_id, answers in row.items():
+        if not (isinstance(answers, list) and all(isinstance(a, str) for a in answers)):
+            raise UsageError(f"{where}: {task_id!r} has no list of answers")
+        found += [{"task_id": task_id, "completion": answer} for answer in answers]
+    return found
+
+
+def _export(rows: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+    """The file that the official evaluate_generations.py reads."""
+    found: dict[str, list[str]] = {}
+    for task_id, completion, _ in rows:
+        found.setdefault(task_id, []).append(completion)
+    return {"generations.json": json.dumps(found) + "\n"}
+
+
+def _read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows by id. Raises UsageError."""
+    rows: dict[str, dict[str, Any]] = {}
+    for line, row in read_rows(path):
+        where = f"{path} line {line}"
+        for field in FIELDS:
+            if not isinstance(row.get(field), str):
+                raise UsageError(f"{where} has no text in field {field!r}")
+        if row["id"] in rows:
+            raise UsageError(f"{where}: id {row['id']!r} occurs twice")
+        try:
+            encode(ast.literal_eval(row["output"]))
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            raise UsageError(f"{where}: output {row['output'][:60]!r} is no literal") from None
+        rows[row["id"]] = {name: row[name] for name in FIELDS}
+    if not rows:
+        raise UsageError(f"{path} has no tasks")
+    return rows
