@@ -48,6 +48,22 @@ def test_json(apr: Command, tmp_path: Path) -> None:
     assert json.loads(apr("data", "list", "--json").out)["data"][0]["paths"] == pulled["paths"]
 
 
+def test_a_group_is_several(apr: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = [
+        DataFile(
+            f"{name}.jsonl", f"https://a.example/{name}.jsonl", hashlib.sha256(TEXT).hexdigest()
+        )
+        for name in "bc"
+    ]
+    sets = [DataSet(f.name[0], "", (f,), 1, "MIT", "made up") for f in files]
+    monkeypatch.setattr("apr.eval.datasets.DATASETS", tuple(sets))
+    monkeypatch.setattr("apr.eval.benchmarks.GROUPS", {"both": ("b", "c")})
+    done = apr("data", "pull", "both", "--from", tmp_path / "a.jsonl.gz")
+    assert done.code == 0 and [f"{name}, 1 rows" in done.out for name in "bc"] == [True, True]
+    again = json.loads(apr("data", "pull", "both", "--json").out)["data"]
+    assert [(row["name"], row["from_cache"]) for row in again] == [("b", True), ("c", True)]
+
+
 def test_list(apr: Command, tmp_path: Path) -> None:
     assert "mine@v1" in apr("data", "list").out and "yes" not in apr("data", "list").out
     apr("data", "pull", "mine", "--from", tmp_path)
@@ -56,7 +72,8 @@ def test_list(apr: Command, tmp_path: Path) -> None:
 
 def test_one_line_errors(apr: Command, tmp_path: Path) -> None:
     unknown = apr("data", "pull", "other")
-    assert unknown.code == 2 and "one of mine@v1" in unknown.err
+    assert unknown.code == 2 and "(one of mine@v1)" in unknown.err
+    assert "(mine@v1? one of mine@v1)" in apr("data", "pull", "mine@v2").err
     (tmp_path / "a.jsonl.gz").write_bytes(b"something else")
     wrong = apr("data", "pull", "mine", "--from", tmp_path)
     assert wrong.code == 1 and "another checksum" in wrong.err and wrong.err.count("\n") == 1

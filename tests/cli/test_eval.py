@@ -414,3 +414,20 @@ def test_a_file_of_tasks(apr: Command, canned: Canned, tmp_path: Path) -> None:
         refused = apr("eval", "m", "--benchmark", benchmark)
         assert (refused.code, refused.out, refused.err) == (2, "", f"apr: {message}\n")
     assert canned.loads == 1
+
+
+def test_what_never_began_leaves_no_run(
+    apr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong flag or a server that is not there is no run that could go on."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = gguf_file(tmp_path / "m.gguf", small_model("Llama"))
+    for arguments, code in (
+        ((model, "--dtype", "int3"), 2),
+        (("m", "--endpoint", "http://localhost:1"), 1),
+    ):
+        done = apr("eval", *arguments, "--limit", 1)
+        assert (done.code, done.err.count("\n")) == (code, 1)
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert apr("results").out == "no runs\n"

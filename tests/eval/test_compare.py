@@ -102,7 +102,8 @@ def test_runs_that_cannot_be_compared(tmp_path: Path, runs: Path) -> None:
     for change, complaint in (
         ({"benchmark": "mbpp"}, "a run of humaneval"),
         ({"settings": {**other["settings"], "data": "x"}}, "data of the two runs differs"),
-        ({"per_task": {}}, "no task in common"),
+        ({"per_task": {}}, "has no verdicts yet"),
+        ({"per_task": {"x": other["per_task"]["HumanEval/0"]}}, "no task in common"),
     ):
         path = tmp_path / "other.json"
         path.write_text(json.dumps({**other, **change}))

@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 
 from apr.errors import AprError, UsageError
-from apr.eval.benchmarks import NAMES
-from apr.eval.data_files import pull_data
+from apr.eval.benchmarks import GROUPS, NAMES, load_benchmark
+from apr.eval.data_files import cached_path, pull_data
 from apr.eval.datasets import find_dataset
 from apr.eval.evaluate import evaluate
 from apr.eval.settings import EvalSettings
-from apr.eval.suite import GROUPS, SuiteResult, evaluate_suite, is_suite, suite_table
+from apr.eval.suite import SuiteResult, evaluate_suite, is_suite, suite_table
 from apr.eval.task import Window
 
 from .runs import SETTINGS, Canned
@@ -45,9 +45,31 @@ def shown(found: SuiteResult) -> str:
 
 
 def test_what_is_several() -> None:
-    assert is_suite("humaneval,mbpp") and is_suite("evalplus") and is_suite("all")
+    assert all(map(is_suite, ("humaneval,mbpp", "evalplus", "infilling", "all")))
     assert not is_suite("humaneval+@v0.1.9") and not is_suite("mbpp")
     assert all(name in NAMES for names in GROUPS.values() for name in names)
+
+
+def test_infilling_is_the_three_kinds_of_gaps(settings: EvalSettings) -> None:
+    """Each needs its data: what is not here is named before anything runs."""
+    several = replace(settings, benchmark="infilling", mode="prefix")
+    pulled("infilling-single-line", "infilling-multi-line")
+    canned = Canned(lambda task, sample: task.canonical_solution)
+    with pytest.raises(UsageError, match="apr data pull infilling-random-span fetches it"):
+        evaluate_suite(several, canned.model())
+    assert canned.loads == 0
+    data = shared_data("humaneval_infilling/HumanEval-RandomSpanInfilling-spans1-5.jsonl.gz")
+    half = cached_path(find_dataset("infilling-random-span").files[0])
+    half.write_bytes(data.read_bytes())
+    found = evaluate_suite(several, canned.model())
+    kinds = ("single-line", "multi-line", "random-span")
+    assert [result.benchmark for result, _ in found.runs] == [f"infilling-{k}" for k in kinds]
+
+
+def test_several_where_one_is_wanted() -> None:
+    for name in ("evalplus", "humaneval,mbpp"):
+        with pytest.raises(UsageError, match=f"--benchmark {name} is several: humaneval"):
+            load_benchmark(name)
 
 
 def test_each_as_if_alone(settings: EvalSettings) -> None:
@@ -92,7 +114,7 @@ def test_all_is_what_can_be_run_here(settings: EvalSettings) -> None:
     [
         ("humaneval,mbpp", r"data of mbpp is not here .*apr data pull mbpp"),
         ("humaneval,humanevil", "humanevil is unknown"),
-        ("humaneval,", "--benchmark  is unknown"),
+        ("humaneval,", "--benchmark humaneval,: a name is missing"),
         ("all,mbpp", "data of mbpp is not here"),
         ("humaneval,infilling-single-line", "is not here"),
     ],

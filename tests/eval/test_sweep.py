@@ -137,8 +137,11 @@ def test_one_entry_needs_no_list_and_the_command_line_fills_in(tmp_path: Path) -
         ("models: [{model: a, n_samples: ten}]\n", "models.0.n_samples: Input should be a valid"),
         ("models: [a]\nsettings: [{mode: talk}]\n", "settings.0.mode: Input should be"),
         ("models: [a]\nsettings: [3]\n", "settings.0: Input should be a valid dictionary"),
-        ("models: [a]\nbenchmarks: [humaneval, mmlu]\n", "benchmarks: mmlu is none of humaneval"),
-        ("models: [a]\nbenchmarks: [all]\n", "benchmarks: all is none of"),
+        (
+            "models: [a]\nbenchmarks: [humaneval, mmlu]\n",
+            "benchmarks: mmlu is unknown (one of humaneval",
+        ),
+        ("models: [a]\nbenchmarks: [all]\n", "benchmarks: name the benchmarks"),
         ("models: [a, a]\n", "rows 1 and 2 are the same"),
         ("models: [a, {model: b, name: a}]\n", "two rows are called a"),
         ("models: [a]\nstrategies: [cot]\n", "a, cot: --prompt-strategy cot is unknown"),

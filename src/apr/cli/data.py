@@ -42,21 +42,27 @@ def list_data(as_json: bool = typer.Option(False, "--json", help="Print one JSON
 
 
 def pull(
-    name: str = typer.Argument(help="As in `apr data list`; the version may be left out."),
+    name: str = typer.Argument(
+        help="As in `apr data list`; the version may be left out. Several: evalplus, infilling."
+    ),
     source: Path = typer.Option(
         None, "--from", help="A copy on this disk, or a folder that holds it."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
+    from apr.eval.benchmarks import ALL, GROUPS
     from apr.eval.data_files import describe, pull_data
     from apr.eval.datasets import find_dataset
 
-    pulled = pull_data(find_dataset(name), source)
+    names = GROUPS.get(name, (name,)) if name != ALL else (name,)
+    found = [pull_data(find_dataset(each), source) for each in names]
     if as_json:
-        print(json.dumps({**describe(pulled.dataset), "from_cache": pulled.from_cache}))
+        shown = [{**describe(each.dataset), "from_cache": each.from_cache} for each in found]
+        print(json.dumps({"data": shown} if name in GROUPS else shown[0]))
         return
-    for path in pulled.paths:
-        print(path)
-    known = ", already in the cache" if pulled.from_cache else ""
-    print(f"{pulled.dataset.label}, {pulled.dataset.rows} rows{known}")
-    print(f"licence: {pulled.dataset.licence}")
+    for pulled in found:
+        for path in pulled.paths:
+            print(path)
+        known = ", already in the cache" if pulled.from_cache else ""
+        print(f"{pulled.dataset.label}, {pulled.dataset.rows} rows{known}")
+        print(f"licence: {pulled.dataset.licence}")

@@ -42,8 +42,9 @@ def evaluate(
     ),
     benchmark: str = typer.Option(
         "humaneval",
-        help="Which benchmark, or several: a list with commas, evalplus (humaneval+,mbpp+), or all"
-        " whose data is here.",
+        help="Which benchmark, or several: a list with commas, evalplus (humaneval+,mbpp+),"
+        " infilling (three kinds of gaps), or all whose data is here. Or a file of tasks of yours"
+        " (.jsonl, .py).",
     ),
     n_samples: int = typer.Option(1, help="Samples a task."),
     temperature: float = typer.Option(0.0, help="0 is greedy."),

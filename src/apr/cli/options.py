@@ -35,7 +35,7 @@ CUTOFF_HELP = "Last day of the model's training data: says how many problems are
 SPLIT_HELP = "BigCodeBench: complete (continue a docstring) or instruct (asked in words)."
 STRATEGY_HELP = (
     "standard, few-shot, scot (structured chain of thought), scot-two-step, cgo (chain of grounded "
-    "objectives), reflexion (repair by the examples the prompt shows)."
+    "objectives), reflexion (repair by the examples the prompt shows). structured-cot is scot."
 )
 RERANK_HELP = (
     "Choose one of several samples a task, without the tests: majority (behaviour), tests (those "

@@ -30,7 +30,9 @@ def score(
         help="JSON lines (.jsonl, .jsonl.gz) or an array (.json) of samples, or EvalPlus' results"
         " (…eval_results.json) or folder (HumanEval_0/0.py).",
     ),
-    benchmark: str = typer.Option("humaneval", help="Which benchmark."),
+    benchmark: str = typer.Option(
+        "humaneval", help="Which benchmark, or a file of tasks of yours (.jsonl, .py)."
+    ),
     data: Path = typer.Option(None, help="The benchmark's file, instead of the installed one."),
     date_from: str = typer.Option("", "--from", help=FROM_HELP),
     date_to: str = typer.Option("", "--to", help=TO_HELP),

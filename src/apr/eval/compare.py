@@ -99,6 +99,9 @@ def compare(a: Run, b: Run) -> Comparison:
         )
     passes_a, passes_b = a.passes(), b.passes()
     tasks = sorted(passes_a.keys() & passes_b.keys(), key=natural)
+    for run, passes in ((a, passes_a), (b, passes_b)):
+        if not passes:
+            raise UsageError(f"{run.path} has no verdicts yet", "the same apr eval goes on there")
     if not tasks:
         raise UsageError(f"{a.path} and {b.path} have no task in common")
     groups = _groups(tasks, passes_a, passes_b, _unsteady(a, b))

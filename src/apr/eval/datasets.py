@@ -6,6 +6,7 @@ or unpacked with gzip on the way.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -65,8 +66,10 @@ def find_dataset(label: str) -> DataSet:
     for dataset in DATASETS:
         if dataset.name == name and (not version or dataset.version == version):
             return dataset
-    known = ", ".join(dataset.label for dataset in DATASETS)
-    raise UsageError(f"data set {label} is unknown", f"one of {known}")
+    known = [dataset.label for dataset in DATASETS]
+    close = difflib.get_close_matches(label.lower(), known, 1)
+    meant = f"{close[0]}? " if close else ""
+    raise UsageError(f"data set {label} is unknown", f"{meant}one of {', '.join(known)}")
 
 
 def _evalplus(

@@ -105,6 +105,10 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
                 settings, benchmark, model, identity, store, sandbox, references, chosen
             )
             _write(out, result, store, settings, benchmark)
+        except AprError:
+            if not store.generated():  # the request was wrong, or no server answered: no run yet
+                store.discard()
+            raise
         except KeyboardInterrupt:
             done, total = len(store.generated()), len(_chosen(settings, benchmark))
             raise Interrupted(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,12 @@ class Store:
     def close(self) -> None:
         self._db.close()
         self._lock.release()
+
+    def discard(self) -> None:
+        """Close, and take the database away; its folder too if nothing else is in it."""
+        self.close()
+        for suffix in ("", "-wal", "-shm"):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        self.path.with_suffix(".lock").unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.parent.rmdir()

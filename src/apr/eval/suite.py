@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apr.errors import AprError, UsageError
-from apr.eval.benchmarks import NAMES
+from apr.eval.benchmarks import ALL, GROUPS
 from apr.eval.evaluate import evaluate, shown_prompts
 from apr.eval.model import Model, find_model
 from apr.eval.result import Result
@@ -17,9 +17,6 @@ from apr.eval.settings import EvalSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-ALL = "all"
-GROUPS: dict[str, tuple[str, ...]] = {"evalplus": ("humaneval+", "mbpp+"), ALL: NAMES}
 
 
 @dataclass(frozen=True)
@@ -105,9 +102,11 @@ def _score(score: tuple[float, float, float]) -> str:
 
 
 def names_of(text: str) -> dict[str, bool]:
-    """The benchmarks of a list, each once -> whether it may be left out."""
+    """The benchmarks of a list, each once -> whether it may be left out. Raises UsageError."""
     names: dict[str, bool] = {}
     for part in (part.strip() for part in text.split(",")):
+        if not part:
+            raise UsageError(f"--benchmark {text}: a name is missing", "names with commas between")
         for name in GROUPS.get(part, (part,)):
             names[name] = names.get(name, True) and part == ALL
     return names

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apr.errors import AprError, UsageError
+from apr.eval.benchmarks import ALL
 from apr.eval.compare import Comparison, chance, compare
 from apr.eval.evaluate import Interrupted, check, evaluate
 from apr.eval.history import Run, summary
@@ -22,7 +23,7 @@ from apr.eval.model import Model, find_model
 from apr.eval.result import percent, write_atomically
 from apr.eval.settings import EvalSettings
 from apr.eval.significance import holm
-from apr.eval.suite import ALL, names_of, settings_of
+from apr.eval.suite import names_of, settings_of
 from apr.eval.sweep_file import Row, read_sweep, sweep_rows
 
 if TYPE_CHECKING:

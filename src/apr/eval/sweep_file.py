@@ -14,10 +14,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from apr.errors import UsageError
-from apr.eval.benchmarks import NAMES, is_file_name
+from apr.eval.benchmarks import ALL, GROUPS, NAMES, is_file_name, unknown_benchmark
 from apr.eval.settings import EvalSettings
 from apr.eval.strategies.strategy import load_strategy
-from apr.eval.suite import ALL, GROUPS
 from apr.eval.task import Mode, Newline
 from apr.eval.yaml_file import read_yaml
 
@@ -93,9 +92,10 @@ class Sweep(_Strict):
     @classmethod
     def _known(cls, value: list[str]) -> list[str]:
         for name in value:
-            known = (*NAMES, *(group for group in GROUPS if group != ALL))
-            if name.partition("@")[0] not in known and not is_file_name(name):
-                raise ValueError(f"{name} is none of {', '.join(known)}, and no file of tasks")
+            if name == ALL:
+                raise ValueError("name the benchmarks: a sweep leaves none out")
+            if name.partition("@")[0] not in (*NAMES, *GROUPS) and not is_file_name(name):
+                raise ValueError(f"{name} is unknown ({unknown_benchmark(name).hint})")
         return value
 
 

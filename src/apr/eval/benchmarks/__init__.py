@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Collection
 from pathlib import Path
 
 from apr.errors import UsageError
@@ -26,6 +25,12 @@ NAMES = (
     "cruxeval-output",
     "cruxeval-output-cot",
 )
+ALL = "all"
+GROUPS: dict[str, tuple[str, ...]] = {  # names for several
+    "evalplus": ("humaneval+", "mbpp+"),
+    "infilling": ("infilling-single-line", "infilling-multi-line", "infilling-random-span"),
+    ALL: NAMES,
+}
 ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")  # of a benchmark of the user's own
 
 
@@ -85,9 +90,12 @@ def is_file_name(name: str) -> bool:
     return os.sep in name or name.endswith((*ROW_FILES, ".py"))
 
 
-def unknown_benchmark(name: str, also: Collection[str] = ()) -> UsageError:
-    """What to say of a name that is none. also: others that may be meant."""
-    known = (*NAMES, *also)
+def unknown_benchmark(name: str) -> UsageError:
+    """What to say of a name that is none."""
+    if name in GROUPS or "," in name:
+        several = ", ".join(GROUPS.get(name, name.split(",")))
+        return UsageError(f"--benchmark {name} is several: {several}", "one at a time here")
+    known = (*NAMES, *GROUPS)
     close = difflib.get_close_matches(name.lower(), known, 1)
     meant = f"{close[0]}? " if close else ""
     return UsageError(

@@ -43,7 +43,8 @@ def check_methods(methods: Sequence[str], samples: int) -> None:
             raise UsageError(f"--rerank {method} is unknown", f"one of {', '.join(METHODS)}, none")
     if methods and samples < 2:
         raise UsageError(
-            "--rerank chooses one of several samples", "add --n-samples 10 --temperature 0.8, say"
+            "--rerank chooses one of several samples a task, and there is one",
+            "apr eval makes more with --n-samples 10 --temperature 0.8, say",
         )
 
 
