@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from apr.cli.main import app
@@ -18,7 +20,7 @@ from apr.errors import UsageError
 from apr.eval.compare import compare
 from apr.eval.evaluate import evaluate
 from apr.eval.history import find_runs, in_order, read_run, select
-from apr.eval.history_table import samples_json
+from apr.eval.history_table import history_table, samples_json
 from apr.eval.significance import mcnemar, permutation_p
 from apr.eval.task import Task
 
@@ -170,6 +172,15 @@ def call(*arguments: str) -> Any:
     done = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
     assert done.exception is None or done.exit_code == 0, done.exception
     return done.stdout
+
+
+def test_a_narrow_table_is_readable(runs: Path) -> None:
+    """What tells runs apart keeps its words whole; the rest is named as left out."""
+    out = io.StringIO()
+    Console(width=80, file=out).print(history_table(find_runs([runs]), 80))
+    shown = out.getvalue()
+    assert "benchmark" in shown and "humaneval" in shown and "62.5 %" in shown
+    assert "isolation: 130 columns are needed, or --json" in " ".join(shown.split())
 
 
 def test_results_on_the_command_line(runs: Path) -> None:

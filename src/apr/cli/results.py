@@ -40,6 +40,8 @@ def results(
     ] = None,
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
+    from rich.console import Console
+
     from apr.cli.options import one_of, page, print_table
     from apr.errors import UsageError
     from apr.eval.contamination import contamination, contamination_table
@@ -78,6 +80,6 @@ def results(
     if as_json:
         print(json.dumps([summary(run) for run in runs]))
     elif runs:
-        print_table(history_table(runs))
+        print_table(history_table(runs, Console().width))
     else:
         print("no runs")

@@ -12,31 +12,43 @@ from apr.eval.result import natural, percent, shown_setting
 if TYPE_CHECKING:
     from rich.table import Table
 
+WIDE = 130  # columns of a terminal that all of a run's facts fit side by side in
+FOR_WIDE = ("finished", "prompt", "sampling", "samples", "more", "tokens/s", "isolation")
 
-def history_table(runs: Sequence[Run]) -> Table:
-    """A row a run."""
+
+def history_table(runs: Sequence[Run], width: int = WIDE) -> Table:
+    """A row a run. width: of the terminal; a narrow one gets what tells runs apart at a glance."""
     from rich.table import Table
 
-    columns = ("finished", "benchmark", "model", "prompt", "sampling", "samples", "pass@1", "more")
-    table = Table(*columns, "tokens/s", "isolation")
-    table.add_column("folder", overflow="fold")
-    for run in runs:
-        found = run.results
-        settings = found.get("settings", {})
-        table.add_row(
-            run.finished[:16].replace("T", " ") if run.complete else "not finished",
-            run.benchmark,
-            run.subject.rpartition("/")[2],
-            _prompt(settings),
-            shown_setting(settings["sampling"]) if "sampling" in settings else "",
-            f"{found['samples']} of {found['tasks']} tasks",
-            _score(found),
-            more_scores(run),
-            f"{run.speed:,.0f}" if run.speed else "",
-            ", ".join(found.get("isolation", ())),
-            str(run.path),
-        )
+    rows = [_history_row(run) for run in runs]
+    columns = [name for name in rows[0] if width >= WIDE or name not in FOR_WIDE]
+    table = Table()
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(row[name] for name in columns))
+    if width < WIDE:
+        told = f"{', '.join(FOR_WIDE)}: {WIDE} columns are needed, or --json"
+        table.caption, table.caption_justify = told, "left"
     return table
+
+
+def _history_row(run: Run) -> dict[str, str]:
+    found = run.results
+    settings = found.get("settings", {})
+    return {
+        "finished": run.finished[:16].replace("T", " ") if run.complete else "",
+        "benchmark": run.benchmark,
+        "model": run.subject.rpartition("/")[2],
+        "prompt": _prompt(settings),
+        "sampling": shown_setting(settings["sampling"]) if "sampling" in settings else "",
+        "samples": f"{found['samples']} of {found['tasks']} tasks",
+        "pass@1": _score(found) if run.complete else "not finished",
+        "more": more_scores(run),
+        "tokens/s": f"{run.speed:,.0f}" if run.speed else "",
+        "isolation": ", ".join(found.get("isolation", ())),
+        "folder": str(run.path),
+    }
 
 
 def run_table(run: Run) -> Table:
