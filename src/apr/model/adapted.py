@@ -16,7 +16,7 @@ from apr.checkpoint.adapter import EMBEDDING, OUTPUT_LAYER, Adapter
 from apr.errors import AprError
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint, config_to_hf
-from apr.model.load import read_weight, stored_names
+from apr.model.load import read_unmapped, read_weight, stored_names
 
 
 class AdaptedSource:
@@ -38,11 +38,12 @@ class AdaptedSource:
 
     def get(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         adapted = name in self._adapter.targets
-        kind = torch.float32 if adapted else dtype
-        tensor = read_weight(self._base, self._stored[name], name, self._cfg, kind)
+        if not adapted and dtype is not None:
+            return read_weight(self._base, self._stored[name], name, self._cfg, dtype)
+        tensor = read_unmapped(self._base, self._stored[name], name, self._cfg)
         if not adapted:
             return tensor
-        rows = tensor.reshape(len(tensor), -1)
+        rows = tensor.float().reshape(len(tensor), -1)
         merged = self._adapter.apply(name, rows, 0, len(rows)).view(tensor.shape)
         return merged if dtype is None else merged.to(dtype)
 

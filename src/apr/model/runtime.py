@@ -94,7 +94,7 @@ def load_runtime(source: Path | Checkpoint, dtype: str = "auto", device: str = "
     if reason is None:
         from apr.model.compiled_runner import BLOCK_SIZE, CompiledRunner, PackedWeights, block_bytes
 
-        packed = PackedWeights(config, load_weights(checkpoint, config))
+        packed = PackedWeights(config, load_weights(checkpoint, config, kept=False))
         return Runtime(
             config=config,
             make=lambda blocks: CompiledRunner(packed, blocks),
