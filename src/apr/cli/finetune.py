@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from apr.train.finetune import FinetuneRequest
+    from apr.train.scores import ScoreRequest
 
 
 def register(app: typer.Typer) -> None:
@@ -107,6 +108,15 @@ def finetune(
     adapters_config: Path | None = typer.Option(
         None, "--adapters-config", help="YAML: several adapters to train side by side."
     ),
+    benchmark: str | None = typer.Option(
+        None, "--benchmark", help="Score the model before and after, e.g. humaneval."
+    ),
+    benchmark_samples: int = typer.Option(
+        1, "--benchmark-samples", help="Of each task; one is greedy, 10 give pass@10."
+    ),
+    benchmark_limit: int | None = typer.Option(
+        None, "--benchmark-limit", help="Only the first tasks."
+    ),
     report_to: str = typer.Option(
         "none", "--report-to", help="tensorboard or trackio, beside metrics.jsonl."
     ),
@@ -122,7 +132,7 @@ def finetune(
     from apr.cli.options import byte_size, fim_token_names
     from apr.errors import UsageError
     from apr.train.fim import FimSettings
-    from apr.train.finetune import FinetuneRequest, prepare
+    from apr.train.finetune import FinetuneRequest, finished_result, prepare
     from apr.train.finetune import finetune as run
     from apr.train.lora import LoraSettings
     from apr.train.metrics import TrainProgress
@@ -142,6 +152,11 @@ def finetune(
         print(json.dumps(merged)) if as_json else out.show_merged(merged)
         return
     check_report(report_to)
+    scores = _scores(benchmark, benchmark_samples, benchmark_limit)
+    if scores is not None and adapters_config is not None:
+        raise UsageError(
+            "--benchmark does not go with --adapters-config", "apr eval --adapter scores each"
+        )
     request = FinetuneRequest(
         model=model,
         data=tuple(data or ()),
@@ -185,6 +200,10 @@ def finetune(
         _several(adapters_config, request, output, planned, force, offline, as_json, report_to)
         return
     prepared = prepare(request, offline=offline)
+    if scores is not None:
+        from apr.train.scores import check_scores
+
+        check_scores(prepared.request, scores, offline=offline)
     if show_samples:
         out.show_samples(prepared, show_samples, as_json)
         return
@@ -195,9 +214,31 @@ def finetune(
     assert output is not None
     if not as_json:
         out.show_plan(summary, prepared, to_stderr=True)
-    with TrainProgress() as progress:
-        result = run(prepared, output, force=force, on_log=progress.show, report_to=report_to)
+    # A run that was stopped while it was scored, or is to be scored now, is trained already.
+    result = finished_result(prepared, output) if scores is not None and not force else None
+    if result is None:
+        with TrainProgress() as progress:
+            result = run(prepared, output, force=force, on_log=progress.show, report_to=report_to)
+    if scores is not None:
+        from apr.train.report import add_scores
+        from apr.train.scores import score_run
+
+        result["scores"] = score_run(prepared.request, scores, output, offline=offline)
+        add_scores(output, result["scores"])
     print(json.dumps(result)) if as_json else out.show_result(result)
+
+
+def _scores(benchmark: str | None, samples: int, limit: int | None) -> ScoreRequest | None:
+    from apr.errors import UsageError
+
+    if benchmark is not None:
+        from apr.train.scores import ScoreRequest
+
+        return ScoreRequest(benchmark, samples, limit)
+    if samples != 1 or limit is not None:
+        flag = "limit" if samples == 1 else "samples"
+        raise UsageError(f"--benchmark-{flag} without --benchmark", "--benchmark humaneval")
+    return None
 
 
 def _several(

@@ -4,6 +4,7 @@ OUT/            the adapter (PEFT's files) or model, the best by evaluation wher
 OUT/run.json    what was asked for; the same request again goes on where it stopped
 OUT/loss.png    training and held-out losses, where matplotlib is installed
 OUT/report.md, OUT/report.json   perplexity and an answer before and after; see `apr.train.report`
+OUT/scores/   of benchmarks, before and after; see `apr.train.scores`
 OUT/metrics.jsonl, OUT/checkpoints/, OUT/best/, OUT/last/   see `apr.train.loop`
 """
 
@@ -20,6 +21,7 @@ import torch
 
 from apr.checkpoint import Checkpoint, CheckpointWriter, open_checkpoint
 from apr.checkpoint.adapter import open_adapter
+from apr.checkpoint.source import read_json_object
 from apr.convert.dtypes import DTYPES
 from apr.convert.folders import exact_source, files_from_folder, refuse_overlap
 from apr.convert.import_checkpoint import files_from_gguf
@@ -45,7 +47,7 @@ from apr.train.packing import Batch, Document, PackedData
 from apr.train.plan import MemoryPlan, plan_memory
 from apr.train.report import Shown, fits, sample_before, write_report
 from apr.train.reporting import PICTURE, draw_losses, reporting
-from apr.train.run_folder import open_run, publish
+from apr.train.run_folder import is_complete, open_run, publish
 from apr.train.settings import TrainSettings
 from apr.train.state import saved_states
 from apr.train.zeros import check_zeros, keep_zeros
@@ -285,7 +287,7 @@ def finetune(
     """
     request, target = prepared.request, Path(folder).expanduser()
     refuse_overlap(target, prepared.pulled.path)
-    inputs = {str(path): file_sha256(path) for path in prepared.files}
+    inputs = input_hashes(prepared)
     open_run(target, {**request.to_json(), "sha256": inputs}, force)
     shown = shown_sample(prepared)
     before = prepared.base
@@ -303,6 +305,18 @@ def finetune(
     write_report(target, trained, {**sample, "after": answer(trained_model(prepared, target))})
     write_manifest(prepared, target, inputs, result)
     return result
+
+
+def finished_result(prepared: Prepared, folder: str | Path) -> dict[str, Any] | None:
+    """What `finetune` returned, where the folder holds this very run at its end."""
+    target = Path(folder).expanduser()
+    if not is_complete(target, {**prepared.request.to_json(), "sha256": input_hashes(prepared)}):
+        return None
+    return read_json_object(target / MANIFEST_NAME)["settings"]["result"]
+
+
+def input_hashes(prepared: Prepared) -> dict[str, str]:
+    return {str(path): file_sha256(path) for path in prepared.files}
 
 
 def trained_model(prepared: Prepared, target: Path) -> OpenedModel:

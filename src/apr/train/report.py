@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apr.checkpoint.source import read_json_object
 from apr.convert.dtypes import DTYPES
 from apr.engine.engine import Engine
 from apr.engine.request import Request
@@ -100,6 +101,13 @@ def write_report(folder: Path, result: dict[str, Any], sample: dict[str, str | N
     _write(folder / PAGE, _page(content, (folder / PICTURE).is_file()))
 
 
+def add_scores(folder: Path, scores: list[dict[str, Any]]) -> None:
+    """Put what `apr.train.scores.score_run` found into the report of a complete run."""
+    content = {**read_json_object(folder / REPORT), "scores": scores}
+    _write(folder / REPORT, json.dumps(content, indent=1))
+    _write(folder / PAGE, _page(content, (folder / PICTURE).is_file()))
+
+
 def _perplexities(result: dict[str, Any]) -> dict[str, float | None]:
     return {
         f"perplexity_{name}": None if loss is None else math.exp(min(loss, 700.0))
@@ -132,6 +140,8 @@ def _page(content: dict[str, Any], picture: bool) -> str:
             f"| perplexity | {_number(content['perplexity_before'])} |"
             f" {_number(content['perplexity_after'])} |",
         ]
+    for score in content.get("scores", []):
+        lines += ["", *score_table(score)]
     if picture:
         lines += ["", f"![loss by step]({PICTURE})"]
     sample = content["sample"]
@@ -149,6 +159,21 @@ def _page(content: dict[str, Any], picture: bool) -> str:
         if (text := sample[key]) is not None:
             lines += ["", f"## {title}", "", *(f"    {line}" for line in text.splitlines())]
     return "\n".join(lines)
+
+
+def score_table(score: dict[str, Any]) -> list[str]:
+    """One benchmark's pass@k with 95 % intervals, before and after, in Markdown."""
+    samples = f"{score['samples']} samples each" if score["samples"] > 1 else "greedy"
+    lines = [
+        f"| {score['benchmark']}, {score['tasks']} tasks, {samples} | before | after |",
+        "|---|---|---|",
+    ]
+    for name in score["before"]:
+        if name.startswith("pass@"):
+            both = (score[when][name] for when in ("before", "after"))
+            shown = [f"{100 * s:.1f} % ({100 * a:.1f} to {100 * b:.1f})" for s, a, b in both]
+            lines.append(f"| {name} | {' | '.join(shown)} |")
+    return lines
 
 
 def _number(value: float | None) -> str:
