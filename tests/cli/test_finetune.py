@@ -261,6 +261,20 @@ def test_the_plan_and_the_samples(apr: Command, tmp_path: Path) -> None:
             "--report-to wandb is unknown",
         ),
         (["--data", "rows.jsonl", "--plan", "--benchmark", "humanevil"], "humanevil"),
+        (["--data", "rows.jsonl", "--adapter", "a", "--merge", "-o", "x"], "with --merge"),
+        (
+            ["--data", "rows.jsonl", "--plan", "--method", "full", "--rank", "4"],
+            "--rank has no meaning with --method full",
+        ),
+        (
+            ["--data", "rows.jsonl", "--plan", "--fim-spm-rate", "0.5"],
+            "--fim-spm-rate has no meaning without --fim-rate",
+        ),
+        (
+            ["--data", "rows.jsonl", "--plan", "--dora", "--targets", "q_proj,lm_head"],
+            "--dora does not go with lm_head",
+        ),
+        (["--data", "rows.jsonl", "--plan", "--adapter", "tiny"], "no adapter_config.json"),
         (
             [
                 "--data",
@@ -288,3 +302,15 @@ def test_errors_are_one_line(apr: Command, arguments: list[str], message: str) -
     done = apr("finetune", "tiny", *arguments)
     assert done.code == 2 and done.out == ""
     assert done.err.splitlines()[-1].startswith("apr: ") and message in done.err
+
+
+def test_what_does_not_fit_is_told_before_training(apr: Command, tmp_path: Path) -> None:
+    """A folder that cannot be made, and an adapter of another model."""
+    (tmp_path / "file").write_text("")
+    done = apr(*RUN, "-o", tmp_path / "file" / "run")
+    assert done.code == 1 and "run cannot be written: Not a directory" in done.err
+    write_model(tmp_path / "wide", hidden_size=64)
+    run = tmp_path / "run"
+    assert apr("finetune", tmp_path / "wide", *RUN[2:], "--max-steps", 1, "-o", run).code == 0
+    done = apr(*RUN, "--adapter", run, "--plan")
+    assert (done.code, done.out) == (1, "") and "(name the base it was trained on)" in done.err

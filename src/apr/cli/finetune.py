@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def finetune(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(help="Short name, hf://org/name, pypi://package, folder or .gguf.")
     ],
@@ -129,7 +130,7 @@ def finetune(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     from apr.cli import training_output as out
-    from apr.cli.options import byte_size, fim_token_names
+    from apr.cli.options import byte_size, fim_token_names, only_flags
     from apr.errors import UsageError
     from apr.train.fim import FimSettings
     from apr.train.finetune import FinetuneRequest, finished_result, prepare
@@ -148,9 +149,12 @@ def finetune(
 
         if adapter is None or output is None:
             raise UsageError("--merge needs --adapter DIR and -o OUT")
+        ours = {"model", "output", "adapter", "merge", "force", "offline", "as_json"}
+        only_flags(context, ours, "with --merge")
         merged = merge_adapter(model, adapter, output, force=force, offline=offline)
         print(json.dumps(merged)) if as_json else out.show_merged(merged)
         return
+    _check_flags(context, method, fim_rate)
     check_report(report_to)
     scores = _scores(benchmark, benchmark_samples, benchmark_limit)
     if scores is not None and adapters_config is not None:
@@ -226,6 +230,19 @@ def finetune(
         result["scores"] = score_run(prepared.request, scores, output, offline=offline)
         add_scores(output, result["scores"])
     print(json.dumps(result)) if as_json else out.show_result(result)
+
+
+def _check_flags(context: typer.Context, method: str, fim_rate: float) -> None:
+    """Raises UsageError for a flag that would change nothing."""
+    from apr.cli.options import only_flags
+
+    known = {parameter.name or "" for parameter in context.command.params}
+    if method == "full":
+        lora = {"rank", "lora_alpha", "lora_dropout", "rslora", "dora", "targets", "lora_plus"}
+        only_flags(context, known - lora, "with --method full")
+    if not fim_rate:
+        fim = {"fim_spm_rate", "fim_level", "fim_tokens"}
+        only_flags(context, known - fim, "without --fim-rate")
 
 
 def _scores(benchmark: str | None, samples: int, limit: int | None) -> ScoreRequest | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from apr.checkpoint.adapter import CONFIG_FILE
 from apr.convert.manifest import MANIFEST_NAME
-from apr.errors import UsageError
+from apr.errors import AprError, UsageError
 from apr.train.loop import CHECKPOINTS
 
 RUN_FILE = "run.json"
@@ -21,7 +21,8 @@ SCORES = "scores"  # the folder of what `apr.train.scores` runs
 def open_run(target: Path, request: dict[str, Any], force: bool) -> None:
     """Make the folder of a run, or find the same run in it.
 
-    Raises UsageError where it holds something else, or the same run already at its end.
+    Raises UsageError where it holds something else, or the same run already at its end, AprError
+    where it cannot be written.
     """
     record = target / RUN_FILE
     if target.is_file():
@@ -34,10 +35,15 @@ def open_run(target: Path, request: dict[str, Any], force: bool) -> None:
         else:
             _check_same(target, json.loads(record.read_text()), request)
             return
-    target.mkdir(parents=True, exist_ok=True)
     temporary = record.with_name(record.name + ".new")
-    temporary.write_text(json.dumps(request, indent=1) + "\n")
-    temporary.replace(record)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(request, indent=1) + "\n")
+        temporary.replace(record)
+    except OSError as error:
+        raise AprError(
+            f"{target} cannot be written: {error.strerror}", "choose another folder"
+        ) from None
 
 
 def is_complete(target: Path, request: dict[str, Any]) -> bool:
