@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 
 # mallopt's parameters (malloc.h) and what they are set to, in bytes.
@@ -22,3 +23,10 @@ def return_large_blocks() -> bool:
     libc = ctypes.CDLL(None)
     settings = ((_M_MMAP_THRESHOLD, _MMAP_THRESHOLD), (_M_TOP_PAD, _TOP_PAD))
     return all(libc.mallopt(parameter, value) == 1 for parameter, value in settings)
+
+
+def return_free_memory() -> None:
+    """Give back what nothing holds any more, where the C library knows how."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -190,6 +190,38 @@ def test_several_adapters(apr: Command, folder: Path, tmp_path: Path) -> None:
     assert forced.code == 0 and not (run / "b").exists() and (run / "a").exists()
 
 
+@pytest.mark.parametrize("method", ["qlora", "full"])
+def test_scores_before_and_after(apr: Command, tmp_path: Path, method: str) -> None:
+    """Each is what `apr eval` finds; the same command goes on where it was stopped."""
+    run = tmp_path / "run"
+    arguments = (*RUN, "--max-steps", 3, "--method", method, "--lr", 1e-2, "-o", run)
+    assert apr(*arguments).code == 0
+    asked = ("--benchmark-samples", 2, "--benchmark-limit", 2, "--benchmark", "humaneval")
+    done = apr(*arguments, *asked, "--json")
+    assert done.code == 0, done.err
+    (score,) = json.loads(done.out)["scores"]
+    assert (score["tasks"], score["samples"]) == (2, 2) and len(score["before"]["pass@1"]) == 3
+    assert (run / "scores/before/humaneval/results.json").is_file()
+    model = (run,) if method == "full" else ("tiny", "--adapter", run)
+    drawn = ("--n-samples", 2, "--temperature", 0.8, "--top-p", 0.95)
+    again = ("--limit", 2, "--dtype", "bf16", *drawn)
+    assert apr("eval", *model, *again, "--out", tmp_path / "alone").code == 0
+    samples = [
+        (folder / "samples.jsonl").read_text()
+        for folder in (run / "scores/after/humaneval", tmp_path / "alone")
+    ]
+    assert samples[0] == samples[1]
+    assert json.loads((run / "report.json").read_text())["scores"] == [score]
+    page = (run / "report.md").read_text()
+    assert "| humaneval, 2 tasks, 2 samples each | before | after |" in page
+    assert "| pass@1 | 0.0 % (" in page
+    # Once more: nothing is generated again.
+    store = (run / "scores/after/humaneval/run.sqlite").stat().st_mtime_ns
+    shown = apr(*arguments, *asked)
+    assert shown.code == 0 and "| pass@1 |" in shown.out
+    assert (run / "scores/after/humaneval/run.sqlite").stat().st_mtime_ns == store
+
+
 def test_the_plan_and_the_samples(apr: Command, tmp_path: Path) -> None:
     done = apr(*RUN, "--plan")
     assert done.code == 0 and "8,192 of " in done.out and "peak memory about" in done.out
@@ -228,6 +260,38 @@ def test_the_plan_and_the_samples(apr: Command, tmp_path: Path) -> None:
             ["--data", "rows.jsonl", "--plan", "--report-to", "wandb"],
             "--report-to wandb is unknown",
         ),
+        (["--data", "rows.jsonl", "--plan", "--benchmark", "humanevil"], "humanevil"),
+        (["--data", "rows.jsonl", "--adapter", "a", "--merge", "-o", "x"], "with --merge"),
+        (
+            ["--data", "rows.jsonl", "--plan", "--method", "full", "--rank", "4"],
+            "--rank has no meaning with --method full",
+        ),
+        (
+            ["--data", "rows.jsonl", "--plan", "--fim-spm-rate", "0.5"],
+            "--fim-spm-rate has no meaning without --fim-rate",
+        ),
+        (
+            ["--data", "rows.jsonl", "--plan", "--dora", "--targets", "q_proj,lm_head"],
+            "--dora does not go with lm_head",
+        ),
+        (["--data", "rows.jsonl", "--plan", "--adapter", "tiny"], "no adapter_config.json"),
+        (
+            [
+                "--data",
+                "rows.jsonl",
+                "--plan",
+                "--benchmark",
+                "humaneval",
+                "--benchmark-limit",
+                "0",
+            ],
+            "--benchmark-limit is 0",
+        ),
+        (["--data", "rows.jsonl", "--plan", "--benchmark-samples", "9"], "without --benchmark"),
+        (
+            ["--data", "rows.jsonl", "--plan", "--benchmark", "infilling-single-line"],
+            "the data of infilling-single-line is not here",
+        ),
         (["--data", "hf://datasets/rows", "--plan"], "hf://datasets/rows: not a data set"),
         (["--adapters-config", "none.yaml", "--plan"], "none.yaml cannot be read"),
         (["--data", "rows.jsonl", "-o", "tiny"], "the model that is to be read"),
@@ -238,3 +302,15 @@ def test_errors_are_one_line(apr: Command, arguments: list[str], message: str) -
     done = apr("finetune", "tiny", *arguments)
     assert done.code == 2 and done.out == ""
     assert done.err.splitlines()[-1].startswith("apr: ") and message in done.err
+
+
+def test_what_does_not_fit_is_told_before_training(apr: Command, tmp_path: Path) -> None:
+    """A folder that cannot be made, and an adapter of another model."""
+    (tmp_path / "file").write_text("")
+    done = apr(*RUN, "-o", tmp_path / "file" / "run")
+    assert done.code == 1 and "run cannot be written: Not a directory" in done.err
+    write_model(tmp_path / "wide", hidden_size=64)
+    run = tmp_path / "run"
+    assert apr("finetune", tmp_path / "wide", *RUN[2:], "--max-steps", 1, "-o", run).code == 0
+    done = apr(*RUN, "--adapter", run, "--plan")
+    assert (done.code, done.out) == (1, "") and "(name the base it was trained on)" in done.err

@@ -183,8 +183,8 @@ def test_settings_that_make_no_sense(small: Path) -> None:
 
 def test_a_tokenizer_of_another_model(small: Path, tmp_path: Path) -> None:
     other = load_model(str(folder(tmp_path / "o", small_model("Llama", vocab_size=200))), "fp32")
-    mixed = LoadedModel("mixed", "", other.transformer, load_model(str(small)).tokenizer)
-    with pytest.raises(AprError, match=r"mixed: its tokenizer gives id .*, its embedding has 200"):
+    mixed = LoadedModel(load_model(str(small)).opened, other.transformer)
+    with pytest.raises(AprError, match=r": its tokenizer gives id .*, its embedding has 200"):
         measure(mixed, TEXT)
 
 

@@ -8,6 +8,7 @@ setting this file does not know.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from apr.checkpoint.safetensors_folder import SafetensorsSource
 from apr.checkpoint.source import read_json_object
 from apr.errors import AprError, UsageError
 
+EMBEDDING, OUTPUT_LAYER = "model.embed_tokens.weight", "lm_head.weight"
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 # Our own setting: zeros of the layers' matrices get no update. PEFT does not know it.
 KEEP_ZEROS = "apr_keep_zeros"
@@ -96,6 +98,21 @@ class Adapter:
     def targets(self) -> frozenset[str]:
         """Names of the base's tensors that differ with this adapter."""
         return frozenset({*self.saved, *self.factors, *self._shifts})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of what its files hold."""
+        digest = hashlib.sha256()
+        for name in (CONFIG_FILE, WEIGHTS_FILE, "fim.json"):
+            path = self.path / name
+            digest.update(hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest())
+        return digest.hexdigest()[:16]
+
+    def unties(self, tied: bool) -> bool:
+        """Whether an embedding and an output layer that are one matrix in the base are two with
+        this adapter: it changes one of them, and that one alone.
+        """
+        return tied and not self.targets.isdisjoint((EMBEDDING, OUTPUT_LAYER))
 
     @cached_property
     def _shifts(self) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import typer
 
-from apr.cli.options import MODEL_HELP
+from apr.cli.options import ADAPTER_HELP, MODEL_HELP
 from apr.errors import UsageError
 
 
@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     model: str = typer.Argument(help=MODEL_HELP),
+    adapter: str = typer.Option(None, help=ADAPTER_HELP),
     streams: int = typer.Option(32, help="Samples decoded side by side."),
     repeats: int = typer.Option(5, help="The median of so many is shown."),
     dtype: str = typer.Option("auto", help="bfloat16, float16 or float32."),
@@ -34,12 +35,12 @@ def bench(
         if value < 1:
             raise UsageError(f"--{name} is {value}", "it must be 1 or more")
     from apr.engine.throughput import measure, peak_memory_bytes
-    from apr.hub import resolve
+    from apr.model.opened import open_model
     from apr.model.runtime import load_runtime
 
-    path = resolve(model, offline=offline)
+    opened = open_model(model, adapter, offline=offline)
     start = time.perf_counter()
-    runtime = load_runtime(path, dtype, device)
+    runtime = load_runtime(opened.checkpoint, dtype, device)
     load_seconds = time.perf_counter() - start
     if runtime.note:
         print(f"apr: compiled kernels not used: {runtime.note}", file=sys.stderr)
@@ -52,7 +53,7 @@ def bench(
     kind = str(runtime.dtype).removeprefix("torch.")
     if as_json:
         facts = {
-            "model": model,
+            **opened.describe(),
             "kernels": runtime.kernels,
             "dtype": kind,
             "device": str(runtime.device),
@@ -66,7 +67,7 @@ def bench(
     from rich.console import Console
     from rich.table import Table
 
-    title = f"{model}: {kind} on {runtime.device}, {runtime.kernels} kernels"
+    title = f"{opened.name}: {kind} on {runtime.device}, {runtime.kernels} kernels"
     table = Table("test", "tok/s", "lowest", "highest", "GB/s", title=title)
     for rate in rates:
         bandwidth = f"{rate.gb_per_s:.1f}" if rate.gb_per_s is not None else ""

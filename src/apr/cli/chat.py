@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 
 import typer
 
-from apr.cli.options import MODEL_HELP, show_session, text_request
+from apr.cli.options import ADAPTER_HELP, MODEL_HELP, show_session, text_request
 from apr.errors import UsageError
 
 HELP = "/reset forgets the conversation, /system TEXT sets the system message, /exit leaves"
@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
 
 def chat(
     model: str = typer.Argument(help=MODEL_HELP),
+    adapter: str = typer.Option(None, help=ADAPTER_HELP),
     system: str = typer.Option(None, help="System message."),
     max_tokens: int = typer.Option(1024, help="At most so many new tokens an answer."),
     temperature: float = typer.Option(0.7, help="0 is greedy."),
@@ -47,7 +48,9 @@ def chat(
         sampling=(temperature, top_k, top_p, min_p, repetition_penalty),
         seed=seed,
     )
-    session = Session.load(model, dtype=dtype, device=device, max_concurrency=1, offline=offline)
+    session = Session.load(
+        model, dtype=dtype, device=device, max_concurrency=1, offline=offline, adapter=adapter
+    )
     if session.tokenizer.chat_template is None:
         raise UsageError(f"{model} has no chat template", "apr run continues raw text")
     show_session(session, verbose=False)

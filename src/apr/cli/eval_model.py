@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from apr.cli.options import (
+    ADAPTER_HELP,
     BROKEN_HELP,
     CUTOFF_HELP,
     FIM_TOKENS_HELP,
@@ -40,6 +41,7 @@ def evaluate(
         " server's name for it.",
         show_default=False,
     ),
+    adapter: str = typer.Option(None, help=ADAPTER_HELP),
     benchmark: str = typer.Option(
         "humaneval",
         help="Which benchmark, or several: a list with commas, evalplus (humaneval+,mbpp+),"
@@ -138,10 +140,10 @@ def evaluate(
 
     ours = {"window", "stride", "max_windows", "threshold"}
     if perplexity is not None:
-        shared = {"perplexity", "model", "data", "dtype", "device", "offline", "as_json"}
+        shared = {"perplexity", "model", "adapter", "data", "dtype", "device", "offline", "as_json"}
         only_flags(context, {*ours, *shared}, "with --perplexity")
         how = {"window": window, "stride": stride, "max_windows": max_windows}
-        run_on = {"dtype": dtype, "device": device, "offline": offline}
+        run_on = {"dtype": dtype, "device": device, "offline": offline, "adapter": adapter}
         _perplexity(model, perplexity, data, threshold, as_json, {**how, **run_on})
         return
     only_flags(context, {p.name or "" for p in context.command.params} - ours, "on a benchmark")
@@ -169,6 +171,7 @@ def evaluate(
 
     settings = EvalSettings(
         model=model,
+        adapter=adapter,
         benchmark=benchmark,
         n_samples=n_samples,
         sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),

@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from apr.train.finetune import FinetuneRequest
+    from apr.train.scores import ScoreRequest
 
 
 def register(app: typer.Typer) -> None:
@@ -19,6 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def finetune(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(help="Short name, hf://org/name, pypi://package, folder or .gguf.")
     ],
@@ -107,6 +109,15 @@ def finetune(
     adapters_config: Path | None = typer.Option(
         None, "--adapters-config", help="YAML: several adapters to train side by side."
     ),
+    benchmark: str | None = typer.Option(
+        None, "--benchmark", help="Score the model before and after, e.g. humaneval."
+    ),
+    benchmark_samples: int = typer.Option(
+        1, "--benchmark-samples", help="Of each task; one is greedy, 10 give pass@10."
+    ),
+    benchmark_limit: int | None = typer.Option(
+        None, "--benchmark-limit", help="Only the first tasks."
+    ),
     report_to: str = typer.Option(
         "none", "--report-to", help="tensorboard or trackio, beside metrics.jsonl."
     ),
@@ -119,10 +130,10 @@ def finetune(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     from apr.cli import training_output as out
-    from apr.cli.options import byte_size, fim_token_names
+    from apr.cli.options import byte_size, fim_token_names, only_flags
     from apr.errors import UsageError
     from apr.train.fim import FimSettings
-    from apr.train.finetune import FinetuneRequest, prepare
+    from apr.train.finetune import FinetuneRequest, finished_result, prepare
     from apr.train.finetune import finetune as run
     from apr.train.lora import LoraSettings
     from apr.train.metrics import TrainProgress
@@ -138,10 +149,18 @@ def finetune(
 
         if adapter is None or output is None:
             raise UsageError("--merge needs --adapter DIR and -o OUT")
+        ours = {"model", "output", "adapter", "merge", "force", "offline", "as_json"}
+        only_flags(context, ours, "with --merge")
         merged = merge_adapter(model, adapter, output, force=force, offline=offline)
         print(json.dumps(merged)) if as_json else out.show_merged(merged)
         return
+    _check_flags(context, method, fim_rate)
     check_report(report_to)
+    scores = _scores(benchmark, benchmark_samples, benchmark_limit)
+    if scores is not None and adapters_config is not None:
+        raise UsageError(
+            "--benchmark does not go with --adapters-config", "apr eval --adapter scores each"
+        )
     request = FinetuneRequest(
         model=model,
         data=tuple(data or ()),
@@ -185,6 +204,10 @@ def finetune(
         _several(adapters_config, request, output, planned, force, offline, as_json, report_to)
         return
     prepared = prepare(request, offline=offline)
+    if scores is not None:
+        from apr.train.scores import check_scores
+
+        check_scores(prepared.request, scores, offline=offline)
     if show_samples:
         out.show_samples(prepared, show_samples, as_json)
         return
@@ -195,9 +218,44 @@ def finetune(
     assert output is not None
     if not as_json:
         out.show_plan(summary, prepared, to_stderr=True)
-    with TrainProgress() as progress:
-        result = run(prepared, output, force=force, on_log=progress.show, report_to=report_to)
+    # A run that was stopped while it was scored, or is to be scored now, is trained already.
+    result = finished_result(prepared, output) if scores is not None and not force else None
+    if result is None:
+        with TrainProgress() as progress:
+            result = run(prepared, output, force=force, on_log=progress.show, report_to=report_to)
+    if scores is not None:
+        from apr.train.report import add_scores
+        from apr.train.scores import score_run
+
+        result["scores"] = score_run(prepared.request, scores, output, offline=offline)
+        add_scores(output, result["scores"])
     print(json.dumps(result)) if as_json else out.show_result(result)
+
+
+def _check_flags(context: typer.Context, method: str, fim_rate: float) -> None:
+    """Raises UsageError for a flag that would change nothing."""
+    from apr.cli.options import only_flags
+
+    known = {parameter.name or "" for parameter in context.command.params}
+    if method == "full":
+        lora = {"rank", "lora_alpha", "lora_dropout", "rslora", "dora", "targets", "lora_plus"}
+        only_flags(context, known - lora, "with --method full")
+    if not fim_rate:
+        fim = {"fim_spm_rate", "fim_level", "fim_tokens"}
+        only_flags(context, known - fim, "without --fim-rate")
+
+
+def _scores(benchmark: str | None, samples: int, limit: int | None) -> ScoreRequest | None:
+    from apr.errors import UsageError
+
+    if benchmark is not None:
+        from apr.train.scores import ScoreRequest
+
+        return ScoreRequest(benchmark, samples, limit)
+    if samples != 1 or limit is not None:
+        flag = "limit" if samples == 1 else "samples"
+        raise UsageError(f"--benchmark-{flag} without --benchmark", "--benchmark humaneval")
+    return None
 
 
 def _several(

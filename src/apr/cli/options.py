@@ -48,6 +48,7 @@ PERPLEXITY_HELP = (
 )
 BROKEN_HELP = "Leave tasks whose reference solution fails here out of the score."
 MODEL_HELP = "Short name, hf://org/name, pypi://package, folder or .gguf."
+ADAPTER_HELP = "A LoRA adapter to put on the model: PEFT's folder, or hf://org/name."
 
 
 def one_of(flag: str, value: str, choices: Mapping[str, T]) -> T:
@@ -198,7 +199,7 @@ def show_session(session: Session, verbose: bool) -> None:
     if verbose:
         how = f"{facts['dtype']} on {facts['device']}, {facts['kernels']} kernels"
         print(f"apr: {how}; {facts['cache']}", file=sys.stderr)
-    for note in session.tokenizer.notes:
+    for note in session.opened.notes:
         print(f"apr: {note}", file=sys.stderr)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from apr.cli.options import (
+    ADAPTER_HELP,
     FIM_TOKENS_HELP,
     MODEL_HELP,
     fim_token_names,
@@ -53,6 +54,7 @@ def run(
     marker: str = typer.Option("<FILL>", help="What stands for the gap in --fim's file."),
     fim_order: str = typer.Option("psm", help="psm (prefix first) or spm (suffix first)."),
     fim_tokens: str = typer.Option("", help=FIM_TOKENS_HELP),
+    adapter: str = typer.Option(None, help=ADAPTER_HELP),
     batch_jsonl: Path = typer.Option(None, help="Rows with task_id and prompt or messages."),
     out: Path = typer.Option(None, "--out", "-o", help="Where the answers of a file go."),
     dtype: str = typer.Option("auto", help="bfloat16, float16 or float32."),
@@ -89,7 +91,7 @@ def run(
 
         session = Session.load(
             model, dtype=dtype, device=device, offline=offline, infill=gap is not None,
-            fim_tokens=fim_token_names(fim_tokens),
+            fim_tokens=fim_token_names(fim_tokens), adapter=adapter,
         )  # fmt: skip
         show_session(session, verbose)
         return session

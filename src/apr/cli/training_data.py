@@ -118,6 +118,10 @@ def quality(
 ) -> None:
     """Score data from 0 to 100: code that does not parse, lint, duplicates, empty answers."""
     from apr.data.quality import measure_quality
+    from apr.errors import UsageError
+
+    if not 0 <= min_score <= 100:
+        raise UsageError(f"--min-score is {min_score:g}", "from 0 to 100")
 
     result = measure_quality(data, threshold=near, scores=scores)
     print(json.dumps(result.to_json())) if as_json else _show_quality(result)

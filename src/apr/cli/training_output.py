@@ -66,6 +66,10 @@ def show_result(result: Mapping[str, Any]) -> None:
             f" {exp(result['last_eval']):.3f} after; best {exp(result['best_eval']):.3f}"
             f" (epoch {result['best_epoch']})"
         )
+    for score in result.get("scores", []):
+        from apr.train.report import score_table
+
+        print("\n".join(score_table(score)))
     if result["stopped"]:
         print(f"stopped early: {result['stopped']}")
 

@@ -12,8 +12,7 @@ from apr.engine.budget import Budget, plan_cache
 from apr.engine.engine import Engine
 from apr.engine.request import Completion, FinishReason, Request, Sampling
 from apr.errors import UsageError
-from apr.hub import pull
-from apr.hub.fingerprint import fingerprint
+from apr.model.opened import OpenedModel, open_model
 from apr.model.runtime import Runtime, load_runtime
 from apr.text import (
     FimFormat,
@@ -22,7 +21,6 @@ from apr.text import (
     StreamDecoder,
     Tokenizer,
     fim_format,
-    load_tokenizer,
 )
 
 Message = dict[str, Any]
@@ -179,14 +177,12 @@ class Session:
         tokenizer: Tokenizer,
         runtime: Runtime,
         *,
-        model_id: str,
-        path: Path,
-        model_fingerprint: str = "",
+        opened: OpenedModel,
         max_concurrency: int = 32,
         fim_tokens: Sequence[str] = (),
     ) -> None:
         self.tokenizer, self.runtime, self.fim_tokens = tokenizer, runtime, tuple(fim_tokens)
-        self.model_id, self.path, self.fingerprint = model_id, path, model_fingerprint
+        self.opened = opened
         self.budget: Budget = plan_cache(
             runtime.device,
             runtime.block_bytes,
@@ -212,23 +208,23 @@ class Session:
         offline: bool = False,
         infill: bool = False,
         fim_tokens: Sequence[str] = (),
+        adapter: str | Path | None = None,
     ) -> Session:
         """Resolve a model reference, read its tokenizer and weights, and plan the cache.
 
         infill: refuse a model that cannot fill in the middle before its weights are read.
-        fim_tokens: for prefix, suffix and middle, where not those of its family.
+        fim_tokens: for prefix, suffix and middle, where not those of its family. adapter: see
+        `open_model`.
         """
-        pulled = pull(ref, offline=offline)
-        tokenizer = load_tokenizer(pulled.path)
+        opened = open_model(ref, adapter, offline=offline)
+        tokenizer = opened.tokenizer
         if infill or fim_tokens:
             fim_format(tokenizer, fim_tokens)
-        runtime = load_runtime(pulled.path, dtype, device)
+        runtime = load_runtime(opened.checkpoint, dtype, device)
         return cls(
             tokenizer,
             runtime,
-            model_id=ref,
-            path=pulled.path,
-            model_fingerprint=fingerprint(pulled),
+            opened=opened,
             max_concurrency=max_concurrency,
             fim_tokens=fim_tokens,
         )
@@ -236,8 +232,7 @@ class Session:
     def describe(self) -> dict[str, Any]:
         """What a manifest should say about how this model runs."""
         return {
-            "model": self.model_id,
-            "fingerprint": self.fingerprint,
+            **self.opened.describe(),
             "family": self.runtime.config.family,
             "dtype": str(self.runtime.dtype).removeprefix("torch."),
             "device": str(self.runtime.device),

@@ -24,6 +24,7 @@ def load_session(settings: EvalSettings) -> Session:
         max_concurrency=settings.max_concurrency,
         offline=settings.offline,
         fim_tokens=settings.fim_tokens,
+        adapter=settings.adapter,
     )
     if settings.progress:
         facts = session.describe()
@@ -31,6 +32,8 @@ def load_session(settings: EvalSettings) -> Session:
         print(f"apr: {how}; {facts['cache']}", file=sys.stderr)
         if facts["kernels_note"]:
             print(f"apr: compiled kernels not used: {facts['kernels_note']}", file=sys.stderr)
+        for note in session.opened.notes:
+            print(f"apr: {note}", file=sys.stderr)
     return session
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-from apr.errors import AprError
+from apr.errors import AprError, UsageError
 from apr.eval.settings import EvalSettings
 from apr.eval.task import Benchmark, Prompt, PromptStyle
 
@@ -77,6 +77,8 @@ def find_model(settings: EvalSettings) -> Model:
     """The model that `settings` names, here or behind a server; not loaded yet. Raises AprError."""
     if settings.endpoint is None:
         return local_model(settings)
+    if settings.adapter is not None:
+        raise UsageError("--adapter does not go with --endpoint", "the server has its weights")
     from apr.eval.endpoint import endpoint_model
 
     return endpoint_model(settings)
@@ -84,12 +86,11 @@ def find_model(settings: EvalSettings) -> Model:
 
 def local_model(settings: EvalSettings) -> Model:
     """The model `settings.model` names; its weights are loaded when samples are first missing."""
-    from apr.hub import pull
-    from apr.hub.fingerprint import fingerprint
-    from apr.text import fim_format, fim_format_for, load_tokenizer
+    from apr.model.opened import open_model
+    from apr.text import fim_format, fim_format_for
 
-    pulled = pull(settings.model, offline=settings.offline)
-    tokenizer = load_tokenizer(pulled.path)
+    opened = open_model(settings.model, settings.adapter, offline=settings.offline)
+    tokenizer = opened.tokenizer
     named = settings.fim_tokens
     fim = fim_format(tokenizer, named) if named else fim_format_for(tokenizer)
 
@@ -105,8 +106,8 @@ def local_model(settings: EvalSettings) -> Model:
         return SessionGenerator(session(), benchmark, style, settings)
 
     return Model(
-        name=settings.model,
-        fingerprint=fingerprint(pulled),
+        name=opened.name,
+        fingerprint=opened.fingerprint,
         chat_template=tokenizer.chat_template,
         load=load,
         fim_orders=() if fim is None else fim.orders,

@@ -22,13 +22,12 @@ from apr.errors import AprError, UsageError
 from apr.eval.manifest import versions
 from apr.eval.progress import counted
 from apr.eval.texts import Text
-from apr.hub import pull
-from apr.hub.fingerprint import fingerprint
 from apr.model.load import load_transformer
+from apr.model.opened import OpenedModel, open_model
 from apr.model.rope import short_context
 from apr.model.runtime import pick_device, pick_dtype
 from apr.model.transformer import Transformer
-from apr.text import Tokenizer, load_tokenizer
+from apr.text import Tokenizer
 
 WINDOW = 2048
 # Logits in existence at a time: 128 MiB in fp32.
@@ -71,12 +70,14 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model to measure. fingerprint: of its files. context: the tokens it can see."""
+    """A model to measure. context: the tokens it can see."""
 
-    ref: str
-    fingerprint: str
+    opened: OpenedModel
     transformer: Transformer
-    tokenizer: Tokenizer
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.opened.tokenizer
 
     @property
     def context(self) -> int:
@@ -85,8 +86,7 @@ class LoadedModel:
     def describe(self) -> dict[str, Any]:
         """How it runs, for the records."""
         return {
-            "model": self.ref,
-            "fingerprint": self.fingerprint,
+            **self.opened.describe(),
             "family": self.transformer.config.family,
             "dtype": str(self.transformer.dtype).removeprefix("torch."),
             "device": str(self.transformer.device),
@@ -94,17 +94,20 @@ class LoadedModel:
 
 
 def load_model(
-    ref: str, dtype: str = "auto", device: str = "auto", offline: bool = False
+    ref: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    offline: bool = False,
+    adapter: str | None = None,
 ) -> LoadedModel:
     """Fetch and load a model. dtype "auto": bf16, as everywhere; device "auto": the best there is.
 
-    Raises UsageError and AprError as `apr.hub.pull` and `load_transformer` do.
+    Raises UsageError and AprError as `open_model` and `load_transformer` do.
     """
     where, kind = pick_device(device), pick_dtype(dtype)
-    pulled = pull(ref, offline=offline)
-    tokenizer = load_tokenizer(pulled.path)
-    transformer = load_transformer(pulled.path, dtype=kind, device=where)
-    return LoadedModel(ref, fingerprint(pulled), transformer, tokenizer)
+    opened = open_model(ref, adapter, offline=offline)
+    transformer = load_transformer(opened.checkpoint, dtype=kind, device=where)
+    return LoadedModel(opened, transformer)
 
 
 def evaluate_perplexity(
@@ -118,6 +121,7 @@ def evaluate_perplexity(
     dtype: str = "auto",
     device: str = "auto",
     offline: bool = False,
+    adapter: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Perplexity of the model a reference names, as the plain data of a result.
@@ -129,7 +133,7 @@ def evaluate_perplexity(
     check_windows(window, stride, max_windows)
     if threshold is not None and not threshold > 0:
         raise UsageError(f"--threshold is {threshold}", "a perplexity, 1 or more")
-    model = load_model(ref, dtype, device, offline)
+    model = load_model(ref, dtype, device, offline, adapter)
     found = measure(
         model, text.text, window=window, stride=stride, max_windows=max_windows, progress=progress
     )
@@ -249,6 +253,7 @@ def _check_ids(ids: torch.Tensor, model: LoadedModel) -> None:
     rows = model.transformer.config.vocab_size
     if int(ids.max()) >= rows:
         raise AprError(
-            f"{model.ref}: its tokenizer gives id {int(ids.max())}, its embedding has {rows} rows",
+            f"{model.opened.name}: its tokenizer gives id {int(ids.max())}, its embedding has"
+            f" {rows} rows",
             "the tokenizer belongs to another model",
         )

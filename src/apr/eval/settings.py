@@ -17,7 +17,8 @@ class EvalSettings:
     """What an evaluation is asked to do. limit: only the first tasks. mode, newline None: what
     is usual for the benchmark and the model. prefill None: yes, if apr itself runs the model. out
     None: a folder under runs/ named after the run. endpoint: URL of an OpenAI-compatible server
-    that has `model`; request_timeout: seconds until it has answered.
+    that has `model`; request_timeout: seconds until it has answered. adapter: for `model`, see
+    `apr.model.opened.open_model`.
     """
 
     model: str
@@ -46,6 +47,7 @@ class EvalSettings:
     split: str | None = None
     python: str | None = None  # runs the programs; None: our own interpreter
     exclude_broken: bool = False
+    adapter: str | None = None
     endpoint: str | None = None
     request_timeout: float = 600.0
     strategy: Strategy = field(default_factory=Strategy)

@@ -36,6 +36,7 @@ class Options(_Strict):
 
     name: str | None = Field(default=None, min_length=1)
     model: str | None = None
+    adapter: str | None = None
     endpoint: str | None = None
     request_timeout: float | None = None
     dtype: str | None = None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from apr.checkpoint import Checkpoint, open_checkpoint
-from apr.checkpoint.adapter import Adapter, is_adapter, open_adapter
+from apr.checkpoint.adapter import EMBEDDING, OUTPUT_LAYER, Adapter, is_adapter, open_adapter
 from apr.checkpoint.safetensors_folder import SafetensorsSource
 from apr.errors import AprError, UsageError
 from apr.hub import Pulled, pull
@@ -29,7 +29,6 @@ _FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 KEPT_BYTES = 10 << 20
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _LAYER = re.compile(r"^(.*?\.)(\d+)(\..*)$")
-EMBEDDING, OUTPUT_LAYER = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class ModelInput:
     stored: dict[str, str] = field(repr=False)  # Hugging Face name -> name in the file
     family: ModelConfig | None  # of GGUF files, whose layout depends on it
     adapter: Adapter | None = None
-    untied: bool = False  # by the adapter, see _adapted
+    untied: bool = False  # by the adapter, see Adapter.unties
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -222,10 +221,8 @@ def open_input(
 
 
 def _adapted(model: ModelInput, adapter: Adapter) -> ModelInput:
-    """The model with an adapter. One that changes the embedding or the output layer changes that
-    one alone, even where they are one matrix in the base: the two are then told apart.
-    """
-    if model.tied and {EMBEDDING, OUTPUT_LAYER} & adapter.targets and EMBEDDING in model.stored:
+    """The model with an adapter."""
+    if adapter.unties(model.tied) and EMBEDDING in model.stored:
         stored = {**model.stored, OUTPUT_LAYER: model.stored[EMBEDDING]}
         model = replace(model, stored=stored, untied=True)
     adapter.check({name: model.shape(name) for name in model.stored})

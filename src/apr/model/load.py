@@ -38,17 +38,24 @@ def expected_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def load_weights(
-    checkpoint: Checkpoint, cfg: ModelConfig, dtype: torch.dtype | None = None
+    checkpoint: Checkpoint,
+    cfg: ModelConfig,
+    dtype: torch.dtype | None = None,
+    kept: bool = True,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """All parameters as (Hugging Face name, tensor), one at a time, in `expected_shapes` order.
 
     Shapes are (out, in). dtype None keeps what the file stores and gives fp32 for quantized
-    blocks. Raises AprError naming the tensor that is missing, unexpected or of another shape.
+    blocks. kept False: see `read_unmapped`. Raises AprError naming
+    the tensor that is missing, unexpected or of another shape.
     """
     shapes, stored = checked_names(checkpoint, cfg)
     _check_tied(checkpoint, cfg, stored)
     for name in shapes:
-        yield name, read_weight(checkpoint, stored[name], name, cfg, dtype)
+        if kept or dtype is not None:
+            yield name, read_weight(checkpoint, stored[name], name, cfg, dtype)
+        else:
+            yield name, read_unmapped(checkpoint, stored[name], name, cfg)
 
 
 def checked_names(

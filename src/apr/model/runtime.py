@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from apr.checkpoint import open_checkpoint
+from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.errors import UsageError
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
@@ -79,8 +79,8 @@ def pick_dtype(name: str = "auto") -> torch.dtype:
     return DTYPES[name]
 
 
-def load_runtime(path: Path, dtype: str = "auto", device: str = "auto") -> Runtime:
-    """Read the weights at `path` (a folder or .gguf file) for this machine.
+def load_runtime(source: Path | Checkpoint, dtype: str = "auto", device: str = "auto") -> Runtime:
+    """Read the weights at a path (a folder or .gguf file) or of a checkpoint for this machine.
 
     APR_KERNELS=torch or =compiled overrides the choice of kernels.
     """
@@ -88,13 +88,13 @@ def load_runtime(path: Path, dtype: str = "auto", device: str = "auto") -> Runti
     if asked not in KERNEL_CHOICES:
         raise UsageError(f"APR_KERNELS={asked} is unknown", f"one of {', '.join(KERNEL_CHOICES)}")
     where, kind = pick_device(device), pick_dtype(dtype)
-    checkpoint = open_checkpoint(path)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     config = config_from_checkpoint(checkpoint)
     reason = _not_compiled(config, where, kind) if asked != "torch" else "APR_KERNELS=torch"
     if reason is None:
         from apr.model.compiled_runner import BLOCK_SIZE, CompiledRunner, PackedWeights, block_bytes
 
-        packed = PackedWeights(config, load_weights(checkpoint, config))
+        packed = PackedWeights(config, load_weights(checkpoint, config, kept=False))
         return Runtime(
             config=config,
             make=lambda blocks: CompiledRunner(packed, blocks),
@@ -108,16 +108,20 @@ def load_runtime(path: Path, dtype: str = "auto", device: str = "auto") -> Runti
         )
     if asked == "compiled":
         raise UsageError(f"APR_KERNELS=compiled is not possible here: {reason}")
-    return _torch_runtime(path, config, where, kind, reason if where.type == "cpu" else "")
+    return _torch_runtime(checkpoint, config, where, kind, reason if where.type == "cpu" else "")
 
 
 def _torch_runtime(
-    path: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype, note: str
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    note: str,
 ) -> Runtime:
     from apr.model.cache import bytes_per_block
     from apr.model.torch_runner import TorchRunner
 
-    transformer = load_transformer(path, dtype=dtype, device=str(device))
+    transformer = load_transformer(checkpoint, dtype=dtype, device=str(device))
     block_size = 64
     return Runtime(
         config=config,

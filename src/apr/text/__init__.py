@@ -2,7 +2,7 @@
 
 from apr.text.chat import render_chat
 from apr.text.fim import FimFormat, FimOrder, around, fim_format, fim_format_for
-from apr.text.hf_folder import FIM_FILE, fim_file
+from apr.text.hf_folder import FIM_FILE, fim_file, fim_tokens_of
 from apr.text.stops import StopMatcher
 from apr.text.stream import StreamDecoder
 from apr.text.tokenizer import (
@@ -23,6 +23,7 @@ __all__ = [
     "fim_file",
     "fim_format",
     "fim_format_for",
+    "fim_tokens_of",
     "load_tokenizer",
     "render_chat",
     "tokenizer_from_folder",

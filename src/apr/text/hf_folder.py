@@ -83,7 +83,7 @@ def read_folder(folder: Path) -> TokenizerFiles:
         templates=_templates(folder, config),
         end_ids=_declared_end_ids(folder),
         files=tokenizer_files(folder),
-        fim_tokens=_fim_tokens(folder / FIM_FILE),
+        fim_tokens=fim_tokens_of(folder),
     )
 
 
@@ -194,7 +194,9 @@ def fim_file(tokens: Sequence[str]) -> dict[str, bytes]:
     return {FIM_FILE: (json.dumps(named, ensure_ascii=False) + "\n").encode()}
 
 
-def _fim_tokens(path: Path) -> tuple[str, ...]:
+def fim_tokens_of(folder: Path) -> tuple[str, ...]:
+    """The tokens that fim.json names for prefix, suffix and middle; none without that file."""
+    path = folder / FIM_FILE
     found = _read_object(path)
     tokens = [found[part] for part in _FIM_PARTS if isinstance(found.get(part), str)]
     if found and len(tokens) < len(_FIM_PARTS):

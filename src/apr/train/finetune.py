@@ -4,6 +4,7 @@ OUT/            the adapter (PEFT's files) or model, the best by evaluation wher
 OUT/run.json    what was asked for; the same request again goes on where it stopped
 OUT/loss.png    training and held-out losses, where matplotlib is installed
 OUT/report.md, OUT/report.json   perplexity and an answer before and after; see `apr.train.report`
+OUT/scores/   of benchmarks, before and after; see `apr.train.scores`
 OUT/metrics.jsonl, OUT/checkpoints/, OUT/best/, OUT/last/   see `apr.train.loop`
 """
 
@@ -19,17 +20,20 @@ from typing import Any
 import torch
 
 from apr.checkpoint import Checkpoint, CheckpointWriter, open_checkpoint
+from apr.checkpoint.adapter import open_adapter
+from apr.checkpoint.source import read_json_object
 from apr.convert.dtypes import DTYPES
 from apr.convert.folders import exact_source, files_from_folder, refuse_overlap
 from apr.convert.import_checkpoint import files_from_gguf
 from apr.convert.manifest import MANIFEST_NAME, folder_manifest
 from apr.errors import UsageError
-from apr.heap import return_large_blocks
+from apr.heap import return_free_memory, return_large_blocks
 from apr.hub import Pulled, pull
 from apr.hub.checksums import file_records, file_sha256
 from apr.hub.datasets import local_files
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
+from apr.model.opened import OpenedModel, open_model
 from apr.model.transformer import Transformer
 from apr.text import Tokenizer, fim_file, fim_format, load_tokenizer
 from apr.train.adapter_files import load_adapter, save_adapter
@@ -41,9 +45,9 @@ from apr.train.loop import CHECKPOINTS, METRICS, Task, TrainReport, total_steps,
 from apr.train.lora import LoraSettings, add_lora
 from apr.train.packing import Batch, Document, PackedData
 from apr.train.plan import MemoryPlan, plan_memory
-from apr.train.report import Shown, restore, sample_before, write_report
+from apr.train.report import Shown, fits, sample_before, write_report
 from apr.train.reporting import PICTURE, draw_losses, reporting
-from apr.train.run_folder import open_run, publish
+from apr.train.run_folder import is_complete, open_run, publish
 from apr.train.settings import TrainSettings
 from apr.train.state import saved_states
 from apr.train.zeros import check_zeros, keep_zeros
@@ -141,6 +145,11 @@ class Prepared:
     files: tuple[Path, ...]
 
     @property
+    def base(self) -> OpenedModel:
+        """The model that training begins with."""
+        return _base(self.request, self.pulled)
+
+    @property
     def data(self) -> PackedData:
         request = self.request
         settings = request.train
@@ -180,6 +189,8 @@ def prepare(request: FinetuneRequest, *, offline: bool = False, progress: bool =
     pulled = pull(request.model, offline=offline, progress=progress)
     checkpoint = open_checkpoint(pulled.path)
     config = config_from_checkpoint(checkpoint)
+    if request.adapter is not None:
+        _ = _base(request, pulled).checkpoint  # which checks that it fits
     if request.max_length > config.max_position:
         raise UsageError(
             f"--max-seq-len {request.max_length} is beyond the model's context",
@@ -213,6 +224,11 @@ def prepare(request: FinetuneRequest, *, offline: bool = False, progress: bool =
         request, pulled, checkpoint, config, tokenizer, documents, held_out, report, eval_report,
         memory, (*files, *eval_files),
     )  # fmt: skip
+
+
+def _base(request: FinetuneRequest, pulled: Pulled) -> OpenedModel:
+    adapter = None if request.adapter is None else open_adapter(request.adapter)
+    return OpenedModel(request.model, pulled, adapter)
 
 
 def _planned(
@@ -271,33 +287,62 @@ def finetune(
     """
     request, target = prepared.request, Path(folder).expanduser()
     refuse_overlap(target, prepared.pulled.path)
-    inputs = {str(path): file_sha256(path) for path in prepared.files}
+    inputs = input_hashes(prepared)
     open_run(target, {**request.to_json(), "sha256": inputs}, force)
-    model = load_model(prepared)
-    device = model.device
-    _make_trainable(model, request)
     shown = shown_sample(prepared)
-    sample = sample_before(model, shown, target)
+    before = prepared.base
+
+    def answer(model: OpenedModel) -> str | None:
+        allowed = fits(model, request.dtype, prepared.memory)
+        return shown.answer(model, request.dtype) if allowed else None
+
+    sample = sample_before(shown, lambda: answer(before), target)
+    report = _train(prepared, target, on_log, report_to)
+    return_free_memory()
+    publish(target / ("best" if report.best_epoch is not None else "last"), target)
+    result = run_result(prepared, target, report)
+    trained = {"model": request.model, "method": request.method, **result}
+    write_report(target, trained, {**sample, "after": answer(trained_model(prepared, target))})
+    write_manifest(prepared, target, inputs, result)
+    return result
+
+
+def finished_result(prepared: Prepared, folder: str | Path) -> dict[str, Any] | None:
+    """What `finetune` returned, where the folder holds this very run at its end."""
+    target = Path(folder).expanduser()
+    if not is_complete(target, {**prepared.request.to_json(), "sha256": input_hashes(prepared)}):
+        return None
+    return read_json_object(target / MANIFEST_NAME)["settings"]["result"]
+
+
+def input_hashes(prepared: Prepared) -> dict[str, str]:
+    return {str(path): file_sha256(path) for path in prepared.files}
+
+
+def trained_model(prepared: Prepared, target: Path) -> OpenedModel:
+    """What a run has published."""
+    if prepared.request.method == "full":
+        return open_model(str(target))
+    return OpenedModel(prepared.request.model, prepared.pulled, open_adapter(target))
+
+
+def _train(
+    prepared: Prepared, target: Path, on_log: Callable[[dict[str, Any]], None], report_to: str
+) -> TrainReport:
+    """The training itself; the model is gone when it is over."""
+    request = prepared.request
+    model = load_model(prepared)
+    _make_trainable(model, request)
     task = Task(
         model=model,
         parameters={n: p for n, p in model.named_parameters() if p.requires_grad},
         step=lambda model, batch: (token_loss(model, batch, request.recompute), {}),
-        data=_on(prepared.data, device),
+        data=_on(prepared.data, model.device),
         save=_saver(prepared, model),
-        evaluate=evaluator(prepared, model, device) if prepared.held_out else None,
+        evaluate=evaluator(prepared, model, model.device) if prepared.held_out else None,
         on_log=on_log,
     )
-    report = run_task(task, request.train, target, report_to)
-    best = report.best_epoch is not None
-    publish(target / ("best" if best else "last"), target)
-    result = run_result(prepared, target, report)
-    if best and report.best_eval != report.last_eval:
-        restore(model, target / "best")
-    write_report(
-        model, shown, target, sample, {"model": request.model, "method": request.method, **result}
-    )
-    write_manifest(prepared, target, inputs, result)
-    return result
+    return run_task(task, request.train, target, report_to)
 
 
 def load_model(prepared: Prepared) -> Transformer:

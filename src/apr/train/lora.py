@@ -263,21 +263,28 @@ def matching_modules(model: Transformer, targets: Iterable[str]) -> list[str]:
     return [name for name in names if name in chosen]
 
 
+def modules_to_adapt(model: Transformer, settings: LoraSettings) -> list[str]:
+    """What the settings' targets mean. UsageError where they name no layer, or one that DoRA does
+    not go with.
+    """
+    found = matching_modules(model, settings.targets)
+    for leaf in (OUTPUT_LAYER, EMBEDDING):
+        if settings.dora and any(name.rpartition(".")[2] == leaf for name in found):
+            raise UsageError(f"--dora does not go with {leaf}", f"leave {leaf} out of --targets")
+    return found
+
+
 def add_lora(
     model: Transformer, settings: LoraSettings, seed: int = 0, keep_zeros: bool = False
 ) -> list[Adapter]:
     """Freeze a model and put a fresh adapter on each target, in the order of the model.
 
-    keep_zeros: of the matrices inside the layers. Raises UsageError where a target names no layer,
-    or one that DoRA does not go with.
+    keep_zeros: of the matrices inside the layers. Raises UsageError as `modules_to_adapt` does.
     """
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     adapters = []
-    for name in matching_modules(model, settings.targets):
-        leaf = name.rpartition(".")[2]
-        if settings.dora and leaf in (OUTPUT_LAYER, EMBEDDING):
-            raise UsageError(f"--dora does not go with {leaf}", f"leave {leaf} out of --targets")
+    for name in modules_to_adapt(model, settings):
         adapter = attach(
             model, name, settings.rank, settings.scaling(), settings.dropout, keep_zeros
         )

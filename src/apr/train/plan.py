@@ -13,7 +13,7 @@ from apr.convert.dtypes import DTYPES
 from apr.model.config import ModelConfig
 from apr.model.transformer import Transformer
 from apr.train.base import BaseSize
-from apr.train.lora import LoraSettings, matching_modules
+from apr.train.lora import LoraSettings, modules_to_adapt
 from apr.train.losses import CHUNK
 
 # Gradient and AdamW's two moments in fp32 beside each trained parameter, which is fp32 itself.
@@ -61,7 +61,7 @@ def plan_memory(
 ) -> MemoryPlan:
     """batch: (tokens, targets, longest document) of the largest batch.
 
-    Raises UsageError where targets name no linear layer, and what `open_adapter` raises.
+    Raises UsageError as `modules_to_adapt` does, and what `open_adapter` raises.
     """
     with torch.device("meta"):
         model = Transformer(config)
@@ -114,7 +114,7 @@ def _adapter_size(model: Transformer, lora: LoraSettings, adapter: Path | None) 
         return sum(f.a.numel() + f.b.numel() for f in open_adapter(adapter).factors.values())
     shapes = {name: p.shape for name, p in model.named_parameters()}
     total = 0
-    for name in matching_modules(model, lora.targets):
+    for name in modules_to_adapt(model, lora):
         out, wide = shapes[f"{name}.weight"]
         total += lora.rank * (out + wide) + (out if lora.dora else 0)
     return total

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from apr.checkpoint import open_checkpoint
-from apr.checkpoint.adapter import WEIGHTS_FILE
+from apr.checkpoint.source import read_json_object
+from apr.convert.dtypes import DTYPES
 from apr.engine.engine import Engine
 from apr.engine.request import Request
-from apr.model.packed_linear import PackedLinear
-from apr.model.torch_runner import TorchRunner
-from apr.model.transformer import Transformer
+from apr.model.compiled_runner import CompiledRunner
+from apr.model.families import config_from_checkpoint
+from apr.model.opened import OpenedModel
+from apr.model.runtime import load_runtime
 from apr.text import Tokenizer
-from apr.train.adapter_files import adapter_tensors
-from apr.train.lora import LoraLinear, adapters_of
 from apr.train.packing import Document
+from apr.train.plan import MemoryPlan
 from apr.train.reporting import PICTURE
 
 REPORT, PAGE = "report.json", "report.md"
 ANSWER_TOKENS = 128
-# Numbers that an answer may make, for every token again, of weights that are not stored as they are
-# multiplied (a quantized base, an adapter that keeps zeros): about half a minute.
-UNPACKED = 4e10
-BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -53,41 +48,38 @@ class Shown:
         answer = ids[start:]
         return ids[:start], [i for i, t in zip(answer, trained[start:], strict=True) if t]
 
-    def answer(self, model: Transformer) -> str | None:
-        """What a model, as it is in training, writes: greedy, at most `ANSWER_TOKENS` tokens.
-
-        None where making its weights would take too long (`UNPACKED`).
-        """
+    def answer(self, opened: OpenedModel, dtype: str) -> str:
+        """What a model writes as `apr run` runs it: greedy, at most `ANSWER_TOKENS` tokens."""
         prompt, _ = self.parts()
-        limit = max(1, min(ANSWER_TOKENS, model.config.max_position - len(prompt)))
-        if limit * _numbers_made(model) > UNPACKED:
-            return None
+        runtime = load_runtime(opened.checkpoint, dtype)
+        limit = max(1, min(ANSWER_TOKENS, runtime.context - len(prompt)))
         length = len(prompt) + limit
         stops = self.tokenizer.eos_ids | ({self.middle} if self.middle is not None else set())
-        was_training = model.training
-        model.eval()
-        runner = TorchRunner(model, -(-length // BLOCK) + 1, BLOCK)
+        runner = runtime.make(-(-length // runtime.block_size) + 1)
         engine = Engine(runner, length, max_concurrency=1)
         (done,) = engine.generate([Request(tuple(prompt), max_tokens=limit, stop_ids=stops)])
-        model.train(was_training)
+        if isinstance(runner, CompiledRunner):
+            runner.close()
         return self.text(list(done.token_ids))
 
     def text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def _numbers_made(model: Transformer) -> int:
-    """How many numbers one token has made for it, see `UNPACKED`."""
-    made = 0
-    for module in model.modules():
-        if isinstance(module, PackedLinear):
-            made += module.out_features * module.in_features
-        elif isinstance(module, LoraLinear) and module.keep_zeros:
-            made += module.lora_b.shape[0] * module.lora_a.shape[1]
-    return made
+def fits(opened: OpenedModel, dtype: str, plan: MemoryPlan) -> bool:
+    """Whether a model runs in the memory that its training takes.
+
+    A quantized base is larger as numbers, and its embedding is fp32 for a moment.
+    """
+    config = config_from_checkpoint(opened.checkpoint)
+    running = plan.parameters * DTYPES[dtype].itemsize + 4 * config.vocab_size * config.hidden_size
+    file = plan.weights if opened.pulled.path.suffix == ".gguf" else 0
+    return running + file <= plan.peak - plan.process
 
 
-def sample_before(model: Transformer, shown: Shown, folder: Path) -> dict[str, str | None]:
+def sample_before(
+    shown: Shown, answer: Callable[[], str | None], folder: Path
+) -> dict[str, str | None]:
     """{prompt, reference, before}: kept in report.json for a run that is stopped and goes on."""
     path = folder / REPORT
     if path.is_file():
@@ -96,42 +88,24 @@ def sample_before(model: Transformer, shown: Shown, folder: Path) -> dict[str, s
     sample = {
         "prompt": shown.text(prompt),
         "reference": shown.text(reference),
-        "before": shown.answer(model),
+        "before": answer(),
     }
     _write(path, json.dumps({"sample": sample}, indent=1))
     return sample
 
 
-def write_report(
-    model: Transformer,
-    shown: Shown,
-    folder: Path,
-    sample: dict[str, str | None],
-    result: dict[str, Any],
-) -> None:
-    """Both files. model: the one that is published. result: what `--json` prints of the run."""
-    content = {
-        **result,
-        **_perplexities(result),
-        "sample": {**sample, "after": shown.answer(model)},
-    }
+def write_report(folder: Path, result: dict[str, Any], sample: dict[str, str | None]) -> None:
+    """Both files. result: what `--json` prints of the run, its model and its method."""
+    content = {**result, **_perplexities(result), "sample": sample}
     _write(folder / REPORT, json.dumps(content, indent=1))
     _write(folder / PAGE, _page(content, (folder / PICTURE).is_file()))
 
 
-@torch.no_grad()
-def restore(model: Transformer, folder: Path) -> None:
-    """Give a model the trained weights that were saved in a folder (`best`, say)."""
-    if adapters_of(model):
-        from safetensors.torch import load_file
-
-        saved = load_file(folder / WEIGHTS_FILE)
-        for name, tensor in adapter_tensors(model).items():
-            tensor.copy_(saved[name])
-        return
-    checkpoint = open_checkpoint(folder)
-    for name, parameter in model.named_parameters():
-        parameter.copy_(checkpoint.tensors.get(name))
+def add_scores(folder: Path, scores: list[dict[str, Any]]) -> None:
+    """Put what `apr.train.scores.score_run` found into the report of a complete run."""
+    content = {**read_json_object(folder / REPORT), "scores": scores}
+    _write(folder / REPORT, json.dumps(content, indent=1))
+    _write(folder / PAGE, _page(content, (folder / PICTURE).is_file()))
 
 
 def _perplexities(result: dict[str, Any]) -> dict[str, float | None]:
@@ -166,11 +140,16 @@ def _page(content: dict[str, Any], picture: bool) -> str:
             f"| perplexity | {_number(content['perplexity_before'])} |"
             f" {_number(content['perplexity_after'])} |",
         ]
+    for score in content.get("scores", []):
+        lines += ["", *score_table(score)]
     if picture:
         lines += ["", f"![loss by step]({PICTURE})"]
     sample = content["sample"]
     if sample["before"] is None:
-        lines += ["", "No answer is shown: this would take minutes before merging."]
+        lines += [
+            "",
+            "No answer is shown: as it runs, the model takes more memory than this training.",
+        ]
     for title, key in (
         ("Shown", "prompt"),
         ("Reference", "reference"),
@@ -180,6 +159,21 @@ def _page(content: dict[str, Any], picture: bool) -> str:
         if (text := sample[key]) is not None:
             lines += ["", f"## {title}", "", *(f"    {line}" for line in text.splitlines())]
     return "\n".join(lines)
+
+
+def score_table(score: dict[str, Any]) -> list[str]:
+    """One benchmark's pass@k with 95 % intervals, before and after, in Markdown."""
+    samples = f"{score['samples']} samples each" if score["samples"] > 1 else "greedy"
+    lines = [
+        f"| {score['benchmark']}, {score['tasks']} tasks, {samples} | before | after |",
+        "|---|---|---|",
+    ]
+    for name in score["before"]:
+        if name.startswith("pass@"):
+            both = (score[when][name] for when in ("before", "after"))
+            shown = [f"{100 * s:.1f} % ({100 * a:.1f} to {100 * b:.1f})" for s, a, b in both]
+            lines.append(f"| {name} | {' | '.join(shown)} |")
+    return lines
 
 
 def _number(value: float | None) -> str:

@@ -11,16 +11,18 @@ from typing import Any
 
 from apr.checkpoint.adapter import CONFIG_FILE
 from apr.convert.manifest import MANIFEST_NAME
-from apr.errors import UsageError
+from apr.errors import AprError, UsageError
 from apr.train.loop import CHECKPOINTS
 
 RUN_FILE = "run.json"
+SCORES = "scores"  # the folder of what `apr.train.scores` runs
 
 
 def open_run(target: Path, request: dict[str, Any], force: bool) -> None:
     """Make the folder of a run, or find the same run in it.
 
-    Raises UsageError where it holds something else, or the same run already at its end.
+    Raises UsageError where it holds something else, or the same run already at its end, AprError
+    where it cannot be written.
     """
     record = target / RUN_FILE
     if target.is_file():
@@ -33,10 +35,23 @@ def open_run(target: Path, request: dict[str, Any], force: bool) -> None:
         else:
             _check_same(target, json.loads(record.read_text()), request)
             return
-    target.mkdir(parents=True, exist_ok=True)
     temporary = record.with_name(record.name + ".new")
-    temporary.write_text(json.dumps(request, indent=1) + "\n")
-    temporary.replace(record)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(request, indent=1) + "\n")
+        temporary.replace(record)
+    except OSError as error:
+        raise AprError(
+            f"{target} cannot be written: {error.strerror}", "choose another folder"
+        ) from None
+
+
+def is_complete(target: Path, request: dict[str, Any]) -> bool:
+    """Whether a folder holds the very run that is asked for, at its end."""
+    record = target / RUN_FILE
+    if not (record.is_file() and (target / MANIFEST_NAME).is_file()):
+        return False
+    return json.loads(record.read_text()) == request
 
 
 def _check_same(target: Path, before: dict[str, Any], request: dict[str, Any]) -> None:
@@ -68,7 +83,7 @@ def _clear(target: Path) -> None:
     before = json.loads((target / RUN_FILE).read_text())
     # A run of several adapters has a request, and a folder, for each.
     several = [n for n, asked in before.items() if isinstance(asked, dict) and "data" in asked]
-    for name in (CHECKPOINTS, "best", "last", *several):
+    for name in (CHECKPOINTS, SCORES, "best", "last", *several):
         shutil.rmtree(target / name, ignore_errors=True)
     for path in target.iterdir():
         if path.is_file():
