@@ -26,7 +26,7 @@ from apr.hub import pull
 from apr.hub.fingerprint import fingerprint
 from apr.model.load import load_transformer
 from apr.model.rope import short_context
-from apr.model.runtime import pick_device, pick_dtype
+from apr.model.runtime import pick_device, pick_product_dtype
 from apr.model.transformer import Transformer
 from apr.text import Tokenizer, load_tokenizer
 
@@ -96,11 +96,13 @@ class LoadedModel:
 def load_model(
     ref: str, dtype: str = "auto", device: str = "auto", offline: bool = False
 ) -> LoadedModel:
-    """Fetch and load a model. dtype "auto": bf16, as everywhere; device "auto": the best there is.
+    """Fetch and load a model. dtype "auto": bf16, or fp32 on a CPU that does not multiply bf16;
+    device "auto": the best there is.
 
     Raises UsageError and AprError as `apr.hub.pull` and `load_transformer` do.
     """
-    where, kind = pick_device(device), pick_dtype(dtype)
+    where = pick_device(device)
+    kind = pick_product_dtype(dtype, where)
     pulled = pull(ref, offline=offline)
     tokenizer = load_tokenizer(pulled.path)
     transformer = load_transformer(pulled.path, dtype=kind, device=where)

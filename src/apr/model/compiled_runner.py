@@ -15,14 +15,15 @@ from apr.errors import AprError
 from apr.kernels.cpu import network
 from apr.kernels.cpu.attention import TILE_ROWS
 from apr.kernels.cpu.packing import aligned_zeros, pack_panels, padded
-from apr.kernels.cpu.sparse import HAS_SHUFFLE, SHUFFLES, WIDE, gains, without_zeros
+from apr.kernels.cpu.sparse import SHUFFLES, WIDE, gains, without_zeros
 from apr.kernels.cpu.threads import Team, default_threads
 from apr.model.config import ModelConfig
 from apr.model.runner import StepBatch
 from apr.model.step_inputs import RopeTables, step_inputs
 
 PANEL = 64
-# Part of a matrix that must be zero for it to be kept without zeros; a few rows are looked at first.
+# Part of a matrix that must be zero for it to be kept without zeros, and the step between rows that
+# are looked at first.
 LEAST_ZEROS = 0.3
 _SAMPLED_ROWS = 64
 BLOCK_SIZE = PANEL  # positions per cache block: one panel of keys
@@ -188,7 +189,7 @@ class PackedWeights:
             self.thin[layer, which] = without_zeros(room.reshape(-1, *room.shape[-3:]))
 
     def _worth_thinning(self, parts: tuple[torch.Tensor, ...]) -> bool:
-        if self._sparse is False or not HAS_SHUFFLE:
+        if self._sparse is False:
             return False
         # A few rows tell most models, which have hardly a zero.
         for step in (_SAMPLED_ROWS, 1):

@@ -347,9 +347,7 @@ def step(tid, threads, shape, weights, inputs, cache, scratch):
                 weights.shuffles.ctypes.data, scratch.wide[tid].ctypes.data,
             )  # fmt: skip
         else:
-            _gate_up(
-                tid, threads, rows, shape, gate_up, normed, scratch.gates[tid], scratch.inner
-            )
+            _gate_up(tid, threads, rows, shape, gate_up, normed, scratch.gates[tid], scratch.inner)
         barrier(sync, threads)
         _product(
             tid, threads, layer, DOWN, rows, scratch.inner.ctypes.data, scratch.inner.strides[0],
