@@ -173,7 +173,7 @@ def test_filling_in_the_middle_is_learned(apr: Command, folder: Path, tmp_path: 
 def test_several_adapters(apr: Command, folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "adapters.yaml"
     config.write_text("adapters: [{name: a, rank: 2}, {name: b, lr: 0.01, data: rows.jsonl}]")
-    arguments = ("--adapters-config", config, "--epochs", 1)
+    arguments = ("--adapters-config", config, "--epochs", 1, "--dtype", "bf16")
     planned = apr(*RUN, *arguments, "--plan")
     assert planned.code == 0 and planned.out.startswith("a:\nlora of tiny in bf16: 1,024 of")
     run = tmp_path / "run"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from apr.errors import AprError
+from apr.kernels.cpu.sparse import HAS_SHUFFLE
 from apr.model.compiled_runner import CompiledRunner, PackedWeights
 from apr.model.config import ModelConfig, RopeScaling
 from apr.model.runner import StepBatch
@@ -110,6 +111,27 @@ def test_bits_do_not_depend_on_chunks_batch_or_threads(name: str) -> None:
     follow = [(o[0][:1], len(o[0]) - 1, o[2]) for o in others]
     last = crowded.forward(batch([*follow, (ids[149:], 149, [3, 1, 7])], rows="last"))
     assert torch.equal(last[-1], whole[-1])
+
+
+@pytest.mark.skipif(not HAS_SHUFFLE, reason="this processor shuffles no bytes")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_matrices_without_zeros_give_the_same_bits(name: str) -> None:
+    """Half of the matrices' numbers zero, in some layers: dense and thin runs are equal."""
+    model = random_model(CONFIGS[name])
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and ".layers.1." in parameter_name + ".":
+            parameter.data.masked_fill_(torch.rand(parameter.shape) < 0.5, 0)
+    ids = tokens_of(model.config, 150)
+    runners, logits = {}, {}
+    for sparse in (False, True):
+        packed = PackedWeights(model.config, model.state_dict().items(), sparse)
+        runners[sparse] = CompiledRunner(packed, 24, threads=3)
+        assert {layer for layer, _ in packed.thin} == ({1} if sparse else set())
+        first = runners[sparse].forward(batch([(ids[:149], 0, [3, 1, 7])])).clone()
+        one = runners[sparse].forward(batch([(ids[149:], 149, [3, 1, 7])])).clone()
+        logits[sparse] = torch.cat([first, one])
+    assert torch.equal(logits[True], logits[False])
+    assert runners[True]._packed.nbytes < runners[False]._packed.nbytes
 
 
 def test_only_wanted_rows_and_prompt_chunks_without_logits() -> None:

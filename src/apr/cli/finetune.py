@@ -78,7 +78,9 @@ def finetune(
         None, "--patience", help="Epochs without a better evaluation before stopping."
     ),
     save_every: int = typer.Option(50, "--save-every", help="Steps between checkpoints."),
-    dtype: str = typer.Option("bf16", "--dtype", help="bf16 or fp32; what is learned is fp32."),
+    dtype: str = typer.Option(
+        "auto", "--dtype", help="bf16 or fp32 (auto: the faster one); what is learned is fp32."
+    ),
     seed: int = typer.Option(0, "--seed"),
     chat: bool = typer.Option(
         False, "--chat", help="Put prompt and completion in the chat template."
@@ -132,6 +134,7 @@ def finetune(
     from apr.cli import training_output as out
     from apr.cli.options import byte_size, fim_token_names, only_flags
     from apr.errors import UsageError
+    from apr.train.base import training_dtype
     from apr.train.fim import FimSettings
     from apr.train.finetune import FinetuneRequest, finished_result, prepare
     from apr.train.finetune import finetune as run
@@ -187,7 +190,7 @@ def finetune(
         adapter=adapter,
         eval_data=tuple(eval_data or ()),
         eval_split=eval_split,
-        dtype=dtype,
+        dtype=training_dtype(dtype),
         max_length=max_seq_len,
         packing=packing,
         chat=chat,

@@ -81,7 +81,9 @@ def prune(
         typer.Option("--verify-text", help="As --perplexity of apr eval. [default: builtin]"),
     ] = None,
     seed: int = typer.Option(0, "--seed", help="Of the choice of calibration sequences."),
-    dtype: str = typer.Option("auto", "--dtype", help="Layers run in: bfloat16 or float32."),
+    dtype: str = typer.Option(
+        "auto", "--dtype", help="Layers run in bfloat16 or float32; auto: as the processor is fast."
+    ),
     device: str = typer.Option("auto", "--device", help="cpu, cuda, mps."),
     force: bool = typer.Option(False, "--force", help="Replace a model that is in the folder."),
     offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),

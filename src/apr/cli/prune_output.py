@@ -42,8 +42,8 @@ def show_prune(result: Mapping[str, Any]) -> None:
     Console().print(table)
     if result["shapes_kept"]:
         print(
-            "zeros are stored like other numbers: the model is neither smaller nor faster, unless"
-            " a program that knows the pattern runs it (--method structured or depth shrink it)"
+            "zeros are stored like other numbers: the file is no smaller, and faster only where a"
+            " program gains by leaving them out (--method structured or depth shrink it)"
         )
     _notes(result)
 

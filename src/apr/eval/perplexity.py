@@ -25,7 +25,7 @@ from apr.eval.texts import Text
 from apr.model.load import load_transformer
 from apr.model.opened import OpenedModel, open_model
 from apr.model.rope import short_context
-from apr.model.runtime import pick_device, pick_dtype
+from apr.model.runtime import pick_device, pick_product_dtype
 from apr.model.transformer import Transformer
 from apr.text import Tokenizer
 
@@ -100,11 +100,13 @@ def load_model(
     offline: bool = False,
     adapter: str | None = None,
 ) -> LoadedModel:
-    """Fetch and load a model. dtype "auto": bf16, as everywhere; device "auto": the best there is.
+    """Fetch and load a model. dtype "auto": bf16, or fp32 on a CPU that does not multiply bf16;
+    device "auto": the best there is.
 
     Raises UsageError and AprError as `open_model` and `load_transformer` do.
     """
-    where, kind = pick_device(device), pick_dtype(dtype)
+    where = pick_device(device)
+    kind = pick_product_dtype(dtype, where)
     opened = open_model(ref, adapter, offline=offline)
     transformer = load_transformer(opened.checkpoint, dtype=kind, device=where)
     return LoadedModel(opened, transformer)

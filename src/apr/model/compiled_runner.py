@@ -15,12 +15,17 @@ from apr.errors import AprError
 from apr.kernels.cpu import network
 from apr.kernels.cpu.attention import TILE_ROWS
 from apr.kernels.cpu.packing import aligned_zeros, pack_panels, padded
+from apr.kernels.cpu.sparse import SHUFFLES, WIDE, gains, without_zeros
 from apr.kernels.cpu.threads import Team, default_threads
 from apr.model.config import ModelConfig
 from apr.model.runner import StepBatch
 from apr.model.step_inputs import RopeTables, step_inputs
 
 PANEL = 64
+# Part of a matrix that must be zero for it to be kept without zeros, and the step between rows that
+# are looked at first.
+LEAST_ZEROS = 0.3
+_SAMPLED_ROWS = 64
 BLOCK_SIZE = PANEL  # positions per cache block: one panel of keys
 
 
@@ -42,13 +47,22 @@ def block_bytes(config: ModelConfig) -> int:
 
 
 class PackedWeights:
-    """The weights of one model in panels, shared by every runner made from it."""
+    """The weights of one model in panels, shared by every runner made from it.
 
-    def __init__(self, config: ModelConfig, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    sparse: leave zeros out where enough of a matrix is zero; None where this machine gains by it.
+    Results are the same, bit by bit.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Iterable[tuple[str, torch.Tensor]],
+        sparse: bool | None = None,
+    ) -> None:
         reason = unsupported(config)
         if reason is not None:
             raise AprError(f"compiled CPU kernels do not support {reason}", "use APR_KERNELS=torch")
-        self.config = config
+        self.config, self._sparse = config, sparse
         layers, hidden, dim = config.num_layers, config.hidden_size, config.head_dim
         kv = config.num_kv_heads * dim
         self._q_rows, self._kv_rows = config.num_heads * dim, kv
@@ -65,6 +79,8 @@ class PackedWeights:
         self.bias = np.zeros((layers, qkv), np.float32)
         self.final_norm = np.zeros(hidden, np.float32)
         self.embedding = np.zeros((1, 1), np.uint16)
+        # What stands in place of a matrix: it without its zeros.
+        self.thin: dict[tuple[int, int], np.ndarray] = {}
         # q, k and v meet in one matrix; they arrive one by one and wait here for the others.
         self._parts: dict[tuple[int, str], dict[str, torch.Tensor]] = {}
         for name, tensor in tensors:
@@ -76,8 +92,17 @@ class PackedWeights:
     @property
     def nbytes(self) -> int:
         """Bytes read from memory for one decoding step (packed matrices, output layer included)."""
-        packed = (self.qkv, self.output, self.gate_up, self.down, self.head)
-        return sum(array.nbytes for array in packed)
+        dense = sum(
+            array[layer].nbytes
+            for which, array in enumerate(self._matrices())
+            for layer in range(self.config.num_layers)
+            if (layer, which) not in self.thin
+        )
+        return dense + sum(array.nbytes for array in self.thin.values()) + self.head.nbytes
+
+    def _matrices(self) -> tuple[np.ndarray, ...]:
+        """In the order of their numbers in `network`."""
+        return self.qkv, self.output, self.gate_up, self.down
 
     def _place(self, name: str, tensor: torch.Tensor) -> None:
         if name == "model.embed_tokens.weight":
@@ -115,11 +140,11 @@ class PackedWeights:
         elif module in ("self_attn.q_norm", "self_attn.k_norm"):
             self.qk_norms[layer, int(module.endswith("k_norm"))] = self._norm(tensor)
         elif module == "self_attn.o_proj":
-            pack_panels(tensor, self.output[layer])
+            self._pack(layer, network.OUTPUT, tensor)
         elif module == "mlp.down_proj":
-            pack_panels(tensor, self.down[layer])
+            self._pack(layer, network.DOWN, tensor)
         elif module == "self_attn.qkv_proj" and kind == "weight":
-            pack_panels(tensor, self.qkv[layer])
+            self._pack(layer, network.QKV, tensor)
         elif module == "mlp.gate_up_proj":
             gate, up = tensor.chunk(2, dim=0)
             self._gate_up(layer, gate, up)
@@ -129,7 +154,7 @@ class PackedWeights:
                 joined = torch.cat([parts[p] for p in "qkv"]).float().numpy()
                 self.bias[layer, : joined.shape[0]] = joined
             elif parts:
-                pack_panels(torch.cat([parts[p] for p in "qkv"]), self.qkv[layer])
+                self._pack(layer, network.QKV, torch.cat([parts[p] for p in "qkv"]))
         elif module in ("mlp.gate_proj", "mlp.up_proj"):
             parts = self._gather(layer, "mlp", module[4:-5], tensor, 2)
             if parts:
@@ -145,9 +170,34 @@ class PackedWeights:
         return self._parts.pop((layer, kind)) if len(parts) == count else None
 
     def _gate_up(self, layer: int, gate: torch.Tensor, up: torch.Tensor) -> None:
-        target = self.gate_up[layer]
-        target[:, 0] = pack_panels(gate)
-        target[:, 1] = pack_panels(up)
+        self._pack(layer, network.GATE_UP, gate, up)
+
+    def _pack(self, layer: int, which: int, *parts: torch.Tensor) -> None:
+        """One matrix into its panels, or two whose panels alternate; without zeros if that gains.
+
+        What is left out of the dense array is memory that is never touched, so never taken.
+        """
+        target = self._matrices()[which][layer]
+        thin = self._worth_thinning(parts)
+        room = aligned_zeros(target.shape, np.uint16) if thin else target
+        if len(parts) == 1:
+            pack_panels(parts[0], room)
+        else:
+            for place, part in enumerate(parts):
+                room[:, place] = pack_panels(part)
+        if thin:
+            self.thin[layer, which] = without_zeros(room.reshape(-1, *room.shape[-3:]))
+
+    def _worth_thinning(self, parts: tuple[torch.Tensor, ...]) -> bool:
+        if self._sparse is False:
+            return False
+        # A few rows tell most models, which have hardly a zero.
+        for step in (_SAMPLED_ROWS, 1):
+            looked_at = [part[::step] for part in parts]
+            zeros = sum(part.numel() - int(part.count_nonzero()) for part in looked_at)
+            if zeros < LEAST_ZEROS * sum(part.numel() for part in looked_at):
+                return False
+        return self._sparse is True or gains(default_threads())
 
     def shape(self) -> network.Shape:
         c = self.config
@@ -177,17 +227,22 @@ class PackedWeights:
         c = self.config
         matrices = np.array(
             [
-                [m[i].ctypes.data for m in (self.qkv, self.output, self.gate_up, self.down)]
+                [self.thin.get((i, n), m[i]).ctypes.data for n, m in enumerate(self._matrices())]
                 for i in range(c.num_layers)
             ],
             dtype=np.int64,
         )
+        sparse = np.zeros_like(matrices)
+        for place in self.thin:
+            sparse[place] = 1
         sliding = c.sliding_layers or (False,) * c.num_layers
         windows = [(c.sliding_window or 0) if slides else 0 for slides in sliding]
         local = c.rope_local_theta is not None
         ropes = [int(local and slides) for slides in sliding]
         return network.Weights(
             matrices=matrices,
+            sparse=sparse,
+            shuffles=SHUFFLES,
             norms=self.norms,
             qk_norms=self.qk_norms,
             bias=self.bias,
@@ -252,7 +307,7 @@ class CompiledRunner:
             return have
         if have is not None:
             rows, wanted = max(rows, have.stream.shape[0]), max(wanted, have.logits.shape[0])
-        s, threads = self._shape, self._team.threads
+        s, threads, thin = self._shape, self._team.threads, bool(self._packed.thin)
         self._scratch = network.Scratch(
             stream=aligned_zeros((rows, s.hidden), np.float32),
             normed=aligned_zeros((rows, PANEL * s.hidden_panels), np.uint16),
@@ -262,7 +317,8 @@ class CompiledRunner:
             inner=aligned_zeros((rows, PANEL * s.ffn_panels), np.uint16),
             update=aligned_zeros((rows, PANEL * s.hidden_panels), np.float32),
             logits=aligned_zeros((max(1, wanted), PANEL * s.vocab_panels), np.float32),
-            gates=aligned_zeros((threads, 2, 6, PANEL), np.float32),
+            gates=aligned_zeros((threads, 2, max(6, rows) if thin else 6, PANEL), np.float32),
+            wide=aligned_zeros((threads, WIDE if thin else 0), np.uint16),
             scores=aligned_zeros((threads, TILE_ROWS, PANEL), np.float32),
             probabilities=aligned_zeros((threads, TILE_ROWS, PANEL), np.uint16),
             totals=aligned_zeros((threads, TILE_ROWS, s.value_dim), np.float32),

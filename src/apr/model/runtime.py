@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +30,8 @@ DTYPES = {
     "fp32": torch.float32,
 }
 KERNEL_CHOICES = ("auto", "compiled", "torch")
+# Whether zeros of pruned matrices are left out of memory; auto: where that is faster.
+SPARSE_CHOICES = {"auto": None, "always": True, "never": False}
 
 
 @dataclass(frozen=True)
@@ -79,22 +81,43 @@ def pick_dtype(name: str = "auto") -> torch.dtype:
     return DTYPES[name]
 
 
+def pick_product_dtype(name: str, device: torch.device) -> torch.dtype:
+    """As `pick_dtype`, for work whose matrix products are torch's own: auto is fp32 on a CPU that
+    multiplies no bf16, where that takes several times as long.
+    """
+    if name == "auto" and not multiplies_bf16(device):
+        return torch.float32
+    return pick_dtype(name)
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether torch's bf16 matrix products are as fast as fp32 ones there, or faster."""
+    if device.type != "cpu":
+        return True
+    from apr.kernels.cpu.target import target_features
+
+    return bool({"avx512bw", "bf16"} & target_features())  # x86, Arm
+
+
 def load_runtime(source: Path | Checkpoint, dtype: str = "auto", device: str = "auto") -> Runtime:
     """Read the weights at a path (a folder or .gguf file) or of a checkpoint for this machine.
 
-    APR_KERNELS=torch or =compiled overrides the choice of kernels.
+    APR_KERNELS=torch or =compiled overrides the choice of kernels, APR_SPARSE=always or =never
+    whether compiled ones leave out zeros.
     """
-    asked = os.environ.get("APR_KERNELS", "auto")
-    if asked not in KERNEL_CHOICES:
-        raise UsageError(f"APR_KERNELS={asked} is unknown", f"one of {', '.join(KERNEL_CHOICES)}")
+    asked = _setting("APR_KERNELS", KERNEL_CHOICES)
+    sparse = SPARSE_CHOICES[_setting("APR_SPARSE", SPARSE_CHOICES)]
     where, kind = pick_device(device), pick_dtype(dtype)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     config = config_from_checkpoint(checkpoint)
     reason = _not_compiled(config, where, kind) if asked != "torch" else "APR_KERNELS=torch"
     if reason is None:
+        from apr.kernels.cpu.sparse import HAS_SHUFFLE
         from apr.model.compiled_runner import BLOCK_SIZE, CompiledRunner, PackedWeights, block_bytes
 
-        packed = PackedWeights(config, load_weights(checkpoint, config, kept=False))
+        if sparse and not HAS_SHUFFLE:
+            raise UsageError("APR_SPARSE=always: this processor cannot shuffle bytes", "auto")
+        packed = PackedWeights(config, load_weights(checkpoint, config, kept=False), sparse)
         return Runtime(
             config=config,
             make=lambda blocks: CompiledRunner(packed, blocks),
@@ -109,6 +132,14 @@ def load_runtime(source: Path | Checkpoint, dtype: str = "auto", device: str = "
     if asked == "compiled":
         raise UsageError(f"APR_KERNELS=compiled is not possible here: {reason}")
     return _torch_runtime(checkpoint, config, where, kind, reason if where.type == "cpu" else "")
+
+
+def _setting(name: str, known: Iterable[str]) -> str:
+    """A choice made in the environment. Raises UsageError for an unknown one."""
+    asked = os.environ.get(name, "auto")
+    if asked not in known:
+        raise UsageError(f"{name}={asked} is unknown", f"one of {', '.join(known)}")
+    return asked
 
 
 def _torch_runtime(

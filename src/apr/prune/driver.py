@@ -21,7 +21,7 @@ from apr.hub.checksums import file_records
 from apr.model.config import ModelConfig
 from apr.model.load import expected_shapes
 from apr.model.rope import short_context
-from apr.model.runtime import pick_device, pick_dtype
+from apr.model.runtime import pick_device, pick_product_dtype
 from apr.prune.calibration import Calibration, calibration
 from apr.prune.layers import BATCH_TOKENS, prune_layers
 from apr.prune.methods import MatrixPruner
@@ -158,7 +158,8 @@ def prepare(
     Raises UsageError (unknown model, a pattern that does not divide a row, calibration shorter
     than one sequence), AprError (damaged files, weights of types that cannot be pruned).
     """
-    where, kind = pick_device(settings.device), pick_dtype(settings.dtype)
+    where = pick_device(settings.device)
+    kind = pick_product_dtype(settings.dtype, where)
     pulled = pull(settings.model, offline=offline, progress=progress)
     stream = ModelStream(open_checkpoint(pulled.path), kind, where)
     layout = layout_of(stream)

@@ -37,7 +37,7 @@ from apr.model.opened import OpenedModel, open_model
 from apr.model.transformer import Transformer
 from apr.text import Tokenizer, fim_file, fim_format, load_tokenizer
 from apr.train.adapter_files import load_adapter, save_adapter
-from apr.train.base import METHODS, base_size, check_base, load_base
+from apr.train.base import METHODS, base_size, check_base, load_base, training_device
 from apr.train.dataset import DataReport, read_documents, split_off
 from apr.train.fim import FimSettings, fim_transform
 from apr.train.forward import attention_note, token_loss
@@ -350,8 +350,8 @@ def load_model(prepared: Prepared) -> Transformer:
     request = prepared.request
     if request.little_memory:
         return_large_blocks()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return load_base(prepared.checkpoint, request.method, DTYPES[request.dtype], device)
+    dtype = DTYPES[request.dtype]
+    return load_base(prepared.checkpoint, request.method, dtype, training_device())
 
 
 def shown_sample(prepared: Prepared) -> Shown:

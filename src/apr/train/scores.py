@@ -89,7 +89,6 @@ def _before(
         limit=scores.limit,
         out=folder / "before",
         fim_tokens=request.fim.tokens,
-        dtype=request.dtype,
         offline=offline,
     )
 

@@ -36,6 +36,16 @@ def bits_float(typingctx, value):
 
 
 @intrinsic
+def load_int64(typingctx, address):
+    """The int64 at `address`."""
+
+    def codegen(context, builder, signature, args):
+        return builder.load(builder.inttoptr(args[0], _I64.as_pointer()))
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
 def atomic_add(typingctx, address, amount):
     """Sequentially consistent fetch-and-add on the int64 at `address`; returns the old value."""
 

@@ -18,12 +18,11 @@ from apr.kernels.cpu.microkernel import (
     micro_5,
     micro_6,
 )
-from apr.kernels.cpu.target import MAX_ROWS, VECTORS
+from apr.kernels.cpu.target import MAX_ROWS, vectors_for
 
-# Bytes between two k pairs of a panel, and columns covered by one micro-kernel call.
+# Bytes between two k pairs of a panel, and of them those that one micro-kernel call covers.
 PAIR_BYTES = 4 * PANEL
-_SPLITS = 4 // VECTORS
-_SPLIT_BYTES = 64 * VECTORS
+_SPLIT_1, _SPLIT_2, _SPLIT_MORE = (64 * vectors_for(rows) for rows in (1, 2, 3))
 # A panel slice of this many k stays in a core's second-level cache (64 x 2048 x 2 bytes).
 K_CHUNK = 2048
 
@@ -31,9 +30,10 @@ K_CHUNK = 2048
 @njit(nogil=True, cache=True)
 def block_product(rows, a, lda, panel, pairs, c, ldc, accumulate, prefetch):
     """C[rows, 64] (+)= A[rows, 2 * pairs] @ panel; fp32 C, bf16 A, addresses and byte strides."""
-    for split in range(_SPLITS):
-        b = panel + split * _SPLIT_BYTES
-        out = c + split * _SPLIT_BYTES
+    step = _SPLIT_1 if rows == 1 else _SPLIT_2 if rows == 2 else _SPLIT_MORE
+    for split in range(0, PAIR_BYTES, step):
+        b = panel + split
+        out = c + split
         if rows == 6:
             micro_6(a, lda, b, pairs, out, ldc, accumulate, prefetch)
         elif rows == 5:

@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from apr.kernels.cpu.target import HAS_BF16_DOT, VECTORS
+from apr.kernels.cpu.target import HAS_BF16_DOT, vectors_for
 
 PANEL = 64
 LANES = 16
@@ -192,7 +192,7 @@ def _micro_kernel(rows: int) -> Any:
                 function = ir.Function(builder.module, kind, name)
                 function.linkage = "internal"
                 function.attributes.add("noinline")
-                _Loop(function, rows, VECTORS).emit()
+                _Loop(function, rows, vectors_for(rows)).emit()
             builder.call(function, args)
             return context.get_dummy_value()
 

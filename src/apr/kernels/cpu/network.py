@@ -28,6 +28,7 @@ from apr.kernels.cpu.elementwise import (
 from apr.kernels.cpu.intrinsics import atomic_add, barrier, from_bf16
 from apr.kernels.cpu.matmul import PAIR_BYTES, linear, panel_product, row_blocks
 from apr.kernels.cpu.microkernel import PANEL
+from apr.kernels.cpu.sparse import panel_address, sparse_linear, sparse_panel
 
 # Columns of `Weights.matrices` and rows of `Weights.norms`.
 QKV, OUTPUT, GATE_UP, DOWN = 0, 1, 2, 3
@@ -58,7 +59,8 @@ class Shape(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """matrices: int64 (L, 4) addresses of packed QKV, OUTPUT, GATE_UP, DOWN weights.
+    """matrices: int64 (L, 4) addresses of packed QKV, OUTPUT, GATE_UP, DOWN weights. sparse: int64
+    (L, 4), 1 where the address is of panels without zeros. shuffles: uint8 (256, 16), for these.
 
     GATE_UP alternates one gate panel with one up panel. norms: fp32 (L, 4, C); qk_norms: fp32
     (L, 2, D); bias: fp32 (L, 64 * qkv_panels); final_norm: fp32 (C,); head: packed uint16
@@ -67,6 +69,8 @@ class Weights(NamedTuple):
     """
 
     matrices: np.ndarray
+    sparse: np.ndarray
+    shuffles: np.ndarray
     norms: np.ndarray
     qk_norms: np.ndarray
     bias: np.ndarray
@@ -111,7 +115,8 @@ class Scratch(NamedTuple):
     inner: np.ndarray  # bf16 bits (T, 64 * ffn_panels)
     update: np.ndarray  # fp32 (T, 64 * hidden_panels)
     logits: np.ndarray  # fp32 (R, 64 * vocab_panels)
-    gates: np.ndarray  # fp32 (threads, 2, 6, 64)
+    gates: np.ndarray  # fp32 (threads, 2, 6, 64); T rows where a GATE_UP is sparse
+    wide: np.ndarray  # bf16 bits (threads, sparse.WIDE)
     scores: np.ndarray  # fp32 (threads, TILE_ROWS, 64)
     probabilities: np.ndarray  # bf16 bits (threads, TILE_ROWS, 64)
     totals: np.ndarray  # fp32 (threads, TILE_ROWS, D')
@@ -215,6 +220,50 @@ def _attention(tid, layer, shape, weights, inputs, cache, scratch):
 
 
 @njit(nogil=True, cache=True, forceinline=True)
+def _product(tid, threads, layer, which, rows, a, lda, panels, k, c, ldc, weights, wide):
+    """One of a layer's matrices times rows, dense or without zeros."""
+    address = weights.matrices[layer, which]
+    if weights.sparse[layer, which]:
+        sparse_linear(
+            tid, threads, a, lda, rows, address, panels, k, c, ldc,
+            weights.shuffles.ctypes.data, wide[tid].ctypes.data,
+        )  # fmt: skip
+    else:
+        linear(tid, threads, a, lda, rows, address, panels, k, c, ldc)
+
+
+@njit(nogil=True, cache=True, forceinline=True)
+def _activate(shape, gate, up, out):
+    if shape.gelu:
+        gelu_product(gate, up, out)
+    else:
+        silu_product(gate, up, out)
+
+
+@njit(nogil=True, cache=True)
+def _sparse_gate_up(tid, threads, rows, shape, weight, normed, gates, inner, shuffles, wide):
+    """As `_gate_up`, of panels without zeros, each widened once for all row blocks of a thread."""
+    blocks = row_blocks(rows)
+    units = shape.ffn_panels * blocks
+    first, last = tid * units // threads, (tid + 1) * units // threads
+    pairs = normed.shape[1] // 2
+    gate, up = gates[0], gates[1]
+    unit = first
+    while unit < last:
+        panel, block = unit // blocks, unit % blocks
+        until = min(blocks, block + last - unit)
+        for which in range(2):
+            sparse_panel(
+                rows, block, until, normed.ctypes.data, normed.strides[0],
+                panel_address(weight, 2 * panel + which), pairs,
+                gates[which].ctypes.data, 4 * PANEL, shuffles, wide,
+            )  # fmt: skip
+        for r in range(block * rows // blocks, until * rows // blocks):
+            _activate(shape, gate[r], up[r], inner[r, panel * PANEL : (panel + 1) * PANEL])
+        unit += until - block
+
+
+@njit(nogil=True, cache=True, forceinline=True)
 def _gate_up(tid, threads, rows, shape, weight, normed, gates, inner):
     """inner = act(normed @ gate) * (normed @ up), one block of rows and columns at a time."""
     blocks = row_blocks(rows)
@@ -238,10 +287,7 @@ def _gate_up(tid, threads, rows, shape, weight, normed, gates, inner):
         )  # fmt: skip
         for i in range(r1 - r0):
             out = inner[r0 + i, panel * PANEL : (panel + 1) * PANEL]
-            if shape.gelu:
-                gelu_product(gate[i], up[i], out)
-            else:
-                silu_product(gate[i], up[i], out)
+            _activate(shape, gate[i], up[i], out)
 
 
 @njit(nogil=True, cache=True, forceinline=True)
@@ -264,13 +310,13 @@ def step(tid, threads, shape, weights, inputs, cache, scratch):
     hidden_bytes = normed.strides[0]
     _embed(tid, threads, shape, weights, inputs, stream)
     for layer in range(shape.layers):
-        matrices, norms = weights.matrices[layer], weights.norms[layer]
+        norms = weights.norms[layer]
         # The same split of rows as in the step before, so no barrier is needed in between.
         _norm(tid, threads, rows, stream, norms[NORM_INPUT], eps, normed)
         barrier(sync, threads)
-        linear(
-            tid, threads, normed.ctypes.data, hidden_bytes, rows, matrices[QKV],
-            shape.qkv_panels, normed.shape[1], scratch.qkv.ctypes.data, scratch.qkv.strides[0],
+        _product(
+            tid, threads, layer, QKV, rows, normed.ctypes.data, hidden_bytes, shape.qkv_panels,
+            normed.shape[1], scratch.qkv.ctypes.data, scratch.qkv.strides[0], weights, scratch.wide,
         )  # fmt: skip
         barrier(sync, threads)
         _place_heads(tid, threads, layer, shape, weights, inputs, cache, scratch)
@@ -285,23 +331,28 @@ def step(tid, threads, shape, weights, inputs, cache, scratch):
                 _keep_logit_rows(inputs.logit_rows, stream, scratch.attended)
             rows = inputs.logit_rows.shape[0]
             barrier(sync, threads)
-        linear(
-            tid, threads, scratch.attended.ctypes.data, scratch.attended.strides[0], rows,
-            matrices[OUTPUT], shape.hidden_panels, scratch.attended.shape[1],
-            update.ctypes.data, update.strides[0],
+        _product(
+            tid, threads, layer, OUTPUT, rows, scratch.attended.ctypes.data,
+            scratch.attended.strides[0], shape.hidden_panels, scratch.attended.shape[1],
+            update.ctypes.data, update.strides[0], weights, scratch.wide,
         )  # fmt: skip
         barrier(sync, threads)
         _add_update(tid, threads, rows, shape, norms[NORM_ATTENTION_OUT], stream, update)
         _norm(tid, threads, rows, stream, norms[NORM_MLP], eps, normed)
         barrier(sync, threads)
-        _gate_up(
-            tid, threads, rows, shape, matrices[GATE_UP], normed, scratch.gates[tid], scratch.inner
-        )
+        gate_up = weights.matrices[layer, GATE_UP]
+        if weights.sparse[layer, GATE_UP]:
+            _sparse_gate_up(
+                tid, threads, rows, shape, gate_up, normed, scratch.gates[tid], scratch.inner,
+                weights.shuffles.ctypes.data, scratch.wide[tid].ctypes.data,
+            )  # fmt: skip
+        else:
+            _gate_up(tid, threads, rows, shape, gate_up, normed, scratch.gates[tid], scratch.inner)
         barrier(sync, threads)
-        linear(
-            tid, threads, scratch.inner.ctypes.data, scratch.inner.strides[0], rows,
-            matrices[DOWN], shape.hidden_panels, PANEL * shape.ffn_panels,
-            update.ctypes.data, update.strides[0],
+        _product(
+            tid, threads, layer, DOWN, rows, scratch.inner.ctypes.data, scratch.inner.strides[0],
+            shape.hidden_panels, PANEL * shape.ffn_panels, update.ctypes.data, update.strides[0],
+            weights, scratch.wide,
         )  # fmt: skip
         barrier(sync, threads)
         _add_update(tid, threads, rows, shape, norms[NORM_MLP_OUT], stream, update)

@@ -22,6 +22,15 @@ def target_features() -> frozenset[str]:
 HAS_BF16_DOT = {"avx512bf16", "avx512f"} <= target_features()
 
 # Micro-kernel shape: accumulators must fit the registers. With 32 512-bit registers, 6 rows by
-# 4 vectors; without, vectors of 16 lanes are split by LLVM and 4 rows by 1 vector still fit.
+# 4 vectors; without, vectors of 16 lanes are split by LLVM and 4 of them still fit.
 MAX_ROWS = 6 if HAS_BF16_DOT else 4
-VECTORS = 4 if HAS_BF16_DOT else 1
+
+
+def vectors_for(rows: int) -> int:
+    """Vectors of 16 columns that a micro-kernel of `rows` rows covers: 1, 2 or 4.
+
+    As many as registers hold, so that enough sums are under way to hide each one's latency.
+    """
+    if HAS_BF16_DOT:
+        return 4
+    return {1: 4, 2: 2}.get(rows, 1)
