@@ -2,8 +2,8 @@
 
     python llmcompressor_worker.py {wanda|sparsegpt} SPARSITY {N:M|-} MODEL IDS.pt [OUT]
 
-The model in the type it is stored in (bf16), layer by layer (its sequential pipeline), one sequence
-at a time, as it comes.
+The model in the type it is stored in (bf16; fp32 where the CPU multiplies no bf16), layer by layer
+(its sequential pipeline), one sequence at a time, as it comes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def main() -> None:
     printed, sys.stdout = sys.stdout, sys.stderr
     begin = time.perf_counter()
     ids = torch.load(file)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # else bf16 is several times slower
+    kind = "auto" if fast else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind).eval()
     kept, group = map(int, pattern.split(":")) if pattern != "-" else (0, 0)
     modifier = WandaPruningModifier if method == "wanda" else SparseGPTModifier
     rows = {"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()}

@@ -221,7 +221,10 @@ def test_several_samples(tmp_path: Path) -> None:
     assert found.cells[1].adjusted_p == other.p_value
 
 
-def test_a_cell_that_fails_is_named_and_the_others_run(tmp_path: Path) -> None:
+def test_a_cell_that_fails_is_named_and_the_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APR_CACHE", str(tmp_path / "nothing pulled"))
     server = Server()
     server.broken = {"same"}
     path = sweep_file(tmp_path, "models: [weak, same, strong]\nbenchmarks: [humaneval, mbpp]\n")

@@ -62,15 +62,15 @@ def _found(path: Path, benchmark: Benchmark) -> Iterator[tuple[str, Mapping[str,
     elif path.name.removesuffix(".gz").endswith(RESULTS):
         yield from _results(path)
     else:
-        for number, row in _rows(path):
+        for number, row in _rows(path, traits_of(benchmark).one_object):
             where = f"{path} line {number}"
             for sample in traits_of(benchmark).read_row(row, where):
                 yield where, sample
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Rows with their numbers; of a .json file that is one object, this one."""
-    if path.name.removesuffix(".gz").endswith(".json") and is_object(path):
+def _rows(path: Path, one_object: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Rows with their numbers. one_object: a .json file may be one object, which is the row."""
+    if one_object and path.name.removesuffix(".gz").endswith(".json") and is_object(path):
         yield 1, read_object(path)
     else:
         yield from read_rows(path)

@@ -98,6 +98,7 @@ class Traits:
     preload: modules that programs find imported. max_tokens: of a sample, by default. prefill:
     whether there is a beginning of the answer to give. read_row: the samples (`task_id`,
     `completion` or `solution`) of a row of a samples file; told where it is, for its UsageError.
+    one_object: whether a samples file may be a single JSON object, which is then the one row.
     references: whether the reference solutions are run before anything counts, because what is
     installed decides which tests can pass (references.py).
     parts: of the tests, whose score alone is told as well (Job.parts).
@@ -112,6 +113,7 @@ class Traits:
     max_tokens: int = 512
     prefill: bool = True
     references: bool = False
+    one_object: bool = False
     read_row: Callable[[Mapping[str, Any], str], list[Mapping[str, Any]]] = _one_sample
     parts: tuple[str, ...] = ()
     base_examples: bool = False

@@ -88,6 +88,7 @@ class CruxEval:
             base_examples=True,
             writes_code=False,
             read_row=_samples,
+            one_object=True,
             export=_export,
         )
 
