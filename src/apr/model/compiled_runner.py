@@ -147,7 +147,7 @@ class PackedWeights:
             self._pack(layer, network.QKV, tensor)
         elif module == "mlp.gate_up_proj":
             gate, up = tensor.chunk(2, dim=0)
-            self._gate_up(layer, gate, up)
+            self._pack(layer, network.GATE_UP, gate, up)
         elif module in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
             parts = self._gather(layer, f"qkv {kind}", module[-6], tensor, 3)
             if parts and kind == "bias":
@@ -158,7 +158,7 @@ class PackedWeights:
         elif module in ("mlp.gate_proj", "mlp.up_proj"):
             parts = self._gather(layer, "mlp", module[4:-5], tensor, 2)
             if parts:
-                self._gate_up(layer, parts["gate"], parts["up"])
+                self._pack(layer, network.GATE_UP, parts["gate"], parts["up"])
         else:
             raise AprError(f"tensor model.layers.{layer}.{name} has no place in a compiled model")
 
@@ -168,9 +168,6 @@ class PackedWeights:
         parts = self._parts.setdefault((layer, kind), {})
         parts[part] = tensor
         return self._parts.pop((layer, kind)) if len(parts) == count else None
-
-    def _gate_up(self, layer: int, gate: torch.Tensor, up: torch.Tensor) -> None:
-        self._pack(layer, network.GATE_UP, gate, up)
 
     def _pack(self, layer: int, which: int, *parts: torch.Tensor) -> None:
         """One matrix into its panels, or two whose panels alternate; without zeros if that gains.
@@ -197,7 +194,9 @@ class PackedWeights:
             zeros = sum(part.numel() - int(part.count_nonzero()) for part in looked_at)
             if zeros < LEAST_ZEROS * sum(part.numel() for part in looked_at):
                 return False
-        return self._sparse is True or gains(default_threads())
+            if self._sparse is None and not gains(default_threads()):
+                return False
+        return True
 
     def shape(self) -> network.Shape:
         c = self.config
