@@ -19,7 +19,7 @@ from apr.data.definitions import Definition, Rejected, clean_docstring, definiti
 from apr.data.prep import KINDS, PrepSettings, instruction, make_pairs
 from apr.data.rows import read_examples
 from apr.data.sources import SourceFile, source_files
-from apr.errors import UsageError
+from apr.errors import AprError, UsageError
 from eval.shared import shared_data
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
@@ -322,6 +322,17 @@ def test_bad_requests(tmp_path: Path) -> None:
     assert "leave nothing" in complaint(*out, "--stdlib", "--min-length", "9999")
     assert "JSON lines" in complaint("-o", str(tmp_path / "out.csv"), "--stdlib")
     assert not list(tmp_path.iterdir())
+
+
+def test_sources_without_a_pair(tmp_path: Path) -> None:
+    source = tmp_path / "bare.py"
+    source.write_text("def f():\n    return 1\n\n\ndef g():\n    return 2\n")
+    out = tmp_path / "out.jsonl"
+    run = CliRunner().invoke(app, ["data", "prep", str(source), "-o", str(out)])
+    assert isinstance(run.exception, AprError) and run.exception.exit_code == 1
+    message = "no pair is left of 2 functions and classes in 1 files: no docstring (2)"
+    assert str(run.exception).startswith(message)
+    assert not out.exists()
 
 
 def test_rejected_definitions_say_where() -> None:

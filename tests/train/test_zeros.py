@@ -33,7 +33,7 @@ def pruned_model(folder: Path) -> dict[str, torch.Tensor]:
     return {name: weights[name] for name in matrices}
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_zeros_stay_and_the_rest_learns(method: str, dtype: str, tmp_path: Path) -> None:
     before = pruned_model(tmp_path / "tiny")
@@ -51,7 +51,7 @@ def test_zeros_stay_and_the_rest_learns(method: str, dtype: str, tmp_path: Path)
     result = finetune(prepare(request, progress=False), tmp_path / "out")
     assert result["last_loss"] < result["first_loss"]
     after = tmp_path / "out"
-    if method == "lora":
+    if method != "full":
         after = tmp_path / "merged"
         report = merge_adapter(str(tmp_path / "tiny"), tmp_path / "out", after)
         assert report["max_logit_difference"] < 1e-5 * report["max_logit"]
@@ -61,17 +61,22 @@ def test_zeros_stay_and_the_rest_learns(method: str, dtype: str, tmp_path: Path)
         assert not torch.equal(saved[name][:, 1::2].float(), weight[:, 1::2].float())
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_the_gradients_of_a_masked_update(packed: bool) -> None:
+@pytest.mark.parametrize("form", ["numbers", "packed", "packed with the zeros before"])
+def test_the_gradients_of_a_masked_update(form: str) -> None:
     """Against autograd on the dense formula."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(6, 64, generator=generator)
     weight[torch.rand(weight.shape, generator=generator) < 0.5] = 0
+    weight[0, 0] = 1e-6  # zero in NF4
+    kept = weight != 0
     base: nn.Linear | PackedLinear = nn.Linear(64, 6)
-    if packed:
-        base = PackedLinear(quantize_nf4(weight), torch.device("cpu"))
+    if form != "numbers":
+        before = weight == 0 if "before" in form else None
+        base = PackedLinear(quantize_nf4(weight), torch.device("cpu"), before)
         base.bias = nn.Parameter(torch.randn(6, generator=generator))
         weight = base.numbers(torch.float32).clone()
+        assert not weight[0, 0] and not weight[~kept].any()
+        kept = kept if before is not None else weight != 0
     else:
         base.weight.data = weight.clone()
     layer = LoraLinear(base.requires_grad_(False), 3, 1.5, keep_zeros=True)
@@ -83,7 +88,7 @@ def test_the_gradients_of_a_masked_update(packed: bool) -> None:
 
     a, b = (t.detach().clone().requires_grad_() for t in (layer.lora_a, layer.lora_b))
     other = x.detach().clone().requires_grad_()
-    dense = weight + 1.5 * (b @ a) * (weight != 0)
+    dense = weight + 1.5 * (b @ a) * kept
     wanted = other @ dense.T + base.bias
     wanted.square().sum().backward()
     pairs = ((y, wanted), (x.grad, other.grad), (layer.lora_a.grad, a.grad))
@@ -115,8 +120,8 @@ def test_a_model_without_zeros_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "qlora"}, "--keep-mask does not go with --method qlora"),
         ({"lora": LoraSettings(dora=True)}, "--keep-mask does not go with --dora"),
+        ({"method": "qlora", "lora": LoraSettings(dora=True)}, "--keep-mask .* with --dora"),
         ({"lora": LoraSettings(dropout=0.1)}, "--keep-mask does not go with --lora-dropout"),
     ],
 )

@@ -14,7 +14,7 @@ from apr.data.definitions import Definition, Rejected, definitions
 from apr.data.progress import counted
 from apr.data.rows import row_writer
 from apr.data.sources import SourceFile
-from apr.errors import UsageError
+from apr.errors import AprError, UsageError
 
 TEXT = "text"
 KINDS = ("docstring-to-code", "complete", "document", TEXT)
@@ -77,9 +77,20 @@ def write_pairs(files: Iterable[SourceFile], path: Path, settings: PrepSettings)
         pairs, counts = make_pairs(counted(files, "files read"), settings)
         if not counts.files:
             raise UsageError("no Python source", "name files or folders, --stdlib or --installed")
+        if not pairs:
+            raise AprError(*_nothing_kept(counts))
         for pair in pairs:
             write(pair)
     return counts
+
+
+def _nothing_kept(counts: PrepCounts) -> tuple[str, str]:
+    reasons = ", ".join(f"{reason} ({number})" for reason, number in counts.dropped.most_common(3))
+    found = f"{counts.definitions} functions and classes in {counts.files} files"
+    return (
+        f"no pair is left of {found}" + (f": {reasons}" if reasons else ""),
+        "name more sources, or change --min-length, --max-length or --methods",
+    )
 
 
 def make_pairs(

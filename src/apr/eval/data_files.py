@@ -52,7 +52,7 @@ def find_data_files(name: str, data: Path | None = None) -> tuple[Path, ...]:
     if missing is not None:
         raise UsageError(
             f"the data of {name} is not here ({missing})",
-            f"apr data pull {name} fetches it; --data names a file",
+            f"apr data pull {name} fetches it; apr eval and score take a file by --data",
         )
     return paths
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -40,13 +41,19 @@ class GgufBlocks:
 
 
 class PackedLinear(nn.Module):
-    """y = x W^T + b with a frozen W (out, in)."""
+    """y = x W^T + b with a frozen W (out, in).
+
+    zeros: bool (out, in), where W was zero before it was packed; kept as a bit for each number.
+    """
 
     bias: nn.Parameter | None
 
-    def __init__(self, packed: Nf4 | GgufBlocks, device: torch.device) -> None:
+    def __init__(
+        self, packed: Nf4 | GgufBlocks, device: torch.device, zeros: torch.Tensor | None = None
+    ) -> None:
         super().__init__()
         self.packed, self.device = packed.to(device), device
+        self._zeros = None if zeros is None else _bits(zeros).to(device)
         self.out_features, self.in_features = packed.shape
         self.register_parameter("bias", None)
 
@@ -61,8 +68,24 @@ class PackedLinear(nn.Module):
             return dequantize_nf4(self.packed, dtype, _SCRATCH[place])
         return dequantize(self.packed.data, self.packed.kind, dtype, _SCRATCH[place])
 
+    def zeros(self, weight: torch.Tensor) -> torch.Tensor:
+        """bool (out, in): where W was zero before it was packed, or is now if that is not known.
+
+        weight: `numbers`, in any dtype. A packed form has zeros of its own, of small numbers.
+        """
+        if self._zeros is None:
+            return weight == 0
+        shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=self.device)
+        ones = self._zeros[:, None].bitwise_right_shift(shifts).bitwise_and_(1).view(torch.bool)
+        return ones.flatten()[: weight.numel()].view(weight.shape)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _Product.apply(x, self)
+
+
+def _bits(mask: torch.Tensor) -> torch.Tensor:
+    """uint8 (ceil(n / 8),), the first place in the highest bit."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy()))
 
 
 class _Product(torch.autograd.Function):
@@ -78,19 +101,25 @@ class _Product(torch.autograd.Function):
 
 
 def load_packed(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, nf4: bool
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    nf4: bool,
+    keep_zeros: bool = False,
 ) -> Transformer:
     """`load_transformer` with the matrices of all linear layers but the output layer packed.
 
-    nf4: rounded to dtype, then to NF4, one matrix at a time. Otherwise the quantized blocks of a
-    GGUF file stay as they are, and what is stored as floats becomes dtype.
+    nf4: rounded to dtype, then to NF4, one matrix at a time; with keep_zeros the places that were
+    zero before are kept beside it. Otherwise the quantized blocks of a GGUF file stay as they are,
+    and what is stored as floats becomes dtype.
     """
     cfg = config_from_checkpoint(checkpoint)
 
     def replace(stored: str, name: str) -> PackedLinear | None:
         if nf4:
-            weight = read_unmapped(checkpoint, stored, name, cfg).to(dtype)
-            return PackedLinear(quantize_nf4(weight), device)
+            weight = read_unmapped(checkpoint, stored, name, cfg)
+            zeros = weight == 0 if keep_zeros else None
+            return PackedLinear(quantize_nf4(weight.to(dtype)), device, zeros)
         if not is_packed(checkpoint, stored):
             return None
         data, kind = packed_weight(checkpoint, stored, name, cfg)

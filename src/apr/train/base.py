@@ -55,15 +55,24 @@ def training_dtype(name: str) -> str:
 
 
 def load_base(
-    checkpoint: Checkpoint, method: str, dtype: torch.dtype, device: torch.device
+    checkpoint: Checkpoint,
+    method: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    keep_zeros: bool = False,
 ) -> Transformer:
-    """qlora: linear layers in NF4. lora: a GGUF file's quantized blocks stay. full: numbers."""
+    """qlora: linear layers in NF4. lora: a GGUF file's quantized blocks stay. full: numbers.
+
+    keep_zeros: what is zero before it becomes NF4 is remembered.
+    """
     if method == "full":
         return load_transformer(checkpoint, dtype, device)
-    return load_packed(checkpoint, dtype, device, nf4=method == "qlora")
+    return load_packed(checkpoint, dtype, device, method == "qlora", keep_zeros)
 
 
-def base_size(checkpoint: Checkpoint, config: ModelConfig, method: str, dtype: str) -> BaseSize:
+def base_size(
+    checkpoint: Checkpoint, config: ModelConfig, method: str, dtype: str, keep_zeros: bool = False
+) -> BaseSize:
     """What `load_base` will give, from names and shapes alone."""
     shapes, stored = checked_names(checkpoint, config)
     packed = _packed_names(checkpoint, config) if method == "lora" else set()
@@ -76,7 +85,7 @@ def base_size(checkpoint: Checkpoint, config: ModelConfig, method: str, dtype: s
         if name in packed:
             weights += checkpoint.tensors.info(stored[name]).nbytes
         elif matrix and method == "qlora":
-            weights += nf4_bytes(count)
+            weights += nf4_bytes(count) + (count // 8 if keep_zeros else 0)
         else:
             weights += count * width
             continue

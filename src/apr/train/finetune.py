@@ -118,13 +118,8 @@ class FinetuneRequest:
 
 
 def _check_keep_mask(request: FinetuneRequest) -> None:
-    if request.method not in ("full", "lora"):
-        raise UsageError(
-            f"--keep-mask does not go with --method {request.method}",
-            "full or lora: NF4 has zeros of its own",
-        )
     for flag, given in (("--dora", request.lora.dora), ("--lora-dropout", request.lora.dropout)):
-        if given and request.method == "lora":
+        if given and request.method != "full":
             raise UsageError(f"--keep-mask does not go with {flag}", f"leave out {flag}")
 
 
@@ -238,7 +233,8 @@ def _planned(
     largest = _largest(request, documents)
 
     def plan(request: FinetuneRequest) -> MemoryPlan:
-        size = base_size(checkpoint, config, request.method, request.dtype)
+        how = (request.method, request.dtype, request.keep_mask)
+        size = base_size(checkpoint, config, *how)
         return plan_memory(config, size, request.method, request.lora, request.dtype,
                            request.recompute, largest, request.adapter)  # fmt: skip
 
@@ -351,7 +347,8 @@ def load_model(prepared: Prepared) -> Transformer:
     if request.little_memory:
         return_large_blocks()
     dtype = DTYPES[request.dtype]
-    return load_base(prepared.checkpoint, request.method, dtype, training_device())
+    how = (request.method, dtype, training_device(), request.keep_mask)
+    return load_base(prepared.checkpoint, *how)
 
 
 def shown_sample(prepared: Prepared) -> Shown:

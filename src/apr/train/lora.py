@@ -136,7 +136,7 @@ class LoraLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.keep_zeros:
             factors = (self.lora_a, self.lora_b, self.scaling)
-            weight = partial(_numbers, self.base, x.dtype)
+            weight = partial(_numbers_and_zeros, self.base, x.dtype)
             return MaskedUpdate.apply(x, weight, self.base.bias, *factors)
         dropped = self.drop(x)
         if self.magnitude is None:
@@ -332,3 +332,10 @@ def _numbers(base: nn.Linear | PackedLinear, dtype: torch.dtype = torch.float32)
     if isinstance(base, PackedLinear):
         return base.numbers(dtype)
     return base.weight.to(dtype)
+
+
+def _numbers_and_zeros(
+    base: nn.Linear | PackedLinear, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    weight = _numbers(base, dtype)
+    return weight, base.zeros(weight) if isinstance(base, PackedLinear) else weight == 0

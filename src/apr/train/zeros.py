@@ -38,9 +38,11 @@ def check_zeros(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if not name.endswith("_proj"):
             continue
-        packed = isinstance(module, PackedLinear)
-        weight = module.numbers(torch.float32) if packed else module.get_parameter("weight")
-        if not weight.detach().all():
+        if isinstance(module, PackedLinear):
+            found = module.zeros(module.numbers(torch.float32)).any()
+        else:
+            found = (module.get_parameter("weight").detach() == 0).any()
+        if found:
             return
     raise _without_zeros()
 
@@ -56,16 +58,17 @@ def _without(zeros: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
 class MaskedUpdate(torch.autograd.Function):
     """x (W + s M * (B A))^T + bias, where M is 0 where W is 0, and 1 elsewhere.
 
-    x: (..., in). frozen: gives W (out, in) in the dtype of x, forward and backward. a: fp32
-    (r, in), b: fp32 (out, r). The sum is made in fp32 and rounded to W's dtype, as it would be
-    after merging; the gradient to it is that of a full matrix, which costs one more product.
+    x: (..., in). frozen: gives W (out, in) in the dtype of x, and where M is 0, forward and
+    backward. a: fp32 (r, in), b: fp32 (out, r). The sum is made in fp32 and rounded to W's dtype,
+    as it would be after merging; the gradient to it is that of a full matrix, which costs one more
+    product.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        frozen: Callable[[], torch.Tensor],
+        frozen: Callable[[], tuple[torch.Tensor, torch.Tensor]],
         bias: torch.Tensor | None,
         a: torch.Tensor,
         b: torch.Tensor,
@@ -73,25 +76,27 @@ class MaskedUpdate(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x, a, b)
         ctx.frozen, ctx.scaling = frozen, scaling
-        return F.linear(x, _updated(frozen(), a, b, scaling), bias)
+        return F.linear(x, _updated(*frozen(), a, b, scaling), bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (dy,) = gradients
         x, a, b = ctx.saved_tensors
-        weight = ctx.frozen()
+        weight, zeros = ctx.frozen()
         dweight = (dy.flatten(0, -2).T @ x.flatten(0, -2)).float()
-        dweight.mul_(ctx.scaling).masked_fill_(weight == 0, 0)
-        dx = dy @ _updated(weight, a, b, ctx.scaling) if ctx.needs_input_grad[0] else None
+        dweight.mul_(ctx.scaling).masked_fill_(zeros, 0)
+        dx = dy @ _updated(weight, zeros, a, b, ctx.scaling) if ctx.needs_input_grad[0] else None
         return dx, None, None, b.T @ dweight, dweight @ a.T, None
 
 
-def masked_update(weight: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
-    """weight + product, both fp32, but zeros of the weight stay."""
-    return weight + product.masked_fill(weight == 0, 0)
+def masked_update(
+    weight: torch.Tensor, product: torch.Tensor, zeros: torch.Tensor | None = None
+) -> torch.Tensor:
+    """weight + product, both fp32, but zeros stay: where zeros says so, or else the weight's."""
+    return weight + product.masked_fill(weight == 0 if zeros is None else zeros, 0)
 
 
 def _updated(
-    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float
+    weight: torch.Tensor, zeros: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    return masked_update(weight.float(), scaling * (b @ a)).to(weight.dtype)
+    return masked_update(weight.float(), scaling * (b @ a), zeros).to(weight.dtype)
