@@ -1,4 +1,4 @@
-"""Freed memory goes back to the system, for training in little memory (glibc on Linux)."""
+"""Freed memory goes back to the system, for work in little memory (glibc on Linux)."""
 
 from __future__ import annotations
 

@@ -419,7 +419,7 @@ GOOD = {
     ("changes", "complaint"),
     [
         ({"prompt": None}, "line 1 has no text in field 'prompt'"),
-        ({"entry_point": "a b"}, "entry_point 'a b' is no function's name"),
+        ({"entry_point": "a b"}, "entry_point 'a b' is not a function's name"),
         ({"atol": "x"}, "no number in field 'atol'"),
         ({"base_input": [1]}, "no list of argument lists in field 'base_input'"),
     ],

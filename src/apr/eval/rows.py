@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -46,6 +46,30 @@ def read_located_rows(
                 else:
                     yield number, at, row
             at += len(line)
+
+
+def read_task_rows(
+    path: Path, fields: Sequence[str], key: str = "task_id"
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("PATH line N", row) of a benchmark's tasks.
+
+    fields: those that must be texts; an `entry_point` among them is the name of a function. key:
+    the field that tells tasks apart. Raises UsageError, also for a file without a task.
+    """
+    seen: set[str] = set()
+    for line, row in read_rows(path):
+        where = f"{path} line {line}"
+        for field in fields:
+            if not isinstance(row.get(field), str):
+                raise UsageError(f"{where} has no text in field {field!r}")
+        if "entry_point" in fields and not row["entry_point"].isidentifier():
+            raise UsageError(f"{where}: entry_point {row['entry_point']!r} is not a function's name")
+        if row[key] in seen:
+            raise UsageError(f"{where}: {key} {row[key]!r} occurs twice")
+        seen.add(row[key])
+        yield where, row
+    if not seen:
+        raise UsageError(f"{path} has no tasks")
 
 
 def read_row_at(path: Path, at: int) -> dict[str, Any]:

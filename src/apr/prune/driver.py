@@ -16,6 +16,7 @@ from apr.convert.folders import exact_source, refuse_existing, refuse_overlap
 from apr.convert.manifest import MANIFEST_NAME, folder_manifest
 from apr.engine.throughput import peak_memory_bytes
 from apr.errors import UsageError
+from apr.heap import return_free_memory, return_large_blocks
 from apr.hub import Pulled, pull
 from apr.hub.checksums import file_records
 from apr.model.config import ModelConfig
@@ -180,6 +181,7 @@ def prepare(
             f"--sequence-length {settings.length} is more than the {context} tokens the model can"
             " see"
         )
+    return_large_blocks()  # a third of the peak would be holes between activations
     drawn = calibration(
         settings.calibration,
         load_tokenizer(pulled.path),
@@ -189,6 +191,7 @@ def prepare(
         seed=settings.seed,
         data=data,
     )
+    return_free_memory()  # what a tokenizer leaves is as much as a small model
     return PreparedPrune(settings, pulled, stream, layout, drawn)
 
 

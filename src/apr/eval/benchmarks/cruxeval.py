@@ -17,7 +17,7 @@ from typing import Any
 from apr.errors import UsageError
 from apr.eval.data_files import find_data
 from apr.eval.extraction import cut_at, parse
-from apr.eval.rows import read_rows
+from apr.eval.rows import read_task_rows
 from apr.eval.sandbox import Job
 from apr.eval.sandbox.calls import encode
 from apr.eval.task import Newline, Prompt, PromptStyle, Task, Traits
@@ -181,18 +181,10 @@ def _export(rows: Iterable[tuple[str, str, str]]) -> dict[str, str]:
 def _read_rows(path: Path) -> dict[str, dict[str, Any]]:
     """Rows by id. Raises UsageError."""
     rows: dict[str, dict[str, Any]] = {}
-    for line, row in read_rows(path):
-        where = f"{path} line {line}"
-        for field in FIELDS:
-            if not isinstance(row.get(field), str):
-                raise UsageError(f"{where} has no text in field {field!r}")
-        if row["id"] in rows:
-            raise UsageError(f"{where}: id {row['id']!r} occurs twice")
+    for where, row in read_task_rows(path, FIELDS, "id"):
         try:
             encode(ast.literal_eval(row["output"]))
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             raise UsageError(f"{where}: output {row['output'][:60]!r} is no literal") from None
         rows[row["id"]] = {name: row[name] for name in FIELDS}
-    if not rows:
-        raise UsageError(f"{path} has no tasks")
     return rows

@@ -28,7 +28,7 @@ from apr.eval.data_files import find_data
 from apr.eval.expected import Expected, expected_answers
 from apr.eval.extraction import chat_code, cut_at, definitions, longest_prefix
 from apr.eval.interpreter import Interpreter
-from apr.eval.rows import read_rows
+from apr.eval.rows import read_task_rows
 from apr.eval.sandbox import DEFAULT_PRELOAD, Job, Sandbox
 from apr.eval.sandbox.calls import Large, decode, encode
 from apr.eval.task import Newline, Prompt, PromptStyle, Task, Traits
@@ -172,15 +172,7 @@ def _asked(row: Mapping[str, Any]) -> list[tuple[bytes, None, float]]:
 def _read_rows(path: Path, dataset: str) -> dict[str, dict[str, Any]]:
     """Rows by task id, with the argument lists of `base` and `plus` calls. Raises UsageError."""
     rows: dict[str, dict[str, Any]] = {}
-    for line, row in read_rows(path):
-        where = f"{path} line {line}"
-        for field in FIELDS:
-            if not isinstance(row.get(field), str):
-                raise UsageError(f"{where} has no text in field {field!r}")
-        if not row["entry_point"].isidentifier():
-            raise UsageError(f"{where}: entry_point {row['entry_point']!r} is no function's name")
-        if row["task_id"] in rows:
-            raise UsageError(f"{where}: task_id {row['task_id']!r} occurs twice")
+    for where, row in read_task_rows(path, FIELDS):
         if type(row.get("atol")) not in (int, float):
             raise UsageError(f"{where} has no number in field 'atol'")
         for field in ("base_input", "plus_input"):
@@ -191,6 +183,4 @@ def _read_rows(path: Path, dataset: str) -> dict[str, dict[str, Any]]:
             restored = restore_inputs(row["task_id"], inputs) if dataset == "mbpp" else inputs
             row[field.partition("_")[0]] = restored
         rows[row["task_id"]] = {name: row[name] for name in (*FIELDS, "atol", "base", "plus")}
-    if not rows:
-        raise UsageError(f"{path} has no tasks")
     return rows

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from apr.errors import AprError, UsageError
+from apr.errors import AprError
 from apr.eval.extraction import chat_code, cut_at, is_body
-from apr.eval.rows import read_rows
+from apr.eval.rows import read_task_rows
 from apr.eval.sandbox import Job
 from apr.eval.task import Prompt, PromptStyle, Task
 
@@ -105,22 +105,8 @@ def packaged_data() -> Path:
 
 
 def _read_tasks(path: Path) -> dict[str, Task]:
-    tasks: dict[str, Task] = {}
-    for line, row in read_rows(path):
-        missing = [field for field in FIELDS if not isinstance(row.get(field), str)]
-        if missing:
-            raise UsageError(f"{path} line {line} has no text in field {missing[0]!r}")
-        task = Task(**{field: row[field] for field in FIELDS})
-        if task.task_id in tasks:
-            raise UsageError(f"{path} line {line}: task_id {task.task_id!r} occurs twice")
-        if not task.entry_point.isidentifier():
-            raise UsageError(
-                f"{path} line {line}: entry_point {task.entry_point!r} is not a function's name"
-            )
-        tasks[task.task_id] = task
-    if not tasks:
-        raise UsageError(f"{path} has no tasks")
-    return tasks
+    rows = (row for _, row in read_task_rows(path, FIELDS))
+    return {row["task_id"]: Task(**{field: row[field] for field in FIELDS}) for row in rows}
 
 
 def raw_prompt(task: Task, style: PromptStyle) -> str:

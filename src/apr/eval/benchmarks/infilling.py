@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apr.errors import UsageError
 from apr.eval.benchmarks.humaneval import BASE_STOP, REFERENCE_FACTOR, TIME_LIMIT
 from apr.eval.data_files import find_data
 from apr.eval.extraction import cut_at
-from apr.eval.rows import read_rows
+from apr.eval.rows import read_task_rows
 from apr.eval.sandbox import Job
 from apr.eval.task import Mode, Prompt, PromptStyle, Task
 
@@ -101,19 +100,5 @@ def exact_match(task: Task, completion: str) -> bool:
 
 
 def _read_gaps(path: Path) -> dict[str, Gap]:
-    gaps: dict[str, Gap] = {}
-    for line, row in read_rows(path):
-        missing = [field for field in FIELDS if not isinstance(row.get(field), str)]
-        if missing:
-            raise UsageError(f"{path} line {line} has no text in field {missing[0]!r}")
-        gap = Gap(**{field: row[field] for field in FIELDS})
-        if gap.task_id in gaps:
-            raise UsageError(f"{path} line {line}: task_id {gap.task_id!r} occurs twice")
-        if not gap.entry_point.isidentifier():
-            raise UsageError(
-                f"{path} line {line}: entry_point {gap.entry_point!r} is not a function's name"
-            )
-        gaps[gap.task_id] = gap
-    if not gaps:
-        raise UsageError(f"{path} has no tasks")
-    return gaps
+    rows = (row for _, row in read_task_rows(path, FIELDS))
+    return {row["task_id"]: Gap(**{field: row[field] for field in FIELDS}) for row in rows}

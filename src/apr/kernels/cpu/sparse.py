@@ -237,11 +237,6 @@ def _keep(panel, masks, values):
         masks[group] = mask
 
 
-def sparse_bytes(density: float) -> float:
-    """Bytes without zeros, as a part of a dense panel's, where so much of it is not zero."""
-    return density + 1 / 16
-
-
 @cache
 def gains(threads: int) -> bool:
     """Whether products without zeros are faster on this machine, and right.
