@@ -37,6 +37,10 @@ def _only(*verdicts: str) -> frozenset[str]:
     return frozenset(verdicts)
 
 
+# Of a program that ends at once.
+WRONGLY = _only("failed", "error")
+
+
 def _answers_if(action: str) -> str:
     """A program whose answer is right only if `action` does not raise."""
     body = "".join(f"    {line}\n" for line in action.strip().splitlines())
@@ -381,17 +385,26 @@ PROGRAMS: tuple[Hostile, ...] = (
         "import atexit, os\natexit.register(print, 'passed')\natexit.register(os._exit, 0)\n"
         + WRONG,
     ),
-    Hostile("an always-equal object", _ALWAYS_EQUAL.format(base="", argument="")),
-    Hostile("an always-equal int", _ALWAYS_EQUAL.format(base="(int)", argument="7")),
-    Hostile("an always-equal str", _ALWAYS_EQUAL.format(base="(str)", argument="")),
-    Hostile("an always-equal list", _ALWAYS_EQUAL.format(base="(list)", argument="")),
+    Hostile("an always-equal object", _ALWAYS_EQUAL.format(base="", argument=""), verdicts=WRONGLY),
+    Hostile(
+        "an always-equal int", _ALWAYS_EQUAL.format(base="(int)", argument="7"), verdicts=WRONGLY
+    ),
+    Hostile(
+        "an always-equal str", _ALWAYS_EQUAL.format(base="(str)", argument=""), verdicts=WRONGLY
+    ),
+    Hostile(
+        "an always-equal list", _ALWAYS_EQUAL.format(base="(list)", argument=""), verdicts=WRONGLY
+    ),
     Hostile(
         "an always-equal class",
         "class M(type):\n    def __eq__(cls, other): return True\n"
         "    __hash__ = type.__hash__\nclass C(metaclass=M): pass\ndef add(a, b):\n    return C\n",
+        verdicts=WRONGLY,
     ),
     Hostile(
-        "an always-equal mock", "from unittest.mock import ANY\ndef add(a, b):\n    return ANY\n"
+        "an always-equal mock",
+        "from unittest.mock import ANY\ndef add(a, b):\n    return ANY\n",
+        verdicts=WRONGLY,
     ),
     Hostile(
         "forgiving assert",
