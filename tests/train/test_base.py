@@ -17,10 +17,12 @@ from apr.model.load import load_transformer
 from apr.model.packed_linear import PackedLinear
 from apr.model.transformer import Transformer
 from apr.train.base import base_size, check_base, load_base
-from apr.train.finetune import FinetuneRequest, finetune, prepare
+from apr.train.finetune import finetune
 from apr.train.forward import token_loss
 from apr.train.lora import LoraSettings, add_lora
 from apr.train.packing import Document, make_batch
+from apr.train.prepare import prepare
+from apr.train.request import FinetuneRequest
 from apr.train.settings import TrainSettings
 from model.gguf_files import write_gguf
 

@@ -13,8 +13,10 @@ import torch
 from apr.checkpoint.safetensors_folder import SafetensorsSource
 from apr.errors import UsageError
 from apr.train.adapters_config import read_adapters
-from apr.train.finetune import FinetuneRequest, Prepared, finetune, prepare
+from apr.train.finetune import finetune
 from apr.train.lora import LoraSettings
+from apr.train.prepare import Prepared, prepare
+from apr.train.request import FinetuneRequest
 from apr.train.settings import TrainSettings
 from apr.train.several import finetune_several
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from apr.train.finetune import FinetuneRequest
+    from apr.train.request import FinetuneRequest
     from apr.train.scores import ScoreRequest
 
 
@@ -136,11 +136,13 @@ def finetune(
     from apr.errors import UsageError
     from apr.train.base import training_dtype
     from apr.train.fim import FimSettings
-    from apr.train.finetune import FinetuneRequest, finished_result, prepare
     from apr.train.finetune import finetune as run
+    from apr.train.finetune import finished_result
     from apr.train.lora import LoraSettings
     from apr.train.metrics import TrainProgress
+    from apr.train.prepare import prepare
     from apr.train.reporting import check_report
+    from apr.train.request import FinetuneRequest
     from apr.train.settings import TrainSettings
 
     if show_samples < 0:
@@ -273,8 +275,8 @@ def _several(
 ) -> None:
     from apr.cli import training_output as out
     from apr.train.adapters_config import read_adapters
-    from apr.train.finetune import prepare
     from apr.train.metrics import TrainProgress
+    from apr.train.prepare import prepare
     from apr.train.several import finetune_several
 
     requests = read_adapters(config, request)

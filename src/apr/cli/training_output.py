@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from apr.train.finetune import Prepared
+    from apr.train.prepare import Prepared
 
 
 def show_plan(

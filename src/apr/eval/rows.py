@@ -63,7 +63,9 @@ def read_task_rows(
             if not isinstance(row.get(field), str):
                 raise UsageError(f"{where} has no text in field {field!r}")
         if "entry_point" in fields and not row["entry_point"].isidentifier():
-            raise UsageError(f"{where}: entry_point {row['entry_point']!r} is not a function's name")
+            raise UsageError(
+                f"{where}: entry_point {row['entry_point']!r} is not a function's name"
+            )
         if row[key] in seen:
             raise UsageError(f"{where}: {key} {row[key]!r} occurs twice")
         seen.add(row[key])

@@ -1,8 +1,8 @@
 """The operations of a transformer for training, each with its backward pass.
 
-On a CPU in bf16 they run compiled (`cpu.training`, `cpu.training_attention`): every tensor is read
-once, sums are fp32, and only inputs are kept. Everywhere else, and in inference mode, they are
-`reference`'s. Same names and shapes as there.
+On a CPU they run compiled, in bf16 and (but for attention) fp32 (`cpu.training`,
+`cpu.training_attention`): every tensor is read once, sums are fp32, and only inputs are kept.
+Everywhere else, and in inference mode, they are `reference`'s. Same names and shapes as there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from apr.kernels import reference
+
+# What the compiled steps are there for.
+_DTYPES = (torch.bfloat16, torch.float32)
 
 
 def rms_norm(
@@ -35,7 +38,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 def gated(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
     """act(gate) * up; activation: "silu" or "gelu_tanh"."""
-    if not _compiled(gate):
+    if not _compiled(gate, up):
         opened = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
         return opened * up
     return _Gated.apply(gate, up, activation != "silu")
@@ -45,7 +48,8 @@ def fits_document_attention(q: torch.Tensor, k: torch.Tensor) -> bool:
     """Whether `document_attention` takes these: q (T, H, D), k (T, K, D)."""
     from apr.kernels.cpu.attention import TILE_ROWS
 
-    return _compiled(q, k) and q.shape[-1] % 64 == 0 and q.shape[1] // k.shape[1] <= TILE_ROWS
+    fits = q.shape[-1] % 64 == 0 and q.shape[1] // k.shape[1] <= TILE_ROWS
+    return fits and q.dtype == torch.bfloat16 and _compiled(q, k)
 
 
 def document_attention(
@@ -68,13 +72,10 @@ def entropy_in_place(logits: torch.Tensor, labels: torch.Tensor, gradient: bool)
     """fp32 (n,): -log softmax(logits)[label]. gradient: logits (n, V) become the loss's gradient to
     them.
     """
-    if logits.dtype == torch.bfloat16 and logits.device.type == "cpu" and _usable():
-        from apr.kernels.cpu import training
-        from apr.kernels.cpu.parallel import run_chunks
-
+    if logits.dtype in _DTYPES and logits.device.type == "cpu" and _usable():
         losses = torch.empty(len(logits))
         rows, width = logits.shape
-        run_chunks(training.cross_entropy, rows, logits, labels, losses, rows, width, int(gradient))
+        _run("cross_entropy", rows, logits, labels, losses, rows, width, int(gradient))
         return losses
     wide = logits.float()
     logsumexp = wide.logsumexp(1, keepdim=True)
@@ -91,9 +92,19 @@ def _compiled(*tensors: torch.Tensor) -> bool:
     """Whether the compiled kernels can do it. Not for inference, which has kernels of its own."""
     return (
         not torch.is_inference_mode_enabled()
-        and all(x.dtype == torch.bfloat16 and x.device.type == "cpu" for x in tensors)
+        and tensors[0].dtype in _DTYPES
+        and all(x.dtype == tensors[0].dtype and x.device.type == "cpu" for x in tensors)
         and _usable()
     )
+
+
+def _run(body: str, chunks: int, x: torch.Tensor, *more: Any) -> None:
+    """A body of `cpu.training` for the type of x, its first argument."""
+    from apr.kernels.cpu import training
+    from apr.kernels.cpu.parallel import run_chunks
+
+    name = body if x.dtype == torch.bfloat16 else f"{body}_fp32"
+    run_chunks(getattr(training, name), chunks, x, *more)
 
 
 @cache
@@ -109,29 +120,27 @@ def _usable() -> bool:
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        from apr.kernels.cpu import training
-        from apr.kernels.cpu.parallel import run_chunks
+        from apr.kernels.cpu.training import ROWS
 
         x = x.contiguous()
         width = x.shape[-1]
         rows = x.numel() // width
         y, scales = torch.empty_like(x), torch.empty(rows)
-        chunks = -(-rows // training.ROWS)
-        run_chunks(training.rms_norm, chunks, x, weight, y, scales, rows, width, eps)
+        chunks = -(-rows // ROWS)
+        _run("rms_norm", chunks, x, weight, y, scales, rows, width, eps)
         ctx.save_for_backward(x, weight, scales)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        from apr.kernels.cpu import training
-        from apr.kernels.cpu.parallel import run_chunks
+        from apr.kernels.cpu.training import ROWS
 
         x, weight, scales = ctx.saved_tensors
         dy = gradients[0].contiguous()
         dx = torch.empty_like(x)
         rows, width = len(scales), x.shape[-1]
-        chunks = -(-rows // training.ROWS)
-        run_chunks(training.rms_norm_gradient, chunks, x, weight, scales, dy, dx, rows, width)
+        chunks = -(-rows // ROWS)
+        _run("rms_norm_gradient", chunks, x, weight, scales, dy, dx, rows, width)
         dweight = None
         if ctx.needs_input_grad[1]:
             normed = x.view(rows, width).float() * scales[:, None]
@@ -152,44 +161,41 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> torch.Tensor:
-    from apr.kernels.cpu import training
-    from apr.kernels.cpu.parallel import run_chunks
+    from apr.kernels.cpu.training import ROWS
 
     x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
     heads, dim = x.shape[-2:]
     half = cos.shape[-1]
     rows = cos.numel() // half
     y = torch.empty_like(x)
-    chunks = -(-rows // training.ROWS)
-    run_chunks(training.rotate, chunks, x, cos, sin, y, rows, heads, dim, half, sign)
+    chunks = -(-rows // ROWS)
+    _run("rotate", chunks, x, cos, sin, y, rows, heads, dim, half, sign)
     return y
 
 
 class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, gelu: bool) -> torch.Tensor:
-        from apr.kernels.cpu import training
-        from apr.kernels.cpu.parallel import run_chunks
+        from apr.kernels.cpu.training import ELEMENTS
 
         gate, up = gate.contiguous(), up.contiguous()
         y = torch.empty_like(gate)
-        chunks = -(-y.numel() // training.ELEMENTS)
-        run_chunks(training.gated, chunks, gate, up, y, y.numel(), int(gelu))
+        chunks = -(-y.numel() // ELEMENTS)
+        _run("gated", chunks, gate, up, y, y.numel(), int(gelu))
         ctx.save_for_backward(gate, up)
         ctx.gelu = gelu
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        from apr.kernels.cpu import training
-        from apr.kernels.cpu.parallel import run_chunks
+        from apr.kernels.cpu.training import ELEMENTS
 
         gate, up = ctx.saved_tensors
         dy = gradients[0].contiguous()
         dgate, dup = torch.empty_like(gate), torch.empty_like(up)
         count = dy.numel()
-        chunks = -(-count // training.ELEMENTS)
-        run_chunks(training.gated_gradient, chunks, gate, up, dy, dgate, dup, count, int(ctx.gelu))
+        chunks = -(-count // ELEMENTS)
+        _run("gated_gradient", chunks, gate, up, dy, dgate, dup, count, int(ctx.gelu))
         return dgate, dup, None
 
 

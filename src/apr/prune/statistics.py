@@ -41,10 +41,10 @@ class Norms:
 
     def add(self, x: torch.Tensor) -> None:
         flat = x.flatten(0, -2)
-        if _is_compiled(flat):
+        if flat.device.type == "cpu" and flat.dtype in (torch.bfloat16, torch.float32):
             from apr.kernels.cpu.gram import add_squares
 
-            add_squares(flat.contiguous(), self._squares, team())
+            add_squares(flat.contiguous(), self._squares)
             return
         self._squares += flat.float().square().sum(dim=0)
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from apr.errors import UsageError
 from apr.eval.yaml_file import read_yaml
-from apr.train.finetune import FinetuneRequest
 from apr.train.lora import EMBEDDING, OUTPUT_LAYER
+from apr.train.request import FinetuneRequest
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 # What a run's folder holds beside its adapters.

@@ -10,16 +10,15 @@ OUT/metrics.jsonl, OUT/checkpoints/, OUT/best/, OUT/last/   see `apr.train.loop`
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from apr.checkpoint import Checkpoint, CheckpointWriter, open_checkpoint
+from apr.checkpoint import CheckpointWriter
 from apr.checkpoint.adapter import open_adapter
 from apr.checkpoint.source import read_json_object
 from apr.convert.dtypes import DTYPES
@@ -28,244 +27,24 @@ from apr.convert.import_checkpoint import files_from_gguf
 from apr.convert.manifest import MANIFEST_NAME, folder_manifest
 from apr.errors import UsageError
 from apr.heap import return_free_memory, return_large_blocks
-from apr.hub import Pulled, pull
 from apr.hub.checksums import file_records, file_sha256
-from apr.hub.datasets import local_files
-from apr.model.config import ModelConfig
-from apr.model.families import config_from_checkpoint
 from apr.model.opened import OpenedModel, open_model
 from apr.model.transformer import Transformer
-from apr.text import Tokenizer, fim_file, fim_format, load_tokenizer
+from apr.text import fim_file, fim_format
 from apr.train.adapter_files import load_adapter, save_adapter
-from apr.train.base import METHODS, base_size, check_base, load_base, training_device
-from apr.train.dataset import DataReport, read_documents, split_off
-from apr.train.fim import FimSettings, fim_transform
-from apr.train.forward import attention_note, token_loss
-from apr.train.loop import CHECKPOINTS, METRICS, Task, TrainReport, total_steps, train
-from apr.train.lora import LoraSettings, add_lora
-from apr.train.packing import Batch, Document, PackedData
-from apr.train.plan import MemoryPlan, plan_memory
+from apr.train.base import load_base, training_device
+from apr.train.forward import token_loss
+from apr.train.loop import CHECKPOINTS, METRICS, Task, TrainReport, train
+from apr.train.lora import add_lora
+from apr.train.packing import Batch, PackedData
+from apr.train.prepare import Prepared
 from apr.train.report import Shown, fits, sample_before, write_report
 from apr.train.reporting import PICTURE, draw_losses, reporting
+from apr.train.request import FinetuneRequest
 from apr.train.run_folder import is_complete, open_run, publish
 from apr.train.settings import TrainSettings
 from apr.train.state import saved_states
 from apr.train.zeros import check_zeros, keep_zeros
-
-# What --method auto tries, in this order: (method, recompute).
-AUTO = (("lora", False), ("lora", True), ("qlora", False), ("qlora", True))
-
-
-@dataclass(frozen=True)
-class FinetuneRequest:
-    """model: any reference. data, eval_data: files of rows, or hf://datasets/...; eval_split: part
-    of the documents held out instead. adapter: PEFT folder to train on. dtype: of weights and
-    activations; what is trained is kept in fp32. max_length: tokens of a sequence. recompute: run
-    layers again in the backward pass instead of keeping what they computed. keep_mask: weights of
-    the layers' matrices that are zero (a pruned model's) stay zero. memory: bytes that method
-    "auto" may plan with; it is the first of `AUTO` that fits.
-    """
-
-    model: str
-    data: tuple[str | Path, ...]
-    method: str = "lora"
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    train: TrainSettings = field(default_factory=TrainSettings)
-    adapter: Path | None = None
-    eval_data: tuple[str | Path, ...] = ()
-    eval_split: float = 0.0
-    dtype: str = "bf16"
-    max_length: int = 512
-    packing: bool = True
-    chat: bool = False
-    skip_bad_rows: bool = False
-    recompute: bool = False
-    keep_mask: bool = False
-    memory: int | None = None
-    fim: FimSettings = field(default_factory=FimSettings)
-
-    def __post_init__(self) -> None:
-        if self.method not in (*METHODS, "auto"):
-            known = ", ".join(METHODS)
-            raise UsageError(f"--method {self.method} is unknown", f"one of {known}, auto")
-        if (self.memory is not None) != (self.method == "auto"):
-            raise UsageError("--method auto and --memory go together", "--memory 8GB")
-        if self.dtype not in ("bf16", "fp32"):
-            raise UsageError(f"--dtype {self.dtype} is unknown", "bf16 or fp32")
-        if self.max_length < 2:
-            raise UsageError(f"--max-seq-len is {self.max_length}", "it must be 2 or more")
-        if not 0 <= self.eval_split < 1:
-            raise UsageError(f"--eval-split is {self.eval_split}", "0 or more, below 1")
-        if self.eval_split and self.eval_data:
-            raise UsageError("--eval-split and --eval-data exclude each other", "choose one")
-        if self.train.patience is not None and not (self.eval_split or self.eval_data):
-            raise UsageError(
-                "--patience without held-out data", "--eval-split 0.05, or --eval-data FILE"
-            )
-        if self.adapter is not None and self.method == "full":
-            raise UsageError("--adapter is trained by --method lora or qlora only")
-        if self.keep_mask:
-            _check_keep_mask(self)
-
-    @property
-    def little_memory(self) -> bool:
-        """Whether memory counts more than the last bit of speed: see `apr.heap`."""
-        return self.recompute or self.method == "qlora"
-
-    def to_json(self) -> dict[str, Any]:
-        """What the result depends on, as plain data."""
-        return json.loads(json.dumps(asdict(self), default=str))
-
-
-def _check_keep_mask(request: FinetuneRequest) -> None:
-    for flag, given in (("--dora", request.lora.dora), ("--lora-dropout", request.lora.dropout)):
-        if given and request.method != "full":
-            raise UsageError(f"--keep-mask does not go with {flag}", f"leave out {flag}")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything that is known before a weight is read."""
-
-    request: FinetuneRequest
-    pulled: Pulled
-    checkpoint: Checkpoint
-    config: ModelConfig
-    tokenizer: Tokenizer
-    documents: list[Document]
-    held_out: list[Document]
-    report: DataReport
-    eval_report: DataReport | None
-    memory: MemoryPlan
-    files: tuple[Path, ...]
-
-    @property
-    def base(self) -> OpenedModel:
-        """The model that training begins with."""
-        return _base(self.request, self.pulled)
-
-    @property
-    def data(self) -> PackedData:
-        request = self.request
-        settings = request.train
-        return PackedData(
-            self.documents, request.max_length, settings.batch_size, settings.seed, request.packing
-        )
-
-    def summary(self) -> dict[str, Any]:
-        """What `--plan` shows; memory in bytes."""
-        request, settings = self.request, self.request.train
-        batches = len(self.data.batches(0))
-        return {
-            "model": request.model,
-            "method": request.method,
-            "dtype": request.dtype,
-            "recompute": request.recompute,
-            "trainable_parameters": self.memory.trainable,
-            "parameters": self.memory.parameters,
-            "memory": self.memory.components(),
-            "peak_memory_bytes": self.memory.peak,
-            "batches_per_epoch": batches,
-            "steps": total_steps(self.data, settings),
-            "tokens_per_epoch": self.report.tokens,
-            "data": self.report.to_json(),
-            "eval_documents": len(self.held_out),
-            "notes": [note for note in [attention_note(self.config, request.dtype)] if note],
-        }
-
-
-def prepare(request: FinetuneRequest, *, offline: bool = False, progress: bool = True) -> Prepared:
-    """Find the model, read and check all data, plan memory and steps; no weight is loaded.
-
-    Raises UsageError naming the flag, or the file and line, that is wrong.
-    """
-    if not request.data:
-        raise UsageError("no training data", "--data FILE.jsonl")
-    pulled = pull(request.model, offline=offline, progress=progress)
-    checkpoint = open_checkpoint(pulled.path)
-    config = config_from_checkpoint(checkpoint)
-    if request.adapter is not None:
-        _ = _base(request, pulled).checkpoint  # which checks that it fits
-    if request.max_length > config.max_position:
-        raise UsageError(
-            f"--max-seq-len {request.max_length} is beyond the model's context",
-            f"at most {config.max_position}",
-        )
-    tokenizer = load_tokenizer(pulled.path)
-    options: dict[str, Any] = {"chat": request.chat, "skip_bad_rows": request.skip_bad_rows}
-    if request.fim.rate:
-        options["transform"] = fim_transform(request.fim, tokenizer, request.max_length)
-    seed = request.train.seed
-    files = local_files(request.data, offline=offline, progress=progress)
-    eval_files = local_files(request.eval_data, offline=offline, progress=progress)
-    documents, report = read_documents(files, tokenizer, request.max_length, seed=seed, **options)
-    if request.fim.rate and not report.forms:
-        raise UsageError("--fim-rate: no row is plain text", "rows of {text} are filled in")
-    held_out: list[Document] = []
-    eval_report = None
-    if request.eval_data:
-        held_out, eval_report = read_documents(eval_files, tokenizer, request.max_length, **options)
-    elif request.eval_split:
-        documents, held_out = split_off(documents, request.eval_split, seed)
-        if not held_out:
-            raise UsageError(
-                f"--eval-split {request.eval_split} of {len(documents)} documents is none",
-                "a larger part, or --eval-data",
-            )
-    if not documents:
-        raise UsageError(f"{request.data[0]}: no row is left to learn from", "see --max-seq-len")
-    request, memory = _planned(request, checkpoint, config, documents)
-    return Prepared(
-        request, pulled, checkpoint, config, tokenizer, documents, held_out, report, eval_report,
-        memory, (*files, *eval_files),
-    )  # fmt: skip
-
-
-def _base(request: FinetuneRequest, pulled: Pulled) -> OpenedModel:
-    adapter = None if request.adapter is None else open_adapter(request.adapter)
-    return OpenedModel(request.model, pulled, adapter)
-
-
-def _planned(
-    request: FinetuneRequest, checkpoint: Checkpoint, config: ModelConfig, documents: list[Document]
-) -> tuple[FinetuneRequest, MemoryPlan]:
-    """The request with its method chosen, and the memory it will take."""
-    largest = _largest(request, documents)
-
-    def plan(request: FinetuneRequest) -> MemoryPlan:
-        how = (request.method, request.dtype, request.keep_mask)
-        size = base_size(checkpoint, config, *how)
-        return plan_memory(config, size, request.method, request.lora, request.dtype,
-                           request.recompute, largest, request.adapter)  # fmt: skip
-
-    if request.memory is None:
-        check_base(checkpoint, config, request.method)
-        return request, plan(request)
-    least = None
-    for method, recompute in AUTO:
-        tried = replace(request, method=method, recompute=recompute, memory=None)
-        try:
-            check_base(checkpoint, config, method)
-        except UsageError:
-            continue
-        memory = plan(tried)
-        if memory.peak <= request.memory:
-            return tried, memory
-        least = min(least or memory.peak, memory.peak)
-    raise UsageError(
-        f"--memory {request.memory / 1e9:.1f} GB is too little: {(least or 0) / 1e9:.1f} GB are"
-        " needed",
-        "a smaller --batch-size or --max-seq-len",
-    )
-
-
-def _largest(request: FinetuneRequest, documents: list[Document]) -> tuple[int, int, int]:
-    """(tokens, targets, longest document) of the largest batch there will be."""
-    longest = max(map(len, documents))
-    room = request.max_length if request.packing else longest
-    tokens = min(request.train.batch_size * room, sum(map(len, documents)))
-    share = sum(d.targets for d in documents) / sum(map(len, documents))
-    return tokens, max(1, round(tokens * share)), longest
 
 
 def finetune(

@@ -22,8 +22,8 @@ _STATE_BYTES = 4 + 4 + 8
 # what the allocator holds for each byte of activations (freed pieces between kept ones) unless it
 # was told to return them (`apr.heap`); then it keeps a pool of small pieces.
 _LIBRARIES, _HOLES, _POOL = 110_000_000, 1.45, 100_000_000
-# In fp32 torch's own operations hold what goes in and what comes out side by side.
-_UNCOMPILED = 2
+# In fp32 torch's products and attention hold what goes in and what comes out side by side.
+_SIDE_BY_SIDE = 2
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,11 @@ def layer_bytes(config: ModelConfig, width: int, method: str, lora: LoraSettings
     """What one layer keeps of one token for its backward pass.
 
     Inputs of both norms, of attention (q, k, v and its output) and of the gated product; what the
-    norms give where a linear layer behind them learns. In fp32, where torch's own operations run
-    in place of compiled ones, also the norms' quotients and the activated gate.
+    norms give where a linear layer behind them learns.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     numbers = 2 * hidden + (2 * q + 2 * kv) + 2 * inner
-    if width == 4:
-        numbers += 2 * hidden + inner
     names = {target.rpartition(".")[2] for target in lora.targets}
     everything = method == "full" or "all-linear" in names
     if everything or names & {"q_proj", "k_proj", "v_proj", "qkv_proj"}:
@@ -135,13 +132,10 @@ def _work(
     method: str,
 ) -> int:
     """The larger of the two peaks: the loss's chunk of logits, and the widest layer going back."""
-    logits = (
-        CHUNK * config.vocab_size * (width if width == 2 else 3 * 4)
-        + targets * config.hidden_size * width
-    )
+    logits = CHUNK * config.vocab_size * width + targets * config.hidden_size * width
     if method == "full":
         logits += config.vocab_size * config.hidden_size * 4
     backward = tokens * (3 * config.intermediate_size + 4 * config.hidden_size) * width
     scores = 2 * config.num_heads * longest**2 * 4
-    beside = _UNCOMPILED if width == 4 else 1
+    beside = _SIDE_BY_SIDE if width == 4 else 1
     return max(logits, beside * (backward + layer * tokens) + scores)

@@ -16,7 +16,7 @@ from apr.eval.evaluate import shown_prompts
 from apr.eval.result import Result
 from apr.eval.settings import EvalSettings
 from apr.eval.suite import evaluate_suite, names_of, settings_of
-from apr.train.finetune import FinetuneRequest
+from apr.train.request import FinetuneRequest
 from apr.train.run_folder import SCORES
 
 # What several samples are drawn with, as for HumanEval's pass@10 elsewhere.

@@ -23,7 +23,6 @@ from apr.model.transformer import Transformer
 from apr.text import fim_file
 from apr.train.adapter_files import save_adapter
 from apr.train.finetune import (
-    Prepared,
     base_name,
     evaluator,
     load_model,
@@ -36,6 +35,7 @@ from apr.train.loop import Task
 from apr.train.losses import chunked_cross_entropy
 from apr.train.optimizer import Optimizer
 from apr.train.packing import MULTIPLE, Batch, PackedData, make_batch
+from apr.train.prepare import Prepared
 from apr.train.run_folder import open_run, publish
 from apr.train.settings import TrainSettings
 from apr.train.shared_base import Spans, add_adapters, only

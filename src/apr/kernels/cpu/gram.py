@@ -1,4 +1,4 @@
-"""X^T X of bf16 rows, summed in fp32: the matrix statistics of calibration need.
+"""X^T X of bf16 rows, and the squares of rows, summed in fp32: the statistics of calibration.
 
 torch's bf16 product rounds its result to bf16, and its fp32 product does not use the bf16 dot
 instruction; this is the micro-kernel of the forward pass on X^T, for the upper triangle only.
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
+from numba import carray, cfunc, njit
 
 from apr.kernels.cpu.elementwise import FAST
-from apr.kernels.cpu.intrinsics import from_bf16
 from apr.kernels.cpu.matmul import PAIR_BYTES, linear
 from apr.kernels.cpu.microkernel import PANEL
 from apr.kernels.cpu.packing import aligned_zeros, pack_panels
+from apr.kernels.cpu.parallel import BODY, WORDS, floats_at, next_chunk, run_chunks
 from apr.kernels.cpu.threads import Team
+from apr.kernels.cpu.training import BF16, FP32, number, numbers_at
 
+COLUMNS = 64  # whose squares are summed at a time
 STRIP = 4  # panels computed at a time; what lies below the diagonal of a strip is computed as well
 
 
@@ -45,18 +47,39 @@ def add_upper_gram(x: torch.Tensor, total: torch.Tensor, team: Team) -> None:
         total[:right, left:right] += result[:right, : right - left]
 
 
-def add_squares(x: torch.Tensor, total: torch.Tensor, team: Team) -> None:
-    """total += the sum of x * x over rows. x: bf16 (rows, C), contiguous. total: fp32 (C,)."""
-    shares = np.zeros((team.threads, x.shape[1]), np.float32)
-    team.run(_squares, x.view(torch.uint16).numpy(), shares, keep=(x, shares))
-    total += torch.from_numpy(shares.sum(axis=0))
+def add_squares(x: torch.Tensor, total: torch.Tensor) -> None:
+    """total += the sum of x * x over rows. x: bf16 or fp32 (rows, C), contiguous. total: fp32 (C,).
+
+    The same at any number of threads.
+    """
+    rows, size = x.shape
+    body = squares if x.dtype == torch.bfloat16 else squares_fp32
+    run_chunks(body, -(-size // COLUMNS), x, total, rows, size)
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)
-def _squares(tid, threads, bits, totals):
-    rows, total = bits.shape[0], totals[tid]
-    for r in range(tid * rows // threads, (tid + 1) * rows // threads):
-        row = bits[r]
-        for i in range(row.shape[0]):
-            value = from_bf16(row[i])
-            total[i] += value * value
+def _squares(a, kind):
+    """x, totals (fp32), rows, columns."""
+    rows, size = a[4], a[5]
+    x, totals = numbers_at(a[2], rows * size, kind), floats_at(a[3], size)
+    while True:
+        chunk = next_chunk(a)
+        if chunk >= a[1]:
+            break
+        first, last = chunk * COLUMNS, min(size, (chunk + 1) * COLUMNS)
+        total = totals[first:last]
+        for r in range(rows):
+            row = x[r * size + first : r * size + last]
+            for i in range(total.shape[0]):
+                value = number(row[i])
+                total[i] += value * value
+
+
+@cfunc(BODY, cache=True)
+def squares(pointer):
+    _squares(carray(pointer, (WORDS,)), BF16)
+
+
+@cfunc(BODY, cache=True)
+def squares_fp32(pointer):
+    _squares(carray(pointer, (WORDS,)), FP32)

@@ -1,12 +1,14 @@
-"""The small steps of training in bf16, forward and backward, each reading memory once.
+"""The small steps of training in bf16 or fp32, forward and backward, each reading memory once.
 
 Bodies for `parallel.run_chunks`; `apr.kernels.differentiable` calls them. All sums are fp32.
+Each body is there twice, for tensors that are bf16 and fp32; `kind` is a number of that type.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, cfunc, float32, njit
+from numba import carray, cfunc, float32, njit, types
+from numba.extending import overload
 
 from apr.kernels.cpu.elementwise import FAST, exp
 from apr.kernels.cpu.intrinsics import from_bf16, to_bf16
@@ -22,17 +24,61 @@ from apr.kernels.cpu.parallel import (
 
 ROWS = 16  # of a chunk
 ELEMENTS = 1 << 14  # of a chunk
+BF16, FP32 = np.uint16(0), np.float32(0)  # of the type that numbers are stored in
+
+
+def number(value):
+    """An element as fp32; for compiled code."""
+    raise NotImplementedError
+
+
+def put(array, i, value):
+    """array[i] = value in the array's type; for compiled code."""
+    raise NotImplementedError
+
+
+def numbers_at(address, count, kind):
+    """The array (count,) at an address, of the type of kind; for compiled code."""
+    raise NotImplementedError
+
+
+@overload(number)
+def _number(value):
+    if value == types.uint16:
+        return lambda value: from_bf16(value)
+    return lambda value: value
+
+
+@overload(put)
+def _put(array, i, value):
+    if array.dtype == types.uint16:
+
+        def store(array, i, value):
+            array[i] = to_bf16(value)
+    else:
+
+        def store(array, i, value):
+            array[i] = value
+
+    return store
+
+
+@overload(numbers_at)
+def _numbers_at(address, count, kind):
+    if kind == types.uint16:
+        return lambda address, count, kind: bits_at(address, count)
+    return lambda address, count, kind: floats_at(address, count)
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
 def _norm_row(x, weight, eps, y):
     total = float32(0.0)
     for i in range(x.shape[0]):
-        value = from_bf16(x[i])
+        value = number(x[i])
         total += value * value
     scale = float32(1.0) / np.sqrt(total / float32(x.shape[0]) + eps)
     for i in range(x.shape[0]):
-        y[i] = to_bf16(from_bf16(x[i]) * scale * weight[i])
+        put(y, i, number(x[i]) * scale * weight[i])
     return scale
 
 
@@ -41,19 +87,18 @@ def _norm_gradient_row(x, weight, scale, dy, dx):
     """dx = s (w dy - x s^2 mean(w dy x)), s = 1 / rms(x)."""
     total = float32(0.0)
     for i in range(x.shape[0]):
-        total += from_bf16(dy[i]) * weight[i] * from_bf16(x[i])
+        total += number(dy[i]) * weight[i] * number(x[i])
     shared = total * scale * scale * scale / float32(x.shape[0])
     for i in range(x.shape[0]):
-        value = from_bf16(dy[i]) * weight[i] * scale - from_bf16(x[i]) * shared
-        dx[i] = to_bf16(value)
+        value = number(dy[i]) * weight[i] * scale - number(x[i]) * shared
+        put(dx, i, value)
 
 
-@cfunc(BODY, cache=True)
-def rms_norm(pointer):
+@njit(nogil=True, cache=True)
+def _rms_norm(a, kind):
     """x, weight (fp32), y, scales (fp32), rows, width, eps."""
-    a = carray(pointer, (WORDS,))
     rows, width = a[6], a[7]
-    x, y = bits_at(a[2], rows * width), bits_at(a[4], rows * width)
+    x, y = numbers_at(a[2], rows * width, kind), numbers_at(a[4], rows * width, kind)
     weight, scales = floats_at(a[3], width), floats_at(a[5], rows)
     while True:
         chunk = next_chunk(a)
@@ -64,15 +109,14 @@ def rms_norm(pointer):
             scales[r] = _norm_row(x[at : at + width], weight, as_float(a[8]), y[at : at + width])
 
 
-@cfunc(BODY, cache=True)
-def rms_norm_gradient(pointer):
+@njit(nogil=True, cache=True)
+def _rms_norm_gradient(a, kind):
     """x, weight (fp32), scales (fp32), dy, dx, rows, width."""
-    a = carray(pointer, (WORDS,))
     rows, width = a[7], a[8]
     x, dy, dx = (
-        bits_at(a[2], rows * width),
-        bits_at(a[5], rows * width),
-        bits_at(a[6], rows * width),
+        numbers_at(a[2], rows * width, kind),
+        numbers_at(a[5], rows * width, kind),
+        numbers_at(a[6], rows * width, kind),
     )
     weight, scales = floats_at(a[3], width), floats_at(a[4], rows)
     while True:
@@ -89,19 +133,18 @@ def rms_norm_gradient(pointer):
 def _rotate_head(x, cos, sin, sign, y):
     half = cos.shape[0]
     for i in range(half):
-        first, second = from_bf16(x[i]), from_bf16(x[i + half])
-        y[i] = to_bf16(first * cos[i] - sign * second * sin[i])
-        y[i + half] = to_bf16(second * cos[i] + sign * first * sin[i])
+        first, second = number(x[i]), number(x[i + half])
+        put(y, i, first * cos[i] - sign * second * sin[i])
+        put(y, i + half, second * cos[i] + sign * first * sin[i])
     for i in range(2 * half, x.shape[0]):
         y[i] = x[i]
 
 
-@cfunc(BODY, cache=True)
-def rotate(pointer):
+@njit(nogil=True, cache=True)
+def _rotate(a, kind):
     """x, cos, sin (fp32), y, rows, heads, head_dim, half of what turns, sign of the angle."""
-    a = carray(pointer, (WORDS,))
     rows, heads, dim, half = a[6], a[7], a[8], a[9]
-    x, y = bits_at(a[2], rows * heads * dim), bits_at(a[5], rows * heads * dim)
+    x, y = numbers_at(a[2], rows * heads * dim, kind), numbers_at(a[5], rows * heads * dim, kind)
     cos, sin = floats_at(a[3], rows * half), floats_at(a[4], rows * half)
     while True:
         chunk = next_chunk(a)
@@ -117,17 +160,17 @@ def rotate(pointer):
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy", forceinline=True)
 def _silu_part(gate, up, y):
     for i in range(y.shape[0]):
-        g = from_bf16(gate[i])
-        y[i] = to_bf16(g / (float32(1.0) + exp(-g)) * from_bf16(up[i]))
+        g = number(gate[i])
+        put(y, i, g / (float32(1.0) + exp(-g)) * number(up[i]))
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy", forceinline=True)
 def _gelu_part(gate, up, y):
     """gelu's tanh form, as x sigmoid(2u)."""
     for i in range(y.shape[0]):
-        g = from_bf16(gate[i])
+        g = number(gate[i])
         u = float32(1.5957691216057308) * (g + float32(0.044715) * g * g * g)
-        y[i] = to_bf16(g / (float32(1.0) + exp(-u)) * from_bf16(up[i]))
+        put(y, i, g / (float32(1.0) + exp(-u)) * number(up[i]))
 
 
 # Two loops a gradient, one for each output: LLVM gives up on vectors where more pointers than that
@@ -137,31 +180,30 @@ def _gelu_part(gate, up, y):
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy", forceinline=True)
 def _silu_gradient_part(gate, up, dy, dgate, dup):
     for i in range(dy.shape[0]):
-        g = from_bf16(gate[i])
+        g = number(gate[i])
         open_ = float32(1.0) / (float32(1.0) + exp(-g))
         slope = open_ * (float32(1.0) + g * (float32(1.0) - open_))
-        dgate[i] = to_bf16(from_bf16(dy[i]) * from_bf16(up[i]) * slope)
+        put(dgate, i, number(dy[i]) * number(up[i]) * slope)
     _silu_part(gate, dy, dup)
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy", forceinline=True)
 def _gelu_gradient_part(gate, up, dy, dgate, dup):
     for i in range(dy.shape[0]):
-        g = from_bf16(gate[i])
+        g = number(gate[i])
         u = float32(1.5957691216057308) * (g + float32(0.044715) * g * g * g)
         du = float32(1.5957691216057308) * (float32(1.0) + float32(0.134145) * g * g)
         open_ = float32(1.0) / (float32(1.0) + exp(-u))
         slope = open_ * (float32(1.0) + g * (float32(1.0) - open_) * du)
-        dgate[i] = to_bf16(from_bf16(dy[i]) * from_bf16(up[i]) * slope)
+        put(dgate, i, number(dy[i]) * number(up[i]) * slope)
     _gelu_part(gate, dy, dup)
 
 
-@cfunc(BODY, cache=True)
-def gated(pointer):
+@njit(nogil=True, cache=True)
+def _gated(a, kind):
     """gate, up, y, count, whether gelu."""
-    a = carray(pointer, (WORDS,))
     n = a[5]
-    gate, up, y = bits_at(a[2], n), bits_at(a[3], n), bits_at(a[4], n)
+    gate, up, y = numbers_at(a[2], n, kind), numbers_at(a[3], n, kind), numbers_at(a[4], n, kind)
     while True:
         chunk = next_chunk(a)
         if chunk >= a[1]:
@@ -173,13 +215,12 @@ def gated(pointer):
             _silu_part(gate[i:j], up[i:j], y[i:j])
 
 
-@cfunc(BODY, cache=True)
-def gated_gradient(pointer):
+@njit(nogil=True, cache=True)
+def _gated_gradient(a, kind):
     """gate, up, dy, dgate, dup, count, whether gelu."""
-    a = carray(pointer, (WORDS,))
     n = a[7]
-    gate, up, dy = bits_at(a[2], n), bits_at(a[3], n), bits_at(a[4], n)
-    dgate, dup = bits_at(a[5], n), bits_at(a[6], n)
+    gate, up, dy = numbers_at(a[2], n, kind), numbers_at(a[3], n, kind), numbers_at(a[4], n, kind)
+    dgate, dup = numbers_at(a[5], n, kind), numbers_at(a[6], n, kind)
     while True:
         chunk = next_chunk(a)
         if chunk >= a[1]:
@@ -196,28 +237,27 @@ def _entropy_row(logits, label, slope):
     """-log softmax(logits)[label]; with slope, logits become the gradient of it."""
     top = float32(-3.0e38)
     for i in range(logits.shape[0]):
-        top = max(top, from_bf16(logits[i]))
+        top = max(top, number(logits[i]))
     total = float32(0.0)
     for i in range(logits.shape[0]):
-        total += exp(from_bf16(logits[i]) - top)
+        total += exp(number(logits[i]) - top)
     shift = top + np.log(total)
-    wanted = from_bf16(logits[label])
+    wanted = number(logits[label])
     if slope:
         for i in range(logits.shape[0]):
-            logits[i] = to_bf16(exp(from_bf16(logits[i]) - shift))
-        logits[label] = to_bf16(exp(wanted - shift) - float32(1.0))
+            put(logits, i, exp(number(logits[i]) - shift))
+        put(logits, label, exp(wanted - shift) - float32(1.0))
     return shift - wanted
 
 
-@cfunc(BODY, cache=True)
-def cross_entropy(pointer):
+@njit(nogil=True, cache=True)
+def _cross_entropy(a, kind):
     """logits (in, and their gradient out), labels (int64), losses (fp32), rows, vocabulary, whether
     the gradient is wanted.
     """
-    a = carray(pointer, (WORDS,))
     rows, width = a[5], a[6]
     logits, labels, losses = (
-        bits_at(a[2], rows * width),
+        numbers_at(a[2], rows * width, kind),
         longs_at(a[3], rows),
         floats_at(a[4], rows),
     )
@@ -227,3 +267,63 @@ def cross_entropy(pointer):
             break
         row = logits[r * width : (r + 1) * width]
         losses[r] = _entropy_row(row, labels[r], a[7] != 0)
+
+
+@cfunc(BODY, cache=True)
+def rms_norm(pointer):
+    _rms_norm(carray(pointer, (WORDS,)), BF16)
+
+
+@cfunc(BODY, cache=True)
+def rms_norm_fp32(pointer):
+    _rms_norm(carray(pointer, (WORDS,)), FP32)
+
+
+@cfunc(BODY, cache=True)
+def rms_norm_gradient(pointer):
+    _rms_norm_gradient(carray(pointer, (WORDS,)), BF16)
+
+
+@cfunc(BODY, cache=True)
+def rms_norm_gradient_fp32(pointer):
+    _rms_norm_gradient(carray(pointer, (WORDS,)), FP32)
+
+
+@cfunc(BODY, cache=True)
+def rotate(pointer):
+    _rotate(carray(pointer, (WORDS,)), BF16)
+
+
+@cfunc(BODY, cache=True)
+def rotate_fp32(pointer):
+    _rotate(carray(pointer, (WORDS,)), FP32)
+
+
+@cfunc(BODY, cache=True)
+def gated(pointer):
+    _gated(carray(pointer, (WORDS,)), BF16)
+
+
+@cfunc(BODY, cache=True)
+def gated_fp32(pointer):
+    _gated(carray(pointer, (WORDS,)), FP32)
+
+
+@cfunc(BODY, cache=True)
+def gated_gradient(pointer):
+    _gated_gradient(carray(pointer, (WORDS,)), BF16)
+
+
+@cfunc(BODY, cache=True)
+def gated_gradient_fp32(pointer):
+    _gated_gradient(carray(pointer, (WORDS,)), FP32)
+
+
+@cfunc(BODY, cache=True)
+def cross_entropy(pointer):
+    _cross_entropy(carray(pointer, (WORDS,)), BF16)
+
+
+@cfunc(BODY, cache=True)
+def cross_entropy_fp32(pointer):
+    _cross_entropy(carray(pointer, (WORDS,)), FP32)
