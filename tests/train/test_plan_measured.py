@@ -69,4 +69,6 @@ def test_the_plan_is_within_15_percent_of_the_peak(
     _, peak = run("-o", str(tmp_path / "run"))
     expected = planned["peak_memory_bytes"]
     assert isinstance(expected, int)
-    assert abs(expected / peak - 1) < 0.15, f"planned {expected / 1e9:.2f}, took {peak / 1e9:.2f} GB"
+    assert abs(expected / peak - 1) < 0.15, (
+        f"planned {expected / 1e9:.2f}, took {peak / 1e9:.2f} GB"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import torch
 
@@ -15,21 +15,32 @@ def document_attention(model: Transformer, starts: tuple[int, ...]) -> Attend:
 
     starts: where documents begin, and the number of all tokens.
     """
-    spans = list(pairwise(starts))
+    capped = model.config.attention_softcap is not None  # then all scores exist at once
+    spans = _runs(starts, together=not capped)
 
     def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         window = model.config.sliding_window if model.slides[layer] else None
-        if model.config.attention_softcap is None and differentiable.fits_document_attention(q, k):
+        if not capped and differentiable.fits_document_attention(q, k):
             scale = model.attention_scale
             return differentiable.document_attention(q, k, v, starts, window, scale)
         parts = []
-        for start, end in spans:
+        for start, end, count in spans:
+            length = (end - start) // count
             mask = None
-            if window is not None and end - start > window:
-                index = torch.arange(end - start, device=q.device)
+            if window is not None and length > window:
+                index = torch.arange(length, device=q.device)
                 mask = reference.causal_mask(index, index, window)[None]
-            query, key, value = (t[None, start:end] for t in (q, k, v))
-            parts.append(model.attend(query, key, value, mask)[0])
+            alike = (t[start:end].unflatten(0, (count, length)) for t in (q, k, v))
+            parts.append(model.attend(*alike, mask).flatten(0, 1))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     return attend
+
+
+def _runs(starts: tuple[int, ...], together: bool) -> list[tuple[int, int, int]]:
+    """(begin, end, how many) of neighbours that are equally long, or of each document alone."""
+    if not together:
+        return [(begin, end, 1) for begin, end in pairwise(starts)]
+    pairs = groupby(pairwise(starts), key=lambda span: span[1] - span[0])
+    spans = [list(run) for _, run in pairs]
+    return [(run[0][0], run[-1][1], len(run)) for run in spans]

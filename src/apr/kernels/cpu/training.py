@@ -24,6 +24,7 @@ from apr.kernels.cpu.parallel import (
 
 ROWS = 16  # of a chunk
 ELEMENTS = 1 << 14  # of a chunk
+INLINE = {"forceinline": True}
 BF16, FP32 = np.uint16(0), np.float32(0)  # of the type that numbers are stored in
 
 
@@ -42,14 +43,14 @@ def numbers_at(address, count, kind):
     raise NotImplementedError
 
 
-@overload(number)
+@overload(number, jit_options=INLINE)
 def _number(value):
     if value == types.uint16:
         return lambda value: from_bf16(value)
     return lambda value: value
 
 
-@overload(put)
+@overload(put, jit_options=INLINE)
 def _put(array, i, value):
     if array.dtype == types.uint16:
 
@@ -63,7 +64,7 @@ def _put(array, i, value):
     return store
 
 
-@overload(numbers_at)
+@overload(numbers_at, jit_options=INLINE)
 def _numbers_at(address, count, kind):
     if kind == types.uint16:
         return lambda address, count, kind: bits_at(address, count)
@@ -94,7 +95,7 @@ def _norm_gradient_row(x, weight, scale, dy, dx):
         put(dx, i, value)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def _rms_norm(a, kind):
     """x, weight (fp32), y, scales (fp32), rows, width, eps."""
     rows, width = a[6], a[7]
@@ -109,7 +110,7 @@ def _rms_norm(a, kind):
             scales[r] = _norm_row(x[at : at + width], weight, as_float(a[8]), y[at : at + width])
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def _rms_norm_gradient(a, kind):
     """x, weight (fp32), scales (fp32), dy, dx, rows, width."""
     rows, width = a[7], a[8]
@@ -140,7 +141,7 @@ def _rotate_head(x, cos, sin, sign, y):
         y[i] = x[i]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def _rotate(a, kind):
     """x, cos, sin (fp32), y, rows, heads, head_dim, half of what turns, sign of the angle."""
     rows, heads, dim, half = a[6], a[7], a[8], a[9]
@@ -199,7 +200,7 @@ def _gelu_gradient_part(gate, up, dy, dgate, dup):
     _gelu_part(gate, dy, dup)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def _gated(a, kind):
     """gate, up, y, count, whether gelu."""
     n = a[5]
@@ -215,7 +216,7 @@ def _gated(a, kind):
             _silu_part(gate[i:j], up[i:j], y[i:j])
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def _gated_gradient(a, kind):
     """gate, up, dy, dgate, dup, count, whether gelu."""
     n = a[7]
@@ -250,7 +251,7 @@ def _entropy_row(logits, label, slope):
     return shift - wanted
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, forceinline=True)
 def _cross_entropy(a, kind):
     """logits (in, and their gradient out), labels (int64), losses (fp32), rows, vocabulary, whether
     the gradient is wanted.
