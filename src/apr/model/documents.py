@@ -30,8 +30,8 @@ def document_attention(model: Transformer, starts: tuple[int, ...]) -> Attend:
             if window is not None and length > window:
                 index = torch.arange(length, device=q.device)
                 mask = reference.causal_mask(index, index, window)[None]
-            alike = (t[start:end].unflatten(0, (count, length)) for t in (q, k, v))
-            parts.append(model.attend(*alike, mask).flatten(0, 1))
+            query, key, value = (t[start:end].unflatten(0, (count, length)) for t in (q, k, v))
+            parts.append(model.attend(query, key, value, mask).flatten(0, 1))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     return attend

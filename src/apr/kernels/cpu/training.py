@@ -24,7 +24,6 @@ from apr.kernels.cpu.parallel import (
 
 ROWS = 16  # of a chunk
 ELEMENTS = 1 << 14  # of a chunk
-INLINE = {"forceinline": True}
 BF16, FP32 = np.uint16(0), np.float32(0)  # of the type that numbers are stored in
 
 
@@ -43,14 +42,14 @@ def numbers_at(address, count, kind):
     raise NotImplementedError
 
 
-@overload(number, jit_options=INLINE)
+@overload(number, jit_options={"forceinline": True})
 def _number(value):
     if value == types.uint16:
         return lambda value: from_bf16(value)
     return lambda value: value
 
 
-@overload(put, jit_options=INLINE)
+@overload(put, jit_options={"forceinline": True})
 def _put(array, i, value):
     if array.dtype == types.uint16:
 
@@ -64,7 +63,7 @@ def _put(array, i, value):
     return store
 
 
-@overload(numbers_at, jit_options=INLINE)
+@overload(numbers_at, jit_options={"forceinline": True})
 def _numbers_at(address, count, kind):
     if kind == types.uint16:
         return lambda address, count, kind: bits_at(address, count)
