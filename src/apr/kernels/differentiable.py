@@ -24,21 +24,21 @@ def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0
 ) -> torch.Tensor:
     """As `reference.rms_norm`."""
-    if not _compiled(x):
+    if not compiled(x):
         return reference.rms_norm(x, weight, eps, offset)
     return _RmsNorm.apply(x, weight.float() + offset, eps)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """As `reference.rotate`."""
-    if not _compiled(x) or cos.shape[:-1] != x.shape[:-2]:
+    if not compiled(x) or cos.shape[:-1] != x.shape[:-2]:
         return reference.rotate(x, cos, sin)
     return _Rotate.apply(x, cos, sin)
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
     """act(gate) * up; activation: "silu" or "gelu_tanh"."""
-    if not _compiled(gate, up):
+    if not compiled(gate, up):
         opened = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
         return opened * up
     return _Gated.apply(gate, up, activation != "silu")
@@ -49,7 +49,7 @@ def fits_document_attention(q: torch.Tensor, k: torch.Tensor) -> bool:
     from apr.kernels.cpu.attention import TILE_ROWS
 
     fits = q.shape[-1] % 64 == 0 and q.shape[1] // k.shape[1] <= TILE_ROWS
-    return fits and q.dtype == torch.bfloat16 and _compiled(q, k)
+    return fits and q.dtype == torch.bfloat16 and compiled(q, k)
 
 
 def document_attention(
@@ -88,7 +88,7 @@ def entropy_in_place(logits: torch.Tensor, labels: torch.Tensor, gradient: bool)
     return losses
 
 
-def _compiled(*tensors: torch.Tensor) -> bool:
+def compiled(*tensors: torch.Tensor) -> bool:
     """Whether the compiled kernels can do it. Not for inference, which has kernels of its own."""
     return (
         not torch.is_inference_mode_enabled()

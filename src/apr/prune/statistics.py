@@ -9,6 +9,7 @@ import torch
 
 from apr.errors import AprError
 from apr.kernels.cpu.threads import Team, default_threads
+from apr.kernels.differentiable import compiled
 
 _STRIP = 512
 
@@ -41,7 +42,7 @@ class Norms:
 
     def add(self, x: torch.Tensor) -> None:
         flat = x.flatten(0, -2)
-        if flat.device.type == "cpu" and flat.dtype in (torch.bfloat16, torch.float32):
+        if compiled(flat):
             from apr.kernels.cpu.gram import add_squares
 
             add_squares(flat.contiguous(), self._squares)

@@ -3,8 +3,8 @@
 Test and program share a process, so this cannot be made safe against every program: native code
 can rewrite whatever is here. What it does withstand: early exits (the token is read and sent
 back only after the last assert), output that looks like a pass, replaced built-ins, tracing,
-replaced checkers in the modules named below, and answers that equal whatever they are compared to.
-The Outcome says judge="inside".
+replaced checkers in the modules named below, and answers whose class defines equality itself or
+that equal whatever they are compared to. The Outcome says judge="inside".
 """
 
 from __future__ import annotations
