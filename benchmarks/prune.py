@@ -1,7 +1,8 @@
 """Pruning: apr against the code of Wanda's and SparseGPT's authors and llm-compressor, in one run.
 
     python benchmarks/prune.py MODEL --authors CHECKOUT --calibration FILE [--rounds 3]
-        [--llm-compressor PYTHON] [--amounts 0.5,2:4] [--text FILE ...] [--out FILE.json]
+        [--llm-compressor PYTHON] [--cases wanda/0.5,sparsegpt/2:4] [--text FILE ...]
+        [--out FILE.json]
     python benchmarks/prune.py --layers 12,24
 
 MODEL is a Hugging Face folder of a Llama model; CHECKOUT a clone of github.com/locuslab/wanda,
@@ -38,20 +39,26 @@ HERE = Path(__file__).parent
 WORKER = HERE / "peers" / "pruning_worker.py"
 APR = [sys.executable, "-c", "from apr.cli.main import main; main()"]
 SEQUENCES, LENGTH, WINDOWS = 64, 512, 24
+FEW = 16  # sequences where only memory is of interest
 METHODS = ("wanda", "sparsegpt")
+CASES = ",".join(f"{method}/{amount}" for amount in ("0.5", "2:4") for method in METHODS)
 
 
-def apr_command(model: Path, method: str, amount: str, text: str, out: Path) -> list[str]:
+def apr_command(
+    model: Path, method: str, amount: str, text: str, out: Path, sequences: int
+) -> list[str]:
     how = ["--pattern", amount] if ":" in amount else ["--sparsity", amount]
-    drawn = ["--calibration", text, "--sequences", str(SEQUENCES), "--sequence-length", str(LENGTH)]
+    drawn = ["--calibration", text, "--sequences", str(sequences), "--sequence-length", str(LENGTH)]
     return [
         *APR, "prune", str(model), "--method", method, *how, *drawn, "-o", str(out), "--force",
         "--json",
     ]  # fmt: skip
 
 
-def run_apr(model: Path, method: str, amount: str, text: str, out: Path) -> dict[str, float]:
-    found = measured(apr_command(model, method, amount, text, out), {})
+def run_apr(
+    model: Path, method: str, amount: str, text: str, out: Path, sequences: int = SEQUENCES
+) -> dict[str, float]:
+    found = measured(apr_command(model, method, amount, text, out, sequences), {})
     return {"seconds": json.loads(found["output"])["seconds"], "peak": found["peak"]}
 
 
@@ -88,12 +95,12 @@ def compare(arguments: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
     drawn = calibration([text], tokenizer, SEQUENCES, LENGTH, vocab_size=vocabulary)
     torch.save(drawn.ids, work / "ids.pt")
-    cases = [(m, a) for a in arguments.amounts.split(",") for m in METHODS]
+    cases = [(m, a) for m, _, a in (case.partition("/") for case in arguments.cases.split(","))]
     rounds: dict[tuple[str, str], list[dict[str, dict[str, float]]]] = {c: [] for c in cases}
     quality: dict[str, dict[str, float]] = {}
     if arguments.text:
         quality["dense"] = perplexities(model, arguments.text)
-        for amount in arguments.amounts.split(","):
+        for amount in dict.fromkeys(amount for _, amount in cases):
             run_apr(model, "magnitude", amount, text, work / "ours")
             quality[f"magnitude {amount}"] = perplexities(work / "ours", arguments.text)
     for number in range(arguments.rounds):
@@ -115,6 +122,9 @@ def compare(arguments: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
                     arguments.llm_compressor, model, method, amount, work / "ids.pt", other
                 )
             rounds[method, amount].append(found)
+            for program, values in found.items():
+                line = f"  {program}: {values['seconds']:.1f} s, {values['peak'] / 1e9:.2f} GB"
+                print(line, file=sys.stderr)
             if arguments.text and number == 0:
                 quality[f"{method} {amount}"] = perplexities(work / "ours", arguments.text)
                 quality[f"{method} {amount}, authors"] = perplexities(theirs, arguments.text)
@@ -194,7 +204,7 @@ def memory_by_layers(counts: list[int], work: Path) -> list[dict[str, Any]]:
             model = work / f"random-{layers}"
             if not model.exists():
                 random_model(model, layers)
-            result = run_apr(model, method, "0.5", "builtin", work / "out")
+            result = run_apr(model, method, "0.5", "builtin", work / "out", FEW)
             found.append({"method": method, "layers": layers, "peak": result["peak"]})
             print(f"{method}, {layers} layers: {result['peak'] / 1e6:.0f} MB")
     return found
@@ -206,7 +216,7 @@ def main() -> None:
     parser.add_argument("--authors", type=Path)
     parser.add_argument("--llm-compressor", type=Path, metavar="PYTHON")
     parser.add_argument("--calibration", default="builtin")
-    parser.add_argument("--amounts", default="0.5,2:4")
+    parser.add_argument("--cases", default=CASES, metavar="METHOD/AMOUNT,...")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--text", nargs="*", default=[])
     parser.add_argument("--layers")

@@ -162,7 +162,7 @@ def evaluate(
     )
     from apr.engine.request import Sampling
     from apr.eval.evaluate import evaluate as run
-    from apr.eval.evaluate import shown_prompts
+    from apr.eval.request import shown_prompts
     from apr.eval.settings import EvalSettings
     from apr.eval.strategies.strategy import load_strategy
     from apr.eval.suite import evaluate_suite, is_suite

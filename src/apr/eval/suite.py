@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from apr.errors import AprError, UsageError
 from apr.eval.benchmarks import ALL, GROUPS
-from apr.eval.evaluate import evaluate, shown_prompts
+from apr.eval.evaluate import evaluate
 from apr.eval.model import Model, find_model
+from apr.eval.request import shown_prompts
 from apr.eval.result import Result
 from apr.eval.settings import EvalSettings
 

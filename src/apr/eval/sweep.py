@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from apr.errors import AprError, UsageError
 from apr.eval.benchmarks import ALL
 from apr.eval.compare import Comparison, chance, compare
-from apr.eval.evaluate import Interrupted, check, evaluate
+from apr.eval.evaluate import Interrupted, evaluate
 from apr.eval.history import Run, summary
 from apr.eval.history_table import more_scores
 from apr.eval.model import Model, find_model
+from apr.eval.request import check
 from apr.eval.result import percent, write_atomically
 from apr.eval.settings import EvalSettings
 from apr.eval.significance import holm

@@ -11,7 +11,7 @@ from apr.errors import AprError
 from apr.kernels.cpu.threads import Team, default_threads
 from apr.kernels.differentiable import compiled
 
-_STRIP = 512
+_STRIP = 256
 
 
 class Statistic(Protocol):

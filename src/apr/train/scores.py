@@ -12,7 +12,7 @@ from typing import Any
 
 from apr.engine.request import Sampling
 from apr.errors import UsageError
-from apr.eval.evaluate import shown_prompts
+from apr.eval.request import shown_prompts
 from apr.eval.result import Result
 from apr.eval.settings import EvalSettings
 from apr.eval.suite import evaluate_suite, names_of, settings_of

@@ -14,8 +14,9 @@ import pytest
 from apr.errors import UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.humaneval import HumanEval
-from apr.eval.evaluate import evaluate, shown_prompts
+from apr.eval.evaluate import evaluate
 from apr.eval.model import Answer, Ask
+from apr.eval.request import shown_prompts
 from apr.eval.sandbox import Sandbox
 from apr.eval.strategies.checks import failures, visible_check
 from apr.eval.strategies.exemplars import fitting
