@@ -10,7 +10,7 @@ import pytest
 
 from apr.errors import AprError
 from apr.eval.benchmarks.humaneval import REFERENCE_FACTOR, TIME_LIMIT, HumanEval
-from apr.eval.judging import Judging, judged_by_reference
+from apr.eval.judging import Judging, judge_distinct, judged_by_reference
 from apr.eval.sandbox import Job, Outcome, Sandbox
 
 
@@ -59,6 +59,40 @@ def test_what_the_sandbox_raises_arrives() -> None:
 
     with pytest.raises(AprError, match="no more workers"), Judging(cast(Any, Broken())) as judging:
         list(judging.rest())
+
+
+class Counting:
+    """A sandbox that notes which jobs reach it, and ends the first of each pair last."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+
+    def run_many(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        under_way: list[Job] = []
+        for job in jobs:
+            self.ran.append(job.job_id)
+            under_way.append(job)
+            if len(under_way) == 2:
+                yield from map(self._outcome, reversed(under_way))
+                under_way = []
+        yield from map(self._outcome, under_way)
+
+    def _outcome(self, job: Job) -> Outcome:
+        return Outcome(job.job_id, "passed" if "1" in job.program else "failed", job.program)
+
+
+def test_equal_programs_of_a_task_run_once() -> None:
+    texts = {"a#0": "f = 1", "a#1": "f = 1", "b#0": "f = 1", "a#2": "f = 2", "a#3": "f = 1"}
+    texts |= {"b#1": "f = 1", "c#0": "f = '\ud800'", "c#1": "f = '\ud800'", "b#2": "f = 1"}
+    sandbox = Counting()
+    work = [Job(name, text, "pass", "f") for name, text in texts.items()]
+    outcomes = list(judge_distinct(cast(Any, sandbox), work))
+    assert sandbox.ran == ["a#0", "b#0", "a#2", "c#0"]
+    found = {o.job_id: (o.verdict, o.detail) for o in outcomes}
+    assert len(outcomes) == len(found)
+    assert found == {
+        name: ("passed" if "1" in text else "failed", text) for name, text in texts.items()
+    }
 
 
 class SlowMachine:

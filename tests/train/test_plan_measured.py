@@ -39,9 +39,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "flags",
     [
         ["--method", "lora"],
-        ["--method", "qlora", "--targets", "all-linear,embed_tokens"],
-        pytest.param(["--recompute", "--targets", "all-linear"], marks=pytest.mark.slow),
-        pytest.param(["--method", "qlora", "--no-recompute"], marks=pytest.mark.slow),
+        *(
+            pytest.param(flags, marks=pytest.mark.slow)
+            for flags in (
+                ["--method", "qlora", "--targets", "all-linear,embed_tokens"],
+                ["--recompute", "--targets", "all-linear"],
+                ["--method", "qlora", "--no-recompute"],
+            )
+        ),
     ],
 )
 def test_the_plan_is_within_15_percent_of_the_peak(

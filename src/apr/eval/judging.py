@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from apr.eval.sandbox import Job, Outcome, Sandbox
 from apr.eval.task import Benchmark, Task, traits_of
 
 # Reference solutions are timed with the limit a reference of this many seconds would give.
 REFERENCE_SECONDS = 3.0
+
+
+def judge_distinct(sandbox: Sandbox, jobs: Iterable[Job]) -> Iterator[Outcome]:
+    """One outcome for each job, as they come; equal programs of a task run once.
+
+    Job ids are TASK#SAMPLE. Samples of one task often are the same text, the more so the better
+    the model: they get the outcome of the first.
+    """
+    running: dict[tuple[str, bytes], list[str]] = {}  # -> job ids; the first is in the sandbox
+    done: dict[tuple[str, bytes], Outcome] = {}
+    keys: dict[str, tuple[str, bytes]] = {}
+    copies: list[Outcome] = []
+
+    def distinct() -> Iterator[Job]:
+        for job in jobs:
+            program = job.program.encode("utf-8", "surrogatepass")
+            key = job.job_id.rpartition("#")[0] or job.job_id, hashlib.sha256(program).digest()
+            if key in done:
+                copies.append(replace(done[key], job_id=job.job_id))
+            elif key in running:
+                running[key].append(job.job_id)
+            else:
+                running[key] = [job.job_id]
+                keys[job.job_id] = key
+                yield job
+
+    for outcome in sandbox.run_many(distinct()):
+        key = keys.pop(outcome.job_id)
+        done[key] = outcome
+        copies += (replace(outcome, job_id=other) for other in running.pop(key)[1:])
+        yield outcome
+        yield from copies
+        copies.clear()
+    yield from copies
 
 
 class Judging:
@@ -68,7 +104,7 @@ class Judging:
 
     def _run(self) -> None:
         try:
-            for outcome in self._sandbox.run_many(self._submitted()):
+            for outcome in judge_distinct(self._sandbox, self._submitted()):
                 self._outcomes.put(outcome)
                 if self._stopped:
                     break
@@ -105,7 +141,7 @@ def judged_by_reference(
         scaled = benchmark.job(task, program, job_id, reference_seconds=seconds)
         if scaled.time_limit > usual.time_limit:
             jobs.append(scaled)
-    yield from sandbox.run_many(jobs)
+    yield from judge_distinct(sandbox, jobs)
 
 
 def _may_gain(benchmark: Benchmark, task: Task, program: str, job_id: str) -> bool:

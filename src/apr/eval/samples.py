@@ -11,7 +11,7 @@ from apr.errors import UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.contamination import repeated_references
 from apr.eval.interpreter import find_interpreter
-from apr.eval.judging import judged_by_reference
+from apr.eval.judging import judge_distinct, judged_by_reference
 from apr.eval.progress import EvalProgress
 from apr.eval.references import References, check_references
 from apr.eval.rerank.behaviour import Candidate
@@ -82,9 +82,12 @@ def score_samples(
                 if references.counts(sample[0].task_id)
             }
             keep(
-                sandbox.run_many(
-                    benchmark.job(*sample, references.seconds.get(sample[0].task_id, 0.0))
-                    for sample in numbered.values()
+                judge_distinct(
+                    sandbox,
+                    (
+                        benchmark.job(*sample, references.seconds.get(sample[0].task_id, 0.0))
+                        for sample in numbered.values()
+                    ),
                 )
             )
             late = [numbered[name] for name, v in verdicts.items() if v.verdict == "timeout"]

@@ -11,7 +11,7 @@ from apr.eval.texts import WIKITEXT, load_text
 from apr.hub import resolve
 from apr.model.runtime import load_runtime
 
-WINDOW, WINDOWS, REPEATS = 512, 64, 3
+WINDOW, WINDOWS, REPEATS = 512, 64, 5
 # Prompts of a measurement are made of ids below this.
 _LEAST_VOCABULARY = 1000
 
