@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from .shared import completions, published, samples, shared_data
 
 NAME = "bigcodebench-complete_qwen2.5-coder-1.5b-base_sample150"
 OFFICIAL_PYTHON = "APR_BIGCODEBENCH_PYTHON"
+REPEATS = 20  # of programs on which the two disagree
 
 
 def data() -> Path:
@@ -345,11 +347,26 @@ def mutants(body: str, count: int) -> list[str]:
     return [program.partition("\n")[2] for program in changed]
 
 
+def by_both(jobs: dict[str, Job], python: str, bench: BigCodeBench) -> list[dict[str, bool]]:
+    """What passes here, and by the official function in the same interpreter."""
+    ours = judge(list(jobs.values()), python, bench.traits.preload)
+    done = subprocess.run(
+        [python, str(Path(__file__).with_name("bigcodebench_official.py"))],
+        input=json.dumps({name: [job.program, job.test] for name, job in jobs.items()}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    theirs = {name: status == "pass" for name, status in json.loads(done.stdout).items()}
+    return [ours, theirs]
+
+
 @pytest.mark.slow
 def test_verdicts_of_bigcodebench(bench: BigCodeBench) -> None:
     """References, completions and mutants, by `untrusted_check` and by us with one interpreter.
 
-    APR_BIGCODEBENCH_PYTHON: an interpreter with numpy and the like, that imports bigcodebench.eval.
+    APR_BIGCODEBENCH_PYTHON: an interpreter with numpy and the like, that imports bigcodebench.eval;
+    not below /tmp, which tests write to.
     """
     python = os.environ.get(OFFICIAL_PYTHON)
     if python is None:
@@ -367,16 +384,22 @@ def test_verdicts_of_bigcodebench(bench: BigCodeBench) -> None:
         for name, (task_id, made) in programs.items()
         for task in [bench.tasks[task_id]]
     }
-    ours = judge(list(jobs.values()), python, bench.traits.preload)
-    done = subprocess.run(
-        [python, str(Path(__file__).with_name("bigcodebench_official.py"))],
-        input=json.dumps({name: [job.program, job.test] for name, job in jobs.items()}),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    theirs = {name: status == "pass" for name, status in json.loads(done.stdout).items()}
-    assert ours == theirs
+    ours, theirs = by_both(jobs, python, bench)
+    different = [name for name in jobs if ours[name] != theirs[name]]
+    # Programs that choose at random fare differently from run to run.
+    again = {
+        f"{name} {i}": replace(jobs[name], job_id=f"{name} {i}")
+        for name in different
+        for i in range(REPEATS)
+    }
+    verdicts = by_both(again, python, bench)
+    steady = {
+        name: found
+        for name in different
+        for found in [[{v[f"{name} {i}"] for i in range(REPEATS)} for v in verdicts]]
+        if found[0] != found[1]
+    }
+    assert steady == {} and len(different) <= len(jobs) // 50
     assert {True, False} == set(ours.values())
 
 
