@@ -99,7 +99,7 @@ def rows_of_logits(draw: st.DrawFn) -> torch.Tensor:
     return rows
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     rows_of_logits(),
     st.sampled_from([0.01, 0.8, 1.0, 2.0]),

@@ -104,7 +104,7 @@ def compare(name: str, step: int) -> tuple[int, int]:
 
 
 def test_mutants() -> None:
-    passed, count = compare(LIGHT, 55)
+    passed, count = compare(LIGHT, 33)
     assert 0 < passed < count
 
 
