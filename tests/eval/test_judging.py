@@ -95,6 +95,28 @@ def test_equal_programs_of_a_task_run_once() -> None:
     }
 
 
+class Failing(Counting):
+    """Counting, where the first run of a program of task a fails by itself."""
+
+    def _outcome(self, job: Job) -> Outcome:
+        if job.job_id == "a#0":
+            return Outcome(job.job_id, "sandbox-error", "lost a worker")
+        return super()._outcome(job)
+
+
+def test_a_failure_of_the_sandbox_is_not_shared() -> None:
+    names = ["a#0", "a#1", "b#0", "a#2", "b#1", "a#3", "b#2"]
+    sandbox = Failing()
+    work = [Job(name, "f = 1", "pass", "f") for name in names]
+    outcomes = list(judge_distinct(cast(Any, sandbox), work))
+    found = {o.job_id: o.verdict for o in outcomes}
+    assert len(outcomes) == len(found)
+    assert found == dict.fromkeys(names, "passed") | {"a#0": "sandbox-error"}
+    assert [name for name in sandbox.ran if name[0] == "b"] == ["b#0"]
+    # a#1 waited for a#0 and runs by itself; those that come after run once between them.
+    assert sandbox.ran[-1] == "a#1"
+
+
 class SlowMachine:
     """A sandbox where reference solutions take `seconds`, noting the jobs it is given."""
 

@@ -19,12 +19,13 @@ def judge_distinct(sandbox: Sandbox, jobs: Iterable[Job]) -> Iterator[Outcome]:
     """One outcome for each job, as they come; equal programs of a task run once.
 
     Job ids are TASK#SAMPLE. Samples of one task often are the same text, the more so the better
-    the model: they get the outcome of the first.
+    the model: they get the outcome of the first, unless that is a failure of the sandbox.
     """
-    running: dict[tuple[str, bytes], list[str]] = {}  # -> job ids; the first is in the sandbox
+    running: dict[tuple[str, bytes], list[Job]] = {}  # the first of each is in the sandbox
     done: dict[tuple[str, bytes], Outcome] = {}
     keys: dict[str, tuple[str, bytes]] = {}
     copies: list[Outcome] = []
+    again: list[Job] = []
 
     def distinct() -> Iterator[Job]:
         for job in jobs:
@@ -33,20 +34,26 @@ def judge_distinct(sandbox: Sandbox, jobs: Iterable[Job]) -> Iterator[Outcome]:
             if key in done:
                 copies.append(replace(done[key], job_id=job.job_id))
             elif key in running:
-                running[key].append(job.job_id)
+                running[key].append(job)
             else:
-                running[key] = [job.job_id]
+                running[key] = [job]
                 keys[job.job_id] = key
                 yield job
 
     for outcome in sandbox.run_many(distinct()):
         key = keys.pop(outcome.job_id)
-        done[key] = outcome
-        copies += (replace(outcome, job_id=other) for other in running.pop(key)[1:])
+        equal = running.pop(key)[1:]
+        if outcome.verdict == "sandbox-error":
+            again += equal
+        else:
+            done[key] = outcome
+            copies += (replace(outcome, job_id=job.job_id) for job in equal)
         yield outcome
         yield from copies
         copies.clear()
     yield from copies
+    if again:
+        yield from sandbox.run_many(again)
 
 
 class Judging:
