@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apr.errors import UsageError
-from apr.prune.pattern import Pattern, parse_pattern
+from apr.prune.pattern import parse_pattern
 from apr.prune.scores import lowest, lowest_of_groups, lowest_of_rows, prune_count
 
 few_values = st.lists(st.integers(0, 3), min_size=12, max_size=12)  # many ties
@@ -23,15 +23,17 @@ def test_rows_lose_exactly_their_lowest_the_first_of_equals(values: list[int], c
     assert torch.equal(lowest_of_rows(scores, count), expected)
 
 
+@pytest.mark.parametrize("name", ["1:4", "2:4", "4:8", "1:2", "5:12"])  # compared, and sorted
 @settings(max_examples=60, deadline=None)
-@given(few_values)
-def test_groups_lose_exactly_their_lowest(values: list[int]) -> None:
-    scores = torch.tensor(values).float().view(1, 12)
-    mask = lowest_of_groups(scores, Pattern(1, 4))
-    for first in range(0, 12, 4):
-        group = values[first : first + 4]
-        ranked = sorted(range(4), key=lambda i: (group[i], i))
-        assert sorted(mask[0, first : first + 4].nonzero().flatten().tolist()) == sorted(ranked[:3])
+@given(values=st.lists(st.integers(0, 3), min_size=48, max_size=48))
+def test_groups_lose_exactly_their_lowest(name: str, values: list[int]) -> None:
+    pattern = parse_pattern(name)
+    mask = lowest_of_groups(torch.tensor(values).float().view(2, 24), pattern).flatten()
+    for first in range(0, 48, pattern.group):
+        group = values[first : first + pattern.group]
+        ranked = sorted(range(pattern.group), key=lambda i: (group[i], i))
+        found = mask[first : first + pattern.group].nonzero().flatten().tolist()
+        assert found == sorted(ranked[: pattern.zeros])
 
 
 def test_lowest_of_all_is_one_group() -> None:

@@ -181,7 +181,8 @@ def prepare(
             f"--sequence-length {settings.length} is more than the {context} tokens the model can"
             " see"
         )
-    return_large_blocks()  # a third of the peak would be holes between activations
+    # A batch's activations stay on the heap, where those of the next fit.
+    return_large_blocks(16 << 20)
     drawn = calibration(
         settings.calibration,
         load_tokenizer(pulled.path),

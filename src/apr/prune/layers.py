@@ -19,8 +19,8 @@ from apr.prune.statistics import Norms, Statistic
 from apr.prune.stream import ModelStream, layer_prefix
 from apr.prune.walk import Observe, Part, run_layer
 
-# Tokens a layer runs over at a time.
-BATCH_TOKENS = 4096
+# Tokens a layer runs over at a time: enough for fast products, few enough for the cache.
+BATCH_TOKENS = 2048
 
 S = TypeVar("S", bound=Statistic)
 # (index, layer, names of matrices with one input, statistic of that input)
