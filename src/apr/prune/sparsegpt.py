@@ -16,7 +16,7 @@ import torch
 
 from apr.errors import AprError
 from apr.prune.pattern import Pattern
-from apr.prune.scores import check_divides, lowest, prune_count
+from apr.prune.scores import check_divides, lowest, lowest_of_groups, prune_count
 
 BLOCK = 128  # columns whose corrections of the columns behind them wait for each other
 DAMPING = 0.01  # of the mean of the diagonal, as in the paper
@@ -124,8 +124,7 @@ def eliminate(
         if pattern is not None and i % pattern.group == 0:
             group = slice(i, i + pattern.group)
             costs = (weight[:, group] / diagonal[group]).square()
-            taken = costs.sort(dim=1, stable=True).indices[:, : pattern.zeros]
-            mask[:, group].scatter_(1, taken, True)
+            mask[:, group] = lowest_of_groups(costs, pattern)
         errors[:, i] = torch.where(mask[:, i], weight[:, i] / diagonal[i], 0.0)
         weight[:, i + 1 :] -= errors[:, i, None] * factor[i, i + 1 :]
     weight.masked_fill_(mask, 0.0)
