@@ -11,6 +11,7 @@ import transformers
 from torch import nn
 
 from apr.checkpoint import open_checkpoint
+from apr.convert.dtypes import DTYPES
 from apr.errors import UsageError
 from apr.model.families import config_from_checkpoint
 from apr.model.load import load_transformer
@@ -89,6 +90,25 @@ def test_packed_is_as_the_numbers_it_stands_for(blocks: str, dora: bool, tmp_pat
         assert (a - b).norm() <= 1e-5 * b.norm()
 
 
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_16_bits_stay_under_fp32(stored: torch.dtype, tmp_path: Path) -> None:
+    """The same numbers in half the memory: losses and gradients are the same bit by bit."""
+    path = write_model(tmp_path / "m", **SIZES)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=stored)
+    model.save_pretrained(path)
+    settings = LoraSettings(rank=4, targets=("all-linear",))
+    base = load_base(open_checkpoint(path), "lora", torch.float32, CPU)
+    assert [layer.packed.nbytes for layer in packed_layers(base)] == [
+        2 * layer.in_features * layer.out_features for layer in packed_layers(base)
+    ]
+    assert len(packed_layers(base)) == 2 * 7
+    plain = load_transformer(path, torch.float32)
+    ours, theirs = (loss_and_gradients(model, settings) for model in (base, plain))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    for dtype, method in ((torch.bfloat16, "lora"), (torch.float32, "full")):
+        assert not packed_layers(load_base(open_checkpoint(path), method, dtype, CPU))
+
+
 @pytest.mark.parametrize("blocks", ["Q8_0", "Q4_0"])
 def test_blocks_of_a_file_are_read_as_they_are_elsewhere(blocks: str, tmp_path: Path) -> None:
     """Rows of q and k are interleaved in these files; reading undoes it for blocks as well."""
@@ -119,17 +139,19 @@ def test_biases_stay(tmp_path: Path) -> None:
     assert float(packed.model.layers[0].self_attn.q_proj.bias.detach().abs().sum()) > 1
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
-def test_sizes_are_those_of_what_is_loaded(method: str, tmp_path: Path) -> None:
+def test_sizes_are_those_of_what_is_loaded(method: str, dtype: str, tmp_path: Path) -> None:
+    kind = DTYPES[dtype]
     for path in (write_model(tmp_path / "m", **SIZES), gguf_model(tmp_path, "Q4_1")):
         checkpoint = open_checkpoint(path)
         if checkpoint.format == "gguf" and method == "qlora":
             continue
-        model = load_base(checkpoint, method, torch.bfloat16, CPU)
+        model = load_base(checkpoint, method, kind, CPU)
         plain = sum(p.nbytes for p in model.parameters())
-        size = base_size(checkpoint, model.config, method, "bf16")
+        size = base_size(checkpoint, model.config, method, dtype)
         assert size.weights == plain + sum(layer.packed.nbytes for layer in packed_layers(model))
-        assert size.scratch == (64 * 128 * 2 if packed_layers(model) else 0)
+        assert size.scratch == (64 * 128 * kind.itemsize if packed_layers(model) else 0)
 
 
 def request(folder: Path, **changes: object) -> FinetuneRequest:

@@ -1,4 +1,5 @@
-"""Frozen linear layers whose weights stay quantized: NF4, or the blocks of a GGUF file.
+"""Frozen linear layers whose weights stay narrower than what they are multiplied in: NF4, the
+blocks of a GGUF file, or 16-bit floats under fp32.
 
 A weight becomes numbers for the moment of a product, in memory that all layers share, and again in
 the backward pass: nothing of it is kept for that.
@@ -18,7 +19,7 @@ from apr.checkpoint import Checkpoint
 from apr.checkpoint.blocks import DECODERS, dequantize
 from apr.kernels.nf4 import Nf4, dequantize_nf4, quantize_nf4
 from apr.model.families import config_from_checkpoint
-from apr.model.load import load_transformer, packed_weight, read_unmapped
+from apr.model.load import load_transformer, packed_weight, read_unmapped, read_weight
 from apr.model.transformer import Transformer
 
 _SCRATCH: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
@@ -40,6 +41,24 @@ class GgufBlocks:
         return GgufBlocks(self.data.to(device), self.kind, self.shape)
 
 
+@dataclass(frozen=True)
+class Floats16:
+    """data: bf16 or fp16 (out, in), a view of the file where that is mapped."""
+
+    data: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.data.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    def to(self, device: torch.device) -> Floats16:
+        return Floats16(self.data.to(device))
+
+
 class PackedLinear(nn.Module):
     """y = x W^T + b with a frozen W (out, in).
 
@@ -49,7 +68,10 @@ class PackedLinear(nn.Module):
     bias: nn.Parameter | None
 
     def __init__(
-        self, packed: Nf4 | GgufBlocks, device: torch.device, zeros: torch.Tensor | None = None
+        self,
+        packed: Nf4 | GgufBlocks | Floats16,
+        device: torch.device,
+        zeros: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         self.packed, self.device = packed.to(device), device
@@ -66,6 +88,8 @@ class PackedLinear(nn.Module):
                 _SCRATCH[place] = torch.empty(count, dtype=dtype, device=self.device)
         if isinstance(self.packed, Nf4):
             return dequantize_nf4(self.packed, dtype, _SCRATCH[place])
+        if isinstance(self.packed, Floats16):
+            return _SCRATCH[place][:count].view(self.packed.shape).copy_(self.packed.data)
         return dequantize(self.packed.data, self.packed.kind, dtype, _SCRATCH[place])
 
     def zeros(self, weight: torch.Tensor) -> torch.Tensor:
@@ -111,7 +135,7 @@ def load_packed(
 
     nf4: rounded to dtype, then to NF4, one matrix at a time; with keep_zeros the places that were
     zero before are kept beside it. Otherwise the quantized blocks of a GGUF file stay as they are,
-    and what is stored as floats becomes dtype.
+    and so do 16-bit floats where dtype is fp32; other floats become dtype.
     """
     cfg = config_from_checkpoint(checkpoint)
 
@@ -120,6 +144,8 @@ def load_packed(
             weight = read_unmapped(checkpoint, stored, name, cfg)
             zeros = weight == 0 if keep_zeros else None
             return PackedLinear(quantize_nf4(weight.to(dtype)), device, zeros)
+        if _widens(checkpoint, stored, dtype):
+            return PackedLinear(Floats16(read_weight(checkpoint, stored, name, cfg, None)), device)
         if not is_packed(checkpoint, stored):
             return None
         data, kind = packed_weight(checkpoint, stored, name, cfg)
@@ -131,6 +157,16 @@ def load_packed(
 def is_packed(checkpoint: Checkpoint, stored: str) -> bool:
     """Whether a tensor is stored as quantized blocks."""
     return checkpoint.format == "gguf" and checkpoint.tensors.info(stored).dtype in DECODERS
+
+
+def stays_packed(checkpoint: Checkpoint, stored: str, dtype: torch.dtype) -> bool:
+    """Whether `load_packed` without nf4 leaves a matrix as it is stored."""
+    return is_packed(checkpoint, stored) or _widens(checkpoint, stored, dtype)
+
+
+def _widens(checkpoint: Checkpoint, stored: str, dtype: torch.dtype) -> bool:
+    """Whether a tensor is stored in 16-bit floats that dtype holds exactly, in twice the memory."""
+    return dtype == torch.float32 and checkpoint.tensors.info(stored).dtype in ("BF16", "F16")
 
 
 def matrix_shapes(model: Transformer) -> dict[str, tuple[int, ...]]:

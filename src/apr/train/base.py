@@ -14,7 +14,7 @@ from apr.errors import UsageError
 from apr.kernels.nf4 import nf4_bytes
 from apr.model.config import ModelConfig
 from apr.model.load import checked_names, load_transformer
-from apr.model.packed_linear import is_packed, load_packed
+from apr.model.packed_linear import is_packed, load_packed, stays_packed
 from apr.model.runtime import multiplies_bf16
 from apr.model.transformer import Transformer
 
@@ -35,7 +35,9 @@ class BaseSize:
 
 def check_base(checkpoint: Checkpoint, config: ModelConfig, method: str) -> None:
     """Raises UsageError where a method cannot train this model."""
-    if method == "qlora" and _packed_names(checkpoint, config):
+    shapes, stored = checked_names(checkpoint, config)
+    matrices = (stored[name] for name in shapes if name.endswith("_proj.weight"))
+    if method == "qlora" and any(is_packed(checkpoint, name) for name in matrices):
         raise UsageError(
             f"--method qlora: {checkpoint.path} is quantized already",
             "--method lora trains on it as it is",
@@ -61,7 +63,8 @@ def load_base(
     device: torch.device,
     keep_zeros: bool = False,
 ) -> Transformer:
-    """qlora: linear layers in NF4. lora: a GGUF file's quantized blocks stay. full: numbers.
+    """qlora: linear layers in NF4. lora: a GGUF file's quantized blocks stay, and 16-bit floats
+    under fp32. full: numbers.
 
     keep_zeros: what is zero before it becomes NF4 is remembered.
     """
@@ -75,25 +78,18 @@ def base_size(
 ) -> BaseSize:
     """What `load_base` will give, from names and shapes alone."""
     shapes, stored = checked_names(checkpoint, config)
-    packed = _packed_names(checkpoint, config) if method == "lora" else set()
-    width = DTYPES[dtype].itemsize
+    kind = DTYPES[dtype]
     total = weights = widest = 0
     for name, shape in shapes.items():
         count = prod(shape)
         total += count
         matrix = name.endswith("_proj.weight")
-        if name in packed:
-            weights += checkpoint.tensors.info(stored[name]).nbytes
-        elif matrix and method == "qlora":
+        if matrix and method == "qlora":
             weights += nf4_bytes(count) + (count // 8 if keep_zeros else 0)
+        elif matrix and method == "lora" and stays_packed(checkpoint, stored[name], kind):
+            weights += checkpoint.tensors.info(stored[name]).nbytes
         else:
-            weights += count * width
+            weights += count * kind.itemsize
             continue
         widest = max(widest, count)
-    return BaseSize(total, weights, widest * width)
-
-
-def _packed_names(checkpoint: Checkpoint, config: ModelConfig) -> set[str]:
-    shapes, stored = checked_names(checkpoint, config)
-    matrices = (name for name in shapes if name.endswith("_proj.weight"))
-    return {name for name in matrices if is_packed(checkpoint, stored[name])}
+    return BaseSize(total, weights, widest * kind.itemsize)
