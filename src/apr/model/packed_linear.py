@@ -41,27 +41,10 @@ class GgufBlocks:
         return GgufBlocks(self.data.to(device), self.kind, self.shape)
 
 
-@dataclass(frozen=True)
-class Floats16:
-    """data: bf16 or fp16 (out, in), a view of the file where that is mapped."""
-
-    data: torch.Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.data.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.data.nbytes
-
-    def to(self, device: torch.device) -> Floats16:
-        return Floats16(self.data.to(device))
-
-
 class PackedLinear(nn.Module):
     """y = x W^T + b with a frozen W (out, in).
 
+    packed: as a plain tensor 16-bit floats (out, in), a view of the file where that is mapped.
     zeros: bool (out, in), where W was zero before it was packed; kept as a bit for each number.
     """
 
@@ -69,7 +52,7 @@ class PackedLinear(nn.Module):
 
     def __init__(
         self,
-        packed: Nf4 | GgufBlocks | Floats16,
+        packed: Nf4 | GgufBlocks | torch.Tensor,
         device: torch.device,
         zeros: torch.Tensor | None = None,
     ) -> None:
@@ -88,8 +71,8 @@ class PackedLinear(nn.Module):
                 _SCRATCH[place] = torch.empty(count, dtype=dtype, device=self.device)
         if isinstance(self.packed, Nf4):
             return dequantize_nf4(self.packed, dtype, _SCRATCH[place])
-        if isinstance(self.packed, Floats16):
-            return _SCRATCH[place][:count].view(self.packed.shape).copy_(self.packed.data)
+        if isinstance(self.packed, torch.Tensor):
+            return _SCRATCH[place][:count].view(self.packed.shape).copy_(self.packed)
         return dequantize(self.packed.data, self.packed.kind, dtype, _SCRATCH[place])
 
     def zeros(self, weight: torch.Tensor) -> torch.Tensor:
@@ -145,7 +128,7 @@ def load_packed(
             zeros = weight == 0 if keep_zeros else None
             return PackedLinear(quantize_nf4(weight.to(dtype)), device, zeros)
         if _widens(checkpoint, stored, dtype):
-            return PackedLinear(Floats16(read_weight(checkpoint, stored, name, cfg, None)), device)
+            return PackedLinear(read_weight(checkpoint, stored, name, cfg, None), device)
         if not is_packed(checkpoint, stored):
             return None
         data, kind = packed_weight(checkpoint, stored, name, cfg)

@@ -35,9 +35,11 @@ class BaseSize:
 
 def check_base(checkpoint: Checkpoint, config: ModelConfig, method: str) -> None:
     """Raises UsageError where a method cannot train this model."""
+    if method != "qlora":
+        return
     shapes, stored = checked_names(checkpoint, config)
     matrices = (stored[name] for name in shapes if name.endswith("_proj.weight"))
-    if method == "qlora" and any(is_packed(checkpoint, name) for name in matrices):
+    if any(is_packed(checkpoint, name) for name in matrices):
         raise UsageError(
             f"--method qlora: {checkpoint.path} is quantized already",
             "--method lora trains on it as it is",
