@@ -1,14 +1,16 @@
 """LoRA training of SmolLM2-135M on CPU: apr against trl and a bare transformers + peft loop.
 
-    python benchmarks/finetune.py [--qlora] [--rounds 5] [--steps 2] [--dtype bf16] [--threads N]
-        [--model FOLDER] [--peer-python PYTHON] [--out FILE.json]
+    python benchmarks/finetune.py [--qlora] [--rounds 5] [--steps 2] [--dtype bf16]
+        [--peer-dtype fp32] [--threads N] [--warm-up 1] [--model FOLDER] [--peer-python PYTHON]
+        [--out FILE.json]
 
 Rank 16 on q_proj and v_proj, sequences of 512 tokens, all with loss, batch 4, AdamW. Every engine
 is a process that waits while the others work; each round takes a few steps in each, in turn.
 Figures are medians over the rounds, ratios medians of the rounds' ratios; memory is the largest
 resident set. --qlora: the base in NF4, against trl with bitsandbytes. trl runs without activation
-recomputation (its default keeps less and is slower). The peers' environment is made on the first
-run unless --peer-python names one.
+recomputation (its default keeps less and is slower). --peer-dtype: where a processor multiplies no
+bf16, peers are fastest in fp32, and there --warm-up 0 --steps 1 --rounds 1 spares a step of several
+minutes in bf16. The peers' environment is made on the first run unless --peer-python names one.
 """
 
 from __future__ import annotations
@@ -68,7 +70,9 @@ def main() -> None:
     parser.add_argument("--qlora", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--warm-up", type=int, default=1, help="steps before the first round")
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--peer-dtype", choices=["bf16", "fp32"], help="[default: --dtype]")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--model", type=Path)
     parser.add_argument("--peer-python", type=Path)
@@ -79,24 +83,31 @@ def main() -> None:
                 "bitsandbytes"], {},
     )  # fmt: skip
     folder = args.model or model_folder()
-    shape = [args.dtype, BATCH, LENGTH, RANK]
-    ours = [sys.executable, HERE / "peers/apr_finetune_worker.py", folder, *shape]
-    theirs = HERE / "peers/finetune_worker.py"
+    shape = [BATCH, LENGTH, RANK]
+    peer_dtype = args.peer_dtype or args.dtype
+    ours = [sys.executable, HERE / "peers/apr_finetune_worker.py", folder, args.dtype, *shape]
     nf4 = ["nf4"] if args.qlora else []
+
+    def theirs(kind: str) -> Engine:
+        worker = HERE / "peers/finetune_worker.py"
+        return Engine([peer, worker, kind, folder, peer_dtype, *shape, *nf4], args.threads)
+
     engines = {
         OURS: Engine([*ours, *nf4], args.threads),
         "apr, recomputing": Engine([*ours, *nf4, "recompute"], args.threads),
-        "transformers + peft": Engine([peer, theirs, "bare", folder, *shape, *nf4], args.threads),
-        "trl": Engine([peer, theirs, "trl", folder, *shape, *nf4], args.threads),
+        "transformers + peft": theirs("bare"),
+        "trl": theirs("trl"),
     }
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
     for engine in engines.values():
-        engine.run(1)
+        if args.warm_up:
+            engine.run(args.warm_up)
     for number in range(args.rounds):
         for name, engine in engines.items():
             rounds[name].append(engine.run(args.steps))
         print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
-    report(f"{args.dtype}, NF4" if args.qlora else args.dtype, rounds)
+    kinds = args.dtype if peer_dtype == args.dtype else f"{args.dtype}, peers {peer_dtype}"
+    report(f"{kinds}, NF4" if args.qlora else kinds, rounds)
     if args.out:
         args.out.write_text(json.dumps(rounds, indent=1))
 

@@ -79,7 +79,7 @@ def finetune(
     ),
     save_every: int = typer.Option(50, "--save-every", help="Steps between checkpoints."),
     dtype: str = typer.Option(
-        "auto", "--dtype", help="bf16 or fp32 (auto: the faster one); what is learned is fp32."
+        "auto", "--dtype", help="bf16 or fp32 (auto: bf16); what is learned is fp32."
     ),
     seed: int = typer.Option(0, "--seed"),
     chat: bool = typer.Option(
@@ -134,7 +134,6 @@ def finetune(
     from apr.cli import training_output as out
     from apr.cli.options import byte_size, fim_token_names, only_flags
     from apr.errors import UsageError
-    from apr.train.base import training_dtype
     from apr.train.fim import FimSettings
     from apr.train.finetune import finetune as run
     from apr.train.finetune import finished_result
@@ -192,7 +191,7 @@ def finetune(
         adapter=adapter,
         eval_data=tuple(eval_data or ()),
         eval_split=eval_split,
-        dtype=training_dtype(dtype),
+        dtype="bf16" if dtype == "auto" else dtype,
         max_length=max_seq_len,
         packing=packing,
         chat=chat,

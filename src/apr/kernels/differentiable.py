@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from apr.kernels import reference
+from apr.kernels.activations import empty_like
 
 # What the compiled steps are there for.
 _DTYPES = (torch.bfloat16, torch.float32)
@@ -125,7 +126,7 @@ class _RmsNorm(torch.autograd.Function):
         x = x.contiguous()
         width = x.shape[-1]
         rows = x.numel() // width
-        y, scales = torch.empty_like(x), torch.empty(rows)
+        y, scales = empty_like(x), torch.empty(rows)
         chunks = -(-rows // ROWS)
         _run("rms_norm", chunks, x, weight, y, scales, rows, width, eps)
         ctx.save_for_backward(x, weight, scales)
@@ -137,7 +138,7 @@ class _RmsNorm(torch.autograd.Function):
 
         x, weight, scales = ctx.saved_tensors
         dy = gradients[0].contiguous()
-        dx = torch.empty_like(x)
+        dx = empty_like(x)
         rows, width = len(scales), x.shape[-1]
         chunks = -(-rows // ROWS)
         _run("rms_norm_gradient", chunks, x, weight, scales, dy, dx, rows, width)
@@ -167,7 +168,7 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) 
     heads, dim = x.shape[-2:]
     half = cos.shape[-1]
     rows = cos.numel() // half
-    y = torch.empty_like(x)
+    y = empty_like(x)
     chunks = -(-rows // ROWS)
     _run("rotate", chunks, x, cos, sin, y, rows, heads, dim, half, sign)
     return y
@@ -179,7 +180,7 @@ class _Gated(torch.autograd.Function):
         from apr.kernels.cpu.training import ELEMENTS
 
         gate, up = gate.contiguous(), up.contiguous()
-        y = torch.empty_like(gate)
+        y = empty_like(gate)
         chunks = -(-y.numel() // ELEMENTS)
         _run("gated", chunks, gate, up, y, y.numel(), int(gelu))
         ctx.save_for_backward(gate, up)
@@ -192,7 +193,7 @@ class _Gated(torch.autograd.Function):
 
         gate, up = ctx.saved_tensors
         dy = gradients[0].contiguous()
-        dgate, dup = torch.empty_like(gate), torch.empty_like(up)
+        dgate, dup = empty_like(gate), empty_like(up)
         count = dy.numel()
         chunks = -(-count // ELEMENTS)
         _run("gated_gradient", chunks, gate, up, dy, dgate, dup, count, int(ctx.gelu))
@@ -216,7 +217,7 @@ class _DocumentAttention(torch.autograd.Function):
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         tokens, heads, dim = q.shape
         kv_heads = k.shape[1]
-        out, lse = torch.empty_like(q), torch.empty(tokens, heads)
+        out, lse = empty_like(q), torch.empty(tokens, heads)
         places = torch.tensor(starts)
         scratch = _Scratch(kernels.forward_scratch(_longest(starts), dim))
         chunks = (len(starts) - 1) * kv_heads
@@ -237,7 +238,7 @@ class _DocumentAttention(torch.autograd.Function):
         dout = gradients[0].contiguous()
         tokens, heads, dim = q.shape
         kv_heads = k.shape[1]
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        dq, dk, dv = empty_like(q), empty_like(k), empty_like(v)
         scratch = _Scratch(kernels.backward_scratch(ctx.longest, dim))
         chunks = (len(places) - 1) * kv_heads
         run_chunks(

@@ -6,7 +6,7 @@ from itertools import groupby, pairwise
 
 import torch
 
-from apr.kernels import differentiable, reference
+from apr.kernels import differentiable, products, reference
 from apr.model.transformer import Attend, Transformer
 
 
@@ -23,6 +23,9 @@ def document_attention(model: Transformer, starts: tuple[int, ...]) -> Attend:
         if not capped and differentiable.fits_document_attention(q, k):
             scale = model.attention_scale
             return differentiable.document_attention(q, k, v, starts, window, scale)
+        dtype = q.dtype
+        if products.widens(q):
+            q, k, v = q.float(), k.float(), v.float()
         parts = []
         for start, end, count in spans:
             length = (end - start) // count
@@ -32,7 +35,7 @@ def document_attention(model: Transformer, starts: tuple[int, ...]) -> Attend:
                 mask = reference.causal_mask(index, index, window)[None]
             query, key, value = (t[start:end].unflatten(0, (count, length)) for t in (q, k, v))
             parts.append(model.attend(query, key, value, mask).flatten(0, 1))
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(dtype)
 
     return attend
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from apr.checkpoint import Checkpoint
 from apr.checkpoint.blocks import DECODERS, dequantize
+from apr.kernels import products
 from apr.kernels.nf4 import Nf4, dequantize_nf4, quantize_nf4
 from apr.model.families import config_from_checkpoint
 from apr.model.load import load_transformer, packed_weight, read_unmapped, read_weight
@@ -99,12 +99,14 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: PackedLinear) -> torch.Tensor:
         ctx.layer = layer
-        return F.linear(x, layer.numbers(x.dtype), layer.bias)
+        return products.linear_product(x, layer.numbers(x.dtype), layer.bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None]:
         (dy,) = gradients
-        return (dy @ ctx.layer.numbers(dy.dtype) if ctx.needs_input_grad[0] else None), None
+        if not ctx.needs_input_grad[0]:
+            return None, None
+        return products.linear_gradient(dy, ctx.layer.numbers(dy.dtype)), None
 
 
 def load_packed(

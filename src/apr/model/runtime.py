@@ -15,6 +15,7 @@ import torch
 
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.errors import UsageError
+from apr.kernels.products import multiplies_bf16
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
 from apr.model.load import load_transformer, load_weights
@@ -88,15 +89,6 @@ def pick_product_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto" and not multiplies_bf16(device):
         return torch.float32
     return pick_dtype(name)
-
-
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether torch's bf16 matrix products are as fast as fp32 ones there, or faster."""
-    if device.type != "cpu":
-        return True
-    from apr.kernels.cpu.target import target_features
-
-    return bool({"avx512bw", "bf16"} & target_features())  # x86, Arm
 
 
 def load_runtime(source: Path | Checkpoint, dtype: str = "auto", device: str = "auto") -> Runtime:

@@ -18,13 +18,20 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from apr.kernels import differentiable, reference
+from apr.kernels import differentiable, products, reference
 from apr.model.config import ModelConfig
 from apr.model.rope import inverse_frequencies, needs_long_factors
 
 # (layer, q (..., T, H, D), k (..., T, K, D), v (..., T, K, D)) -> (..., T, H, D)
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Tables = tuple[torch.Tensor, torch.Tensor]  # cos, sin: fp32 (..., T, R / 2)
+
+
+class Linear(nn.Linear):
+    """torch's, with products that every processor has."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return products.linear(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -49,12 +56,12 @@ class Attention(nn.Module):
         self.kv_size = config.num_kv_heads * config.head_dim
         hidden, bias = config.hidden_size, config.qkv_bias
         if self.fused:
-            self.qkv_proj = nn.Linear(hidden, self.q_size + 2 * self.kv_size, bias=bias)
+            self.qkv_proj = Linear(hidden, self.q_size + 2 * self.kv_size, bias=bias)
         else:
-            self.q_proj = nn.Linear(hidden, self.q_size, bias=bias)
-            self.k_proj = nn.Linear(hidden, self.kv_size, bias=bias)
-            self.v_proj = nn.Linear(hidden, self.kv_size, bias=bias)
-        self.o_proj = nn.Linear(self.q_size, hidden, bias=False)
+            self.q_proj = Linear(hidden, self.q_size, bias=bias)
+            self.k_proj = Linear(hidden, self.kv_size, bias=bias)
+            self.v_proj = Linear(hidden, self.kv_size, bias=bias)
+        self.o_proj = Linear(self.q_size, hidden, bias=False)
         self.q_norm = self.k_norm = None
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps, config.norm_offset)
@@ -84,11 +91,11 @@ class MLP(nn.Module):
         hidden, inner = config.hidden_size, config.intermediate_size
         self.activation, self.fused = config.activation, config.fused_projections
         if self.fused:
-            self.gate_up_proj = nn.Linear(hidden, 2 * inner, bias=False)
+            self.gate_up_proj = Linear(hidden, 2 * inner, bias=False)
         else:
-            self.gate_proj = nn.Linear(hidden, inner, bias=False)
-            self.up_proj = nn.Linear(hidden, inner, bias=False)
-        self.down_proj = nn.Linear(inner, hidden, bias=False)
+            self.gate_proj = Linear(hidden, inner, bias=False)
+            self.up_proj = Linear(hidden, inner, bias=False)
+        self.down_proj = Linear(inner, hidden, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.inner(x))  # (..., T, C)
@@ -164,7 +171,7 @@ class Transformer(nn.Module):
         self.model = Decoder(config)
         self.lm_head = None
         if not config.tie_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.slides = config.sliding_layers or (False,) * config.num_layers
         self.attention_scale = config.attention_scale or config.head_dim**-0.5
 

@@ -15,7 +15,6 @@ from apr.kernels.nf4 import nf4_bytes
 from apr.model.config import ModelConfig
 from apr.model.load import checked_names, load_transformer
 from apr.model.packed_linear import is_packed, load_packed, stays_packed
-from apr.model.runtime import multiplies_bf16
 from apr.model.transformer import Transformer
 
 Method = Literal["lora", "qlora", "full"]
@@ -49,13 +48,6 @@ def check_base(checkpoint: Checkpoint, config: ModelConfig, method: str) -> None
 def training_device() -> torch.device:
     """Where runs train: a CUDA GPU, or else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def training_dtype(name: str) -> str:
-    """bf16 or fp32 for auto: fp32 where a CPU multiplies no bf16. Other names as they are."""
-    if name != "auto":
-        return name
-    return "bf16" if multiplies_bf16(training_device()) else "fp32"
 
 
 def load_base(

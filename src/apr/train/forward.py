@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from apr.kernels import differentiable
+from apr.kernels import differentiable, products
 from apr.model.config import ModelConfig
 from apr.model.documents import document_attention
 from apr.model.rope import needs_long_factors
@@ -59,7 +59,7 @@ def output_factors(model: Transformer, hidden: torch.Tensor) -> tuple[torch.Tens
     if not isinstance(head, LoraLinear):
         return hidden, head.weight
     dtype = hidden.dtype
-    inner = (head.drop(hidden) @ head.lora_a.to(dtype).T) * head.scaling
+    inner = products.linear(head.drop(hidden), head.lora_a.to(dtype)) * head.scaling
     frozen: torch.Tensor = head.base.weight
     weight = torch.cat([frozen, head.lora_b.to(dtype)], dim=1)
     return torch.cat([hidden, inner], dim=1), weight

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from apr.errors import UsageError
+from apr.kernels import products
 from apr.model.packed_linear import PackedLinear
 from apr.model.transformer import Transformer
 from apr.train.zeros import MaskedUpdate
@@ -215,8 +216,8 @@ class _AddLowRank(torch.autograd.Function):
         scaling: float,
     ) -> torch.Tensor:
         narrow_a, narrow_b = a.to(x.dtype), b.to(x.dtype)
-        inner = x.flatten(0, -2) @ narrow_a.T  # (N, r)
-        y.view(-1, y.shape[-1]).addmm_(inner, narrow_b.T, alpha=scaling)
+        inner = products.matmul(x.flatten(0, -2), narrow_a.T)  # (N, r)
+        products.add_product(y.view(-1, y.shape[-1]), inner, narrow_b.T, scaling)
         ctx.save_for_backward(x, inner, narrow_a, narrow_b)
         ctx.scaling = scaling
         ctx.mark_dirty(y)
@@ -227,10 +228,10 @@ class _AddLowRank(torch.autograd.Function):
         (dy,) = gradients
         x, inner, a, b = ctx.saved_tensors
         flat = dy.flatten(0, -2)
-        dinner = (flat @ b) * ctx.scaling  # (N, r)
-        dx = (dinner @ a).view(x.shape) if ctx.needs_input_grad[1] else None
-        da = (dinner.T @ x.flatten(0, -2)).float()
-        db = (flat.T @ inner).float() * ctx.scaling
+        dinner = products.matmul(flat, b) * ctx.scaling  # (N, r)
+        dx = products.matmul(dinner, a).view(x.shape) if ctx.needs_input_grad[1] else None
+        da = products.matmul(dinner.T, x.flatten(0, -2)).float()
+        db = products.matmul(flat.T, inner).float() * ctx.scaling
         return dy, dx, da, db, None
 
 

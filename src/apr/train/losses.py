@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from apr.kernels.differentiable import entropy_in_place
+from apr.kernels.products import matmul
 
 # Positions whose logits exist at one time: with a vocabulary of 150k in bf16, 77 MB.
 CHUNK = 256
@@ -49,13 +50,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         room = torch.empty(chunk, len(weight), dtype=hidden.dtype, device=hidden.device)
         for start in range(0, len(hidden), chunk):
             rows = hidden[start : start + chunk]
-            logits = torch.mm(rows, weight.T, out=room[: len(rows)])  # (n, V)
+            logits = matmul(rows, weight.T, out=room[: len(rows)])  # (n, V)
             some = labels[start : start + chunk]
             total += losses_in_place(logits, some, softcap, any(wanted)).double().sum()
             if dhidden is not None:
-                torch.mm(logits, weight, out=dhidden[start : start + chunk])
+                matmul(logits, weight, out=dhidden[start : start + chunk])
             if dweight is not None:
-                dweight += logits.T @ rows
+                dweight += matmul(logits.T, rows)
         ctx.save_for_backward(dhidden, dweight)
         ctx.weight_dtype = weight.dtype
         return total.float()

@@ -21,7 +21,7 @@ _STATE_BYTES = 4 + 4 + 8
 # Measured on Linux with glibc: compiled kernels and libraries that load with the first step, and
 # what the allocator holds for each byte of activations (freed pieces between kept ones) unless it
 # was told to return them (`apr.heap`); then it keeps a pool of small pieces.
-_LIBRARIES, _HOLES, _POOL = 110_000_000, 1.45, 100_000_000
+_LIBRARIES, _HOLES, _POOL = 110_000_000, 1.2, 100_000_000
 # In fp32 torch's products and attention hold what goes in and what comes out side by side.
 _SIDE_BY_SIDE = 2
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from apr.errors import UsageError
+from apr.kernels import products
 from apr.model.transformer import Transformer
 from apr.train.lora import LoraLinear, LoraSettings, matching_modules
 
@@ -44,8 +45,9 @@ class SharedLinear(nn.Module):
                 continue
             adapter: Any = self.adapters[name]
             a, b = adapter.lora_a.to(x.dtype), adapter.lora_b.to(x.dtype)
-            inner = x[start:end] @ a.T  # (n, r)
-            parts.append(torch.addmm(y[start:end], inner, b.T, alpha=adapter.scaling))
+            inner = products.linear(x[start:end], a)  # (n, r)
+            update = products.linear(inner, b)
+            parts.append(torch.add(y[start:end], update, alpha=adapter.scaling))
         return torch.cat(parts)
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from apr.errors import UsageError
+from apr.kernels import products
 from apr.model.packed_linear import PackedLinear
 
 
@@ -76,16 +76,18 @@ class MaskedUpdate(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x, a, b)
         ctx.frozen, ctx.scaling = frozen, scaling
-        return F.linear(x, _updated(*frozen(), a, b, scaling), bias)
+        return products.linear_product(x, _updated(*frozen(), a, b, scaling), bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (dy,) = gradients
         x, a, b = ctx.saved_tensors
         weight, zeros = ctx.frozen()
-        dweight = (dy.flatten(0, -2).T @ x.flatten(0, -2)).float()
+        dweight = products.matmul(dy.flatten(0, -2).T, x.flatten(0, -2)).float()
         dweight.mul_(ctx.scaling).masked_fill_(zeros, 0)
-        dx = dy @ _updated(weight, zeros, a, b, ctx.scaling) if ctx.needs_input_grad[0] else None
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = products.linear_gradient(dy, _updated(weight, zeros, a, b, ctx.scaling))
         return dx, None, None, b.T @ dweight, dweight @ a.T, None
 
 
