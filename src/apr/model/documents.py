@@ -27,13 +27,16 @@ def document_attention(model: Transformer, starts: tuple[int, ...]) -> Attend:
         if products.widens(q):
             q, k, v = q.float(), k.float(), v.float()
         parts = []
-        for start, end, count in spans:
+        # Not slice by slice: each would get a gradient of the whole's size.
+        sizes = [end - start for start, end, _ in spans]
+        pieces = zip(spans, *(t.split(sizes) for t in (q, k, v)), strict=True)
+        for (start, end, count), *rows in pieces:
             length = (end - start) // count
             mask = None
             if window is not None and length > window:
                 index = torch.arange(length, device=q.device)
                 mask = reference.causal_mask(index, index, window)[None]
-            query, key, value = (t[start:end].unflatten(0, (count, length)) for t in (q, k, v))
+            query, key, value = (t.unflatten(0, (count, length)) for t in rows)
             parts.append(model.attend(query, key, value, mask).flatten(0, 1))
         return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(dtype)
 

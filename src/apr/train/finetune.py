@@ -72,6 +72,7 @@ def finetune(
         return shown.answer(model, request.dtype) if allowed else None
 
     sample = sample_before(shown, lambda: answer(before), target)
+    return_free_memory()
     report = _train(prepared, target, on_log, report_to)
     return_free_memory()
     publish(target / ("best" if report.best_epoch is not None else "last"), target)
