@@ -42,14 +42,15 @@ RUNS = {
     "QLoRA": ["--method", "qlora"],
     "QLoRA, --no-recompute": ["--method", "qlora", "--no-recompute"],
 }
-# Runs apr's command line and prints the process's largest resident set, in bytes.
+# Runs apr's command line and prints the process's largest resident set, in bytes. (What getrusage
+# says would begin with that of the process which started it.)
 SCRIPT = """
-import resource
 from apr.cli.main import main
 try:
     main()
 finally:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print(int(peak.split()[1]) * 1024)
 """
 
 
