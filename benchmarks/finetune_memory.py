@@ -70,12 +70,14 @@ def random_model(layers: int) -> Path:
         shapes = {n: p.shape for n, p in Transformer(config_from_hf(config)).named_parameters()}
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory(dir=ENVS) as temporary:
+        made = Path(temporary, "model")
+        made.mkdir()
         for file in model_folder().glob("*token*"):
-            shutil.copy(file, temporary)
-        Path(temporary, "config.json").write_text(json.dumps(config))
+            shutil.copy(file, made)
+        (made / "config.json").write_text(json.dumps(config))
         tensors = {n: torch.randn(s, dtype=torch.bfloat16) * 0.02 for n, s in shapes.items()}
-        save_file(tensors, Path(temporary, "model.safetensors"), {"format": "pt"})
-        shutil.copytree(temporary, folder)
+        save_file(tensors, made / "model.safetensors", {"format": "pt"})
+        made.rename(folder)
     return folder
 
 
