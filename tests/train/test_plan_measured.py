@@ -45,6 +45,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 ["--method", "qlora", "--targets", "all-linear,embed_tokens"],
                 ["--recompute", "--targets", "all-linear"],
                 ["--method", "qlora", "--no-recompute"],
+                ["--recompute", "--dtype", "fp32"],
+                ["--method", "full"],
+                ["--method", "full", "--dtype", "fp32", "--recompute"],
+                ["--method", "full", "--accumulate", "2"],
             )
         ),
     ],

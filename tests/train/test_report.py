@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -155,3 +157,22 @@ def test_a_gap_is_shown_up_to_its_middle(tmp_path: Path) -> None:
     sample = json.loads((tmp_path / "run" / REPORT).read_text())["sample"]
     assert sample["prompt"].startswith(marks[0]) and sample["prompt"].endswith(marks[2])
     assert marks[2] not in sample["reference"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mapped pages are read from /proc")
+def test_pages_of_the_base_are_gone_after_training(folder: Path, tmp_path: Path) -> None:
+    """The answer after training, which runs the model once more, needs their room."""
+    write_model(folder / "wide", intermediate_size=16384)
+    weights = folder / "wide" / "model.safetensors"
+    resident: list[int] = []
+
+    def look(_: object) -> None:
+        maps = psutil.Process().memory_maps()
+        resident.append(sum(m.rss for m in maps if m.path == str(weights.resolve())))
+
+    train = TrainSettings(batch_size=8, max_steps=1)
+    ready = prepared(folder, model=str(folder / "wide"), dtype="bf16", train=train)
+    finetune(ready, tmp_path / "out", on_log=look)
+    look(None)
+    assert max(resident) > weights.stat().st_size / 2  # training reads it where it is mapped
+    assert resident[-1] < weights.stat().st_size / 10

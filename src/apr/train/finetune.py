@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from apr.checkpoint import CheckpointWriter
+from apr.checkpoint import CheckpointWriter, open_checkpoint
 from apr.checkpoint.adapter import open_adapter
 from apr.checkpoint.source import read_json_object
 from apr.convert.dtypes import DTYPES
@@ -65,13 +65,12 @@ def finetune(
     inputs = input_hashes(prepared)
     open_run(target, {**request.to_json(), "sha256": inputs}, force)
     shown = shown_sample(prepared)
-    before = prepared.base
 
     def answer(model: OpenedModel) -> str | None:
         allowed = fits(model, request.dtype, prepared.memory)
         return shown.answer(model, request.dtype) if allowed else None
 
-    sample = sample_before(shown, lambda: answer(before), target)
+    sample = sample_before(shown, lambda: answer(prepared.base), target)
     return_free_memory()
     report = _train(prepared, target, on_log, report_to)
     return_free_memory()
@@ -122,13 +121,17 @@ def _train(
 
 
 def load_model(prepared: Prepared) -> Transformer:
-    """The model to train, where it will be trained."""
+    """The model to train, where it will be trained.
+
+    Its file is mapped anew: pages that training read are this process's until their map is gone,
+    and the answer after it needs that room.
+    """
     request = prepared.request
     if request.little_memory:
         return_large_blocks()
     dtype = DTYPES[request.dtype]
     how = (request.method, dtype, training_device(), request.keep_mask)
-    return load_base(prepared.checkpoint, *how)
+    return load_base(open_checkpoint(prepared.pulled.path), *how)
 
 
 def shown_sample(prepared: Prepared) -> Shown:

@@ -17,7 +17,8 @@ from apr.train.lora import LoraSettings, modules_to_adapt
 from apr.train.losses import CHUNK
 
 # Gradient and AdamW's two moments in fp32 beside each trained parameter, which is fp32 itself.
-_STATE_BYTES = 4 + 4 + 8
+_GRADIENT = 4
+_STATE_BYTES = 4 + _GRADIENT + 8
 # Measured on Linux with glibc: compiled kernels and libraries that load with the first step, and
 # what the allocator holds for each byte of activations (freed pieces between kept ones) unless it
 # was told to return them (`apr.heap`); then it keeps a pool of small pieces.
@@ -30,8 +31,8 @@ _SIDE_BY_SIDE = 2
 class MemoryPlan:
     """parameters: of the model; trainable: of these and of adapters. The rest in bytes. process:
     the interpreter and its libraries. weights: as they are stored. trained: fp32 values, gradients
-    and optimizer state. activations: kept for the backward pass. work: what a layer or the loss
-    needs for a moment, the larger.
+    and optimizer state. activations: kept for the backward pass, beyond the room of the gradients
+    that take their place. work: what a layer or the loss needs for a moment, the larger.
     """
 
     parameters: int
@@ -60,8 +61,10 @@ def plan_memory(
     recompute: bool,
     batch: tuple[int, int, int],
     adapter: Path | None = None,
+    accumulate: int = 1,
 ) -> MemoryPlan:
-    """batch: (tokens, targets, longest document) of the largest batch.
+    """batch: (tokens, targets, longest document) of the largest batch. accumulate: batches whose
+    gradients are added up for a step.
 
     Raises UsageError as `modules_to_adapt` does, and what `open_adapter` raises.
     """
@@ -79,6 +82,8 @@ def plan_memory(
     kept = config.hidden_size * width if recompute else layer
     holes, pool = (1.0, _POOL) if recompute or method == "qlora" else (_HOLES, 0)
     activations = round(tokens * config.num_layers * kept * holes)
+    if accumulate == 1:  # later batches find the gradients of those before them
+        activations = max(0, activations - trainable * _GRADIENT)
     return MemoryPlan(
         parameters=parameters,
         trainable=trainable,

@@ -141,7 +141,8 @@ def _planned(
         how = (request.method, request.dtype, request.keep_mask)
         size = base_size(checkpoint, config, *how)
         return plan_memory(config, size, request.method, request.lora, request.dtype,
-                           request.recompute, largest, request.adapter)  # fmt: skip
+                           request.recompute, largest, request.adapter,
+                           request.train.accumulate)  # fmt: skip
 
     if request.memory is None:
         check_base(checkpoint, config, request.method)
