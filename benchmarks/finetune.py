@@ -1,8 +1,8 @@
 """LoRA training of SmolLM2-135M on CPU: apr against trl and a bare transformers + peft loop.
 
     python benchmarks/finetune.py [--qlora] [--rounds 5] [--steps 2] [--dtype bf16]
-        [--peer-dtype fp32] [--threads N] [--warm-up 1] [--model FOLDER] [--peer-python PYTHON]
-        [--out FILE.json]
+        [--peer-dtype fp32] [--peers bare,trl] [--threads N] [--warm-up 1] [--model FOLDER]
+        [--peer-python PYTHON] [--out FILE.json]
 
 Rank 16 on q_proj and v_proj, sequences of 512 tokens, all with loss, batch 4, AdamW. Every engine
 is a process that waits while the others work; each round takes a few steps in each, in turn.
@@ -28,6 +28,7 @@ from inference import CONSTRAINTS, ENVS, HERE, MODEL, environment
 
 BATCH, LENGTH, RANK = 4, 512, 16
 OURS = "apr"
+PEERS = {"bare": "transformers + peft", "trl": "trl"}
 
 
 class Engine:
@@ -73,11 +74,14 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=1, help="steps before the first round")
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--peer-dtype", choices=["bf16", "fp32"], help="[default: --dtype]")
+    parser.add_argument("--peers", default="bare,trl", help="which of the two")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--model", type=Path)
     parser.add_argument("--peer-python", type=Path)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if unknown := [kind for kind in args.peers.split(",") if kind not in PEERS]:
+        parser.error(f"--peers {unknown[0]} is unknown: bare, trl")
     peer = args.peer_python or environment(
         "trl", ["-c", str(CONSTRAINTS), "torch", "transformers", "peft", "trl", "datasets",
                 "bitsandbytes"], {},
@@ -95,9 +99,9 @@ def main() -> None:
     engines = {
         OURS: Engine([*ours, *nf4], args.threads),
         "apr, recomputing": Engine([*ours, *nf4, "recompute"], args.threads),
-        "transformers + peft": theirs("bare"),
-        "trl": theirs("trl"),
     }
+    for kind in args.peers.split(","):
+        engines[PEERS[kind]] = theirs(kind)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
     for engine in engines.values():
         if args.warm_up:

@@ -142,7 +142,7 @@ class LoraLinear(nn.Module):
         dropped = self.drop(x)
         if self.magnitude is None:
             update = (dropped, self.lora_a, self.lora_b, self.scaling)
-            return _AddLowRank.apply(self.base(x), *update)
+            return AddLowRank.apply(self.base(x), *update)
         # DoRA (eq. 5): the rows of W + s B A at learned lengths. Their own length counts as a
         # constant (section 4.3).
         bias = self.base.bias
@@ -151,7 +151,7 @@ class LoraLinear(nn.Module):
             plain = plain - bias
         stretch = self.magnitude / self.row_lengths()
         frozen = plain.clone() if dropped is not x else None
-        turned = _AddLowRank.apply(plain, dropped, self.lora_a, self.lora_b, self.scaling)
+        turned = AddLowRank.apply(plain, dropped, self.lora_a, self.lora_b, self.scaling)
         y = turned * stretch  # fp32: the lengths move by less than bf16 can tell
         if frozen is not None:
             # As PEFT: what dropout hides from the adapter is still seen by the frozen weight.
@@ -203,7 +203,7 @@ class LoraEmbedding(nn.Module):
 Adapter = LoraLinear | LoraEmbedding
 
 
-class _AddLowRank(torch.autograd.Function):
+class AddLowRank(torch.autograd.Function):
     """y + s (x A^T) B^T, written into y. x: (..., in), y: (..., out); a, b: fp32."""
 
     @staticmethod

@@ -16,9 +16,8 @@ import torch
 from torch import nn
 
 from apr.errors import UsageError
-from apr.kernels import products
 from apr.model.transformer import Transformer
-from apr.train.lora import LoraLinear, LoraSettings, matching_modules
+from apr.train.lora import AddLowRank, LoraLinear, LoraSettings, matching_modules
 
 
 @dataclass
@@ -37,17 +36,17 @@ class SharedLinear(nn.Module):
         self.adapters = nn.ModuleDict()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.base(x)
         parts = []
-        for name, start, end in self.spans.now:
+        # Split, for a slice's gradient has the size of the whole.
+        sizes = [end - start for _, start, end in self.spans.now]
+        rows = zip(self.base(x).split(sizes), x.split(sizes), strict=True)
+        for (name, *_), (y, own) in zip(self.spans.now, rows, strict=True):
             if name not in self.adapters:
-                parts.append(y[start:end])
+                parts.append(y)
                 continue
             adapter: Any = self.adapters[name]
-            a, b = adapter.lora_a.to(x.dtype), adapter.lora_b.to(x.dtype)
-            inner = products.linear(x[start:end], a)  # (n, r)
-            update = products.linear(inner, b)
-            parts.append(torch.add(y[start:end], update, alpha=adapter.scaling))
+            update = (own, adapter.lora_a, adapter.lora_b, adapter.scaling)
+            parts.append(AddLowRank.apply(y.clone(), *update))
         return torch.cat(parts)
 
 
