@@ -15,6 +15,7 @@ from apr.errors import UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.infilling import Infilling, exact_match
 from apr.eval.evaluate import evaluate
+from apr.eval.result import summary_table
 from apr.eval.samples import score_samples
 from apr.eval.sandbox import Sandbox
 from apr.eval.task import PromptStyle, Task
@@ -198,6 +199,9 @@ def test_a_whole_run(tmp_path: Path) -> None:
     )
     assert again.passes[1][0] == 0.5
     assert again.to_json()["generation"] == {"exact_match": 0.5}
+    none = summary_table(replace(result, generation={"exact_match": 0.0, "cut_at_max_tokens": 0}))
+    names = list(none.columns[0].cells)
+    assert "exact match" in names and "cut at max tokens" not in names
 
 
 @pytest.mark.parametrize(

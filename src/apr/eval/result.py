@@ -230,7 +230,8 @@ def summary_table(result: Result) -> Table:
     others = Counter(v.verdict for v in result.verdicts if v.verdict != "passed")
     if others:
         table.add_row("other", ", ".join(f"{name} {n}" for name, n in others.most_common()))
-    counted = {name: value for name, value in result.generation.items() if value}
+    # A count of none is no news, a share of none is a result.
+    counted = {n: v for n, v in result.generation.items() if v or isinstance(v, float)}
     for name, value in {**result.settings, **counted}.items():
         table.add_row(name.replace("_", " "), shown_setting(value))
     if "server" in result.model:
