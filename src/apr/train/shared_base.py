@@ -46,6 +46,7 @@ class SharedLinear(nn.Module):
                 continue
             adapter: Any = self.adapters[name]
             update = (own, adapter.lora_a, adapter.lora_b, adapter.scaling)
+            # It is written into, which a part of a split may not be.
             parts.append(AddLowRank.apply(y.clone(), *update))
         return torch.cat(parts)
 
