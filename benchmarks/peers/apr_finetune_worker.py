@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from apr.checkpoint import open_checkpoint
-from apr.convert.dtypes import DTYPES
-from apr.heap import return_large_blocks
+from apr.checkpoint.dtypes import DTYPES
+from apr.common.heap import return_large_blocks
 from apr.train.base import load_base
 from apr.train.forward import token_loss
 from apr.train.lora import LoraSettings, add_lora

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from apr.engine.engine import Engine
 from apr.engine.request import Request
-from apr.model.runtime import load_runtime
+from apr.engine.runners.runtime import load_runtime
 
 
 def prompt(length: int, salt: int = 0) -> tuple[int, ...]:

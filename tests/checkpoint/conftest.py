@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 
 
 def _real_gguf(file_name: str, short_name: str) -> Path:

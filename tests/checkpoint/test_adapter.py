@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from apr.checkpoint.adapter import open_adapter
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from merge.tiny_models import tiny_weights, write_models
 
 DATA = Path(__file__).parent / "data" / "peft"

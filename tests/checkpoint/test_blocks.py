@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from apr.checkpoint.blocks import CHUNK_ELEMENTS, DECODERS, dequantize
 from apr.checkpoint.ggml_types import GGML_TYPES
-from apr.errors import AprError
+from apr.common.errors import AprError
 
 # Byte offsets of the fp16 numbers of a block.
 HALVES = {

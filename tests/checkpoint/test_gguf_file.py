@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from apr.checkpoint import open_checkpoint
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 
 from .gguf_bytes import file_bytes, tensor_entry
 from .gguf_bytes import write_with_package as write

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from apr.checkpoint.gguf_header import read_gguf_header
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 
 from .gguf_bytes import ARRAY, F32, STRING, U32, file_bytes, pair, string, tensor_entry
 from .gguf_bytes import write_with_package as write

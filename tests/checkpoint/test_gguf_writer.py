@@ -15,7 +15,7 @@ import torch
 
 from apr.checkpoint import GgufWriter, TensorInfo, open_checkpoint, read_gguf_header
 from apr.checkpoint.gguf_file import PLAIN_DTYPES
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 
 METADATA = {
     "general.name": "tiny é",
@@ -230,7 +230,7 @@ def test_a_living_writer_is_left_alone(tmp_path):
 FILL = """
     import sys, torch
     from apr.checkpoint import GgufWriter, TensorInfo
-    from apr.errors import AprError
+    from apr.common.errors import AprError
     plan = [TensorInfo(f"t{i}", (100_000,), "F32", 400_000) for i in range(40)]
     tokens = ["token"] * int(sys.argv[2])
     try:

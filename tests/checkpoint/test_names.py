@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from apr.checkpoint.names import FAMILY_TABLES, gguf_to_hf, hf_to_gguf, is_rope_table
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 
 transformers = pytest.importorskip("transformers")
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from apr.checkpoint import open_checkpoint
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 
 TENSORS = {
     "model.a": torch.randn(3, 5),

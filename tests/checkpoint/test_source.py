@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 import apr.checkpoint
 from apr.checkpoint import open_checkpoint
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 
 from .gguf_bytes import write_with_package as write
 

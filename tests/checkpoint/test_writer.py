@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from apr.checkpoint import CheckpointWriter, open_checkpoint, writer
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 
 DTYPES = [*writer.SAFETENSORS_DTYPES]
 
@@ -304,7 +304,7 @@ def test_a_living_writer_is_left_alone(tmp_path):
 FILL = """
     import sys, torch
     from apr.checkpoint import CheckpointWriter
-    from apr.errors import AprError
+    from apr.common.errors import AprError
     try:
         with CheckpointWriter(sys.argv[1]) as out:
             for i in range(40):

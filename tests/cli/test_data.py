@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from apr.eval.datasets import DataFile, DataSet
+from apr.hub.data_registry import DataFile, DataSet
 
 from .command import Command
 
@@ -23,7 +23,8 @@ def apr(
     monkeypatch.setenv("APR_CACHE", str(tmp_path / "cache"))
     file = DataFile("a.jsonl", "https://a.example/a.jsonl", hashlib.sha256(TEXT).hexdigest())
     monkeypatch.setattr(
-        "apr.eval.datasets.DATASETS", (DataSet("mine", "v1", (file,), 1, "MIT", "made up"),)
+        "apr.hub.data_registry.DATASETS",
+        (DataSet("mine", "v1", (file,), 1, "MIT", "made up"),),
     )
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(TEXT))
     return Command(monkeypatch, capfd)
@@ -56,7 +57,7 @@ def test_a_group_is_several(apr: Command, monkeypatch: pytest.MonkeyPatch, tmp_p
         for name in "bc"
     ]
     sets = [DataSet(f.name[0], "", (f,), 1, "MIT", "made up") for f in files]
-    monkeypatch.setattr("apr.eval.datasets.DATASETS", tuple(sets))
+    monkeypatch.setattr("apr.hub.data_registry.DATASETS", tuple(sets))
     monkeypatch.setattr("apr.eval.benchmarks.GROUPS", {"both": ("b", "c")})
     done = apr("data", "pull", "both", "--from", tmp_path / "a.jsonl.gz")
     assert done.code == 0 and [f"{name}, 1 rows" in done.out for name in "bc"] == [True, True]

@@ -32,7 +32,7 @@ def apr(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 def canned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Canned:
     """Every model reference means canned answers; runs/ is in tmp_path."""
     canned = Canned()
-    monkeypatch.setattr("apr.eval.model.local_model", lambda settings: canned.model())
+    monkeypatch.setattr("apr.eval.generators.model.local_model", lambda settings: canned.model())
     monkeypatch.chdir(tmp_path)
     return canned
 

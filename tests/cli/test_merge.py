@@ -91,7 +91,7 @@ def test_the_check(apr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         asked.append((folder, inputs))
         return {"perplexity": rows, "tasks": 20, "passed": 3, "verdict": "broken"}
 
-    monkeypatch.setattr("apr.eval.smoke.smoke_test", smoke_test)
+    monkeypatch.setattr("apr.eval.run.smoke.smoke_test", smoke_test)
     done = apr("merge", "a", "b", "--strategy", "linear", "-o", tmp_path / "out", "--check")
     assert asked == [(tmp_path / "out", ["a", "b"])]
     assert "12.500  out" in done.out and "not finite  a" in done.out

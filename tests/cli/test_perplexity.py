@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from apr.eval.perplexity import load_model, measure
-from apr.eval.texts import load_text
+from apr.calibrate.perplexity import load_model, measure
+from apr.calibrate.texts import load_text
 from convert.models import folder, small_model
 
 from .command import Command

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from apr.checkpoint.model_manifest import MANIFEST_NAME
 from apr.convert.check_model import CheckReport, check_model
 from apr.convert.import_checkpoint import import_checkpoint
-from apr.convert.manifest import MANIFEST_NAME
 
 from .models import folder, gguf_file, small_model
 

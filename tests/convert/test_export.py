@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from apr.checkpoint import open_checkpoint
+from apr.common.errors import AprError, UsageError
 from apr.convert.check_model import check_model
 from apr.convert.export_gguf import export_gguf
 from apr.convert.import_checkpoint import import_checkpoint
-from apr.errors import AprError, UsageError
 from apr.model.families import config_from_checkpoint
 from apr.model.load import load_transformer, load_weights
 from apr.text import load_tokenizer

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from apr.checkpoint.model_manifest import MANIFEST_NAME
+from apr.common.errors import AprError, UsageError
 from apr.convert import import_checkpoint as module
 from apr.convert.import_checkpoint import import_checkpoint
-from apr.convert.manifest import MANIFEST_NAME
-from apr.errors import AprError, UsageError
 from apr.text import load_tokenizer
 from model.zoo import hf_logits, random_ids, relative_error, transformers
 

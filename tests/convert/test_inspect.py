@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from apr.common.errors import UsageError
 from apr.convert.inspect_model import describe, inspect_model
-from apr.errors import UsageError
 
 from .models import TEMPLATE, folder, gguf_file, small_model, small_tokens
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from apr.common.errors import AprError
 from apr.convert.check_model import check_model
 from apr.convert.import_checkpoint import import_checkpoint
-from apr.errors import AprError
 from apr.hub import resolve
 from apr.model.load import load_transformer
 from apr.text import load_tokenizer

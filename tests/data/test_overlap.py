@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from apr.cli.main import app
+from apr.common.errors import UsageError
 from apr.data.decontaminate import decontaminate
 from apr.data.overlap import NgramIndex
 from apr.data.references import docstring_prose, read_reference
 from apr.data.rows import read_examples
-from apr.errors import UsageError
 from eval.shared import shared_data
 
 

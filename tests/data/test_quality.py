@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from apr.cli.main import app
+from apr.common.errors import AprError, UsageError
 from apr.data.checks import COSTS, Problem, problems_of, python_code
 from apr.data.quality import measure_quality
 from apr.data.rows import Example, read_examples, recognise
-from apr.errors import AprError, UsageError
 from eval.shared import shared_data
 
 pytest.importorskip("rensa", reason="near-duplicates need rensa: pip install apr[data]")

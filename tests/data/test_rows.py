@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from apr.common.errors import AprError, UsageError
 from apr.data.rows import Example, read_examples, recognise, row_writer
-from apr.errors import AprError, UsageError
 
 ROWS: list[dict[str, Any]] = [
     {"instruction": "Add.", "response": "a + b", "system": "Be brief.", "input": "a, b"},

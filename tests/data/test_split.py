@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from apr.cli.main import app
+from apr.common.errors import UsageError
 from apr.data.rows import read_examples
 from apr.data.split import choose_eval, merge_groups, split_data
-from apr.errors import UsageError
 from eval.shared import shared_data
 
 from .test_duplicates import mutated, runs

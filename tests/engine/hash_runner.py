@@ -10,8 +10,8 @@ import hashlib
 import numpy as np
 import torch
 
+from apr.engine.runners.runner import StepBatch
 from apr.model.config import ModelConfig
-from apr.model.runner import StepBatch
 
 VOCABULARY = 50
 CONFIG = ModelConfig(

@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 
 import pytest
 
+from apr.common.errors import UsageError
 from apr.engine.batch_file import BatchReport, answer_file, read_requests, row_seed
 from apr.engine.session import Sampling, Session, TextRequest
-from apr.errors import UsageError
 
 TEMPLATE = TextRequest(prompt="", max_tokens=6, n=3, sampling=Sampling(temperature=1.0), seed=4)
 LINE_SEPARATORS = "a\u2028b\u2029c\u0085d\u001ce"

@@ -6,9 +6,9 @@ from contextlib import closing
 
 import pytest
 
+from apr.common.errors import UsageError
 from apr.engine.conversation import Conversation
 from apr.engine.session import Session, TextRequest
-from apr.errors import UsageError
 
 SETTINGS = TextRequest(messages=[], max_tokens=20)
 

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apr.common.errors import UsageError
 from apr.engine import sampling
 from apr.engine.engine import Engine
 from apr.engine.request import Completion, Request, Sampling
-from apr.errors import UsageError
 
 from .hash_runner import VOCABULARY, HashRunner, history_logits
 

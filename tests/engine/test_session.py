@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from apr.common.errors import AprError, UsageError
 from apr.engine import budget
 from apr.engine.session import Sampling, Session, TextCompletion, TextRequest
-from apr.errors import AprError, UsageError
 from apr.hub import resolve
 from convert import models
 

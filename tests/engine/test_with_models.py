@@ -8,10 +8,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from apr.engine.engine import Engine
 from apr.engine.request import Request, Sampling
-from apr.model.compiled_runner import CompiledRunner, PackedWeights
+from apr.engine.runners.compiled_runner import CompiledRunner, PackedWeights
+from apr.engine.runners.torch_runner import TorchRunner
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_hf
-from apr.model.torch_runner import TorchRunner
 from apr.model.transformer import Transformer
 
 HF = LlamaConfig(

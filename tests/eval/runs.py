@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from apr.errors import AprError
-from apr.eval.evaluate import evaluate
-from apr.eval.model import Answer, Ask, Generator, Model
-from apr.eval.settings import EvalSettings
-from apr.eval.task import Benchmark, Task
+from apr.common.errors import AprError
+from apr.eval.benchmarks.task import Benchmark, Task
+from apr.eval.generators.model import Answer, Ask, Generator, Model
+from apr.eval.run.evaluate import evaluate
+from apr.eval.run.settings import EvalSettings
 
 SETTINGS = EvalSettings(model="canned", mode="base", limit=20, progress=False, workers=2)
 

@@ -16,15 +16,15 @@ import pytest
 from typer.testing import CliRunner
 
 from apr.cli.main import app
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.bigcodebench import BigCodeBench
-from apr.eval.evaluate import evaluate
-from apr.eval.interpreter import find_interpreter
-from apr.eval.samples import run_references, score_samples
-from apr.eval.sandbox import Job, Sandbox
-from apr.eval.settings import EvalSettings
-from apr.eval.task import PromptStyle, Task
+from apr.eval.benchmarks.task import PromptStyle, Task
+from apr.eval.run.evaluate import evaluate
+from apr.eval.run.samples import run_references, score_samples
+from apr.eval.run.settings import EvalSettings
+from apr.sandbox import Job, Sandbox
+from apr.sandbox.interpreter import find_interpreter
 
 from .mutants import changed_programs
 from .runs import Canned

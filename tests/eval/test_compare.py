@@ -15,14 +15,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from apr.cli.main import app
+from apr.common.errors import UsageError
 from apr.engine.request import Sampling
-from apr.errors import UsageError
-from apr.eval.compare import compare
-from apr.eval.evaluate import evaluate
-from apr.eval.history import find_runs, in_order, read_run, select
-from apr.eval.history_table import history_table, samples_json
-from apr.eval.significance import mcnemar, permutation_p
-from apr.eval.task import Task
+from apr.eval.benchmarks.task import Task
+from apr.eval.history.compare import compare
+from apr.eval.history.read import find_runs, in_order, read_run, select
+from apr.eval.history.significance import mcnemar, permutation_p
+from apr.eval.history.table import history_table, samples_json
+from apr.eval.run.evaluate import evaluate
 
 from .runs import SETTINGS, Canned
 

@@ -12,14 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 from apr.cli.main import app
+from apr.common.errors import UsageError
 from apr.data.decontaminate import decontaminate, write_report
-from apr.errors import UsageError
 from apr.eval.benchmarks import load_benchmark
-from apr.eval.contamination import LEAST_WORDS, contamination, repeated_references
-from apr.eval.evaluate import evaluate
-from apr.eval.history import Run, read_run
-from apr.eval.samples import score_samples
-from apr.eval.task import Task
+from apr.eval.benchmarks.task import Task
+from apr.eval.history.read import Run, read_run
+from apr.eval.run.contamination import LEAST_WORDS, contamination, repeated_references
+from apr.eval.run.evaluate import evaluate
+from apr.eval.run.samples import score_samples
 
 from .runs import SETTINGS, Canned
 from .shared import completions, shared_data

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.cruxeval import CruxEval
-from apr.eval.data_files import pull_data
-from apr.eval.datasets import find_dataset
-from apr.eval.evaluate import evaluate
-from apr.eval.samples import score_samples
-from apr.eval.sandbox import Sandbox
+from apr.eval.benchmarks.task import PromptStyle
+from apr.eval.run.evaluate import evaluate
+from apr.eval.run.samples import score_samples
 from apr.eval.strategies.strategy import load_strategy
-from apr.eval.task import PromptStyle
+from apr.hub.data_files import pull_data
+from apr.hub.data_registry import find_dataset
+from apr.sandbox import Sandbox
 
 from .runs import SETTINGS, Canned
 from .shared import shared_data

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from apr.errors import AprError, UsageError
-from apr.eval.data_files import cached_path, find_data, find_data_files, pull_data
-from apr.eval.datasets import DATASETS, DataFile, DataSet, find_dataset
+from apr.common.errors import AprError, UsageError
+from apr.hub.data_files import cached_path, find_data, find_data_files, pull_data
+from apr.hub.data_registry import DATASETS, DataFile, DataSet, find_dataset
 from hub.server import LocalServer, running_server, sha256
 
 from .shared import shared_data

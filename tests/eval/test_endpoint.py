@@ -21,17 +21,17 @@ import httpx
 import pytest
 import torch
 
+from apr.common.errors import AprError, UsageError
 from apr.engine.request import Sampling
-from apr.errors import AprError, UsageError
-from apr.eval import endpoint_client
 from apr.eval.benchmarks.humaneval import PREFILL, HumanEval
-from apr.eval.endpoint import endpoint_model
-from apr.eval.endpoint_client import normal_url
-from apr.eval.evaluate import evaluate, sample_seed
-from apr.eval.model import PROMPT_TOO_LONG, Answer, Ask
-from apr.eval.settings import EvalSettings
-from apr.eval.store import Generation
-from apr.eval.task import PromptStyle
+from apr.eval.benchmarks.task import PromptStyle
+from apr.eval.generators import endpoint_client
+from apr.eval.generators.endpoint import endpoint_model
+from apr.eval.generators.endpoint_client import normal_url
+from apr.eval.generators.model import PROMPT_TOO_LONG, Answer, Ask
+from apr.eval.run.evaluate import evaluate, sample_seed
+from apr.eval.run.settings import EvalSettings
+from apr.eval.run.store import Generation
 from convert.models import gguf_file, small_model
 
 from .fake_server import Asked, FakeServer, Reply, chat, completion

@@ -15,17 +15,17 @@ from typing import Any
 
 import pytest
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.evalplus import NOT_NONE, EvalPlus
-from apr.eval.evaluate import evaluate
-from apr.eval.interpreter import find_interpreter
-from apr.eval.samples import score_samples
-from apr.eval.sandbox import Sandbox
-from apr.eval.sandbox.calls import Large, decode
-from apr.eval.sandbox.equality import _AS_SETS
-from apr.eval.sandbox.extensions import Digest
-from apr.eval.task import PromptStyle, Task
+from apr.eval.benchmarks.task import PromptStyle, Task
+from apr.eval.run.evaluate import evaluate
+from apr.eval.run.samples import score_samples
+from apr.sandbox import Sandbox
+from apr.sandbox.calls import Large, decode
+from apr.sandbox.equality import _AS_SETS
+from apr.sandbox.extensions import Digest
+from apr.sandbox.interpreter import find_interpreter
 
 from .mutants import changed_programs
 from .runs import SETTINGS, Canned

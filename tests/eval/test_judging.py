@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.eval.benchmarks.humaneval import REFERENCE_FACTOR, TIME_LIMIT, HumanEval
-from apr.eval.judging import Judging, judge_distinct, judged_by_reference
-from apr.eval.sandbox import Job, Outcome, Sandbox
+from apr.eval.run.judging import Judging, judge_distinct, judged_by_reference
+from apr.sandbox import Job, Outcome, Sandbox
 
 
 @pytest.fixture(scope="module")

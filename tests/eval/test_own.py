@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.humaneval import BASE_STOP, HumanEval
 from apr.eval.benchmarks.own import WORDS_STOP, OwnBenchmark
-from apr.eval.evaluate import evaluate
-from apr.eval.history import read_run, whole_programs
-from apr.eval.samples import run_references, score_samples
-from apr.eval.sandbox import Sandbox
-from apr.eval.suite import evaluate_suite, is_suite
-from apr.eval.task import PromptStyle, traits_of
+from apr.eval.benchmarks.task import PromptStyle, traits_of
+from apr.eval.history.read import read_run, whole_programs
+from apr.eval.run.evaluate import evaluate
+from apr.eval.run.samples import run_references, score_samples
+from apr.eval.run.suite import evaluate_suite, is_suite
+from apr.sandbox import Sandbox
 
 from .runs import SETTINGS, Canned
 from .shared import shared_data
@@ -372,7 +372,7 @@ def test_humaneval_as_a_file_of_ones_own() -> None:
 
 PYTHON = """
 from apr.eval.benchmarks.own import OwnBenchmark
-from apr.eval.task import Prompt
+from apr.eval.benchmarks.task import Prompt
 
 class Terse(OwnBenchmark):
     def prompt(self, task, style):

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from apr.errors import AprError, UsageError
-from apr.eval.perplexity import (
+from apr.calibrate.perplexity import (
     LoadedModel,
     Window,
     evaluate_perplexity,
@@ -19,7 +18,8 @@ from apr.eval.perplexity import (
     token_losses,
     token_windows,
 )
-from apr.eval.texts import BUILTIN, Text, load_text
+from apr.calibrate.texts import BUILTIN, Text, load_text
+from apr.common.errors import AprError, UsageError
 from convert.models import VOCAB, folder, small_model
 
 from .shared import shared_data
@@ -138,7 +138,7 @@ def test_all_logits_never_exist(small: Path, monkeypatch: pytest.MonkeyPatch) ->
     model = load_model(str(small), "fp32").transformer
     ids = torch.randint(0, VOCAB, (120,), generator=torch.Generator().manual_seed(1))
     whole = token_losses(model, ids, 20)
-    monkeypatch.setattr("apr.eval.perplexity._LOGITS", 7 * VOCAB + 3)
+    monkeypatch.setattr("apr.calibrate.perplexity._LOGITS", 7 * VOCAB + 3)
     sizes, plain = [], model.logits
     monkeypatch.setattr(model, "logits", lambda h: sizes.append(len(h)) or plain(h))
     torch.testing.assert_close(token_losses(model, ids, 20), whole, rtol=1e-5, atol=1e-6)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apr.eval import prefixes
-from apr.eval.extraction import chat_code
-from apr.eval.prefixes import MAX_CUT_LINES, longest_prefix, parse
+from apr.eval.code import prefixes
+from apr.eval.code.extraction import chat_code
+from apr.eval.code.prefixes import MAX_CUT_LINES, longest_prefix, parse
 
 from .shared import QWEN, STARCODER, samples
 

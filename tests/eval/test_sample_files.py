@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.eval.benchmarks.humaneval import HumanEval
-from apr.eval.sample_files import read_samples, samples_sha256
-from apr.eval.samples import score_samples
+from apr.eval.generators.sample_files import read_samples, samples_sha256
+from apr.eval.run.samples import score_samples
 
 HUMANEVAL = HumanEval()
 TASKS = list(HUMANEVAL.tasks.values())[:3]

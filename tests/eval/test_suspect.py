@@ -19,16 +19,16 @@ import pytest
 from rich.console import Console
 
 from apr.eval.benchmarks import load_benchmark
-from apr.eval.evaluate import evaluate
-from apr.eval.history import read_run
-from apr.eval.result import NAMED, summary_table
-from apr.eval.samples import score_samples
-from apr.eval.store import StoredVerdict
-from apr.eval.suspect import repeated, suspects, suspicions
-from apr.eval.task import Benchmark, Task, traits_of
+from apr.eval.benchmarks.task import Benchmark, Task, traits_of
+from apr.eval.history.read import read_run
+from apr.eval.run.evaluate import evaluate
+from apr.eval.run.result import NAMED, summary_table
+from apr.eval.run.samples import score_samples
+from apr.eval.run.store import StoredVerdict
+from apr.eval.run.suspect import repeated, suspects, suspicions
+from sandbox import hostile, hostile_cases, hostile_unittest
 
 from .runs import SETTINGS, Canned
-from .sandbox import hostile, hostile_cases, hostile_unittest
 from .shared import completions, shared_data
 
 TASK = Task("T/0", "def add(a, b):\n", "add", hostile.TEST, "    return a + b\n")

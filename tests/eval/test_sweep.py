@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from apr.errors import AprError, UsageError
-from apr.eval.compare import compare
-from apr.eval.evaluate import Interrupted
-from apr.eval.history import find_runs, read_run
-from apr.eval.model import Model
-from apr.eval.settings import EvalSettings
-from apr.eval.significance import mcnemar
-from apr.eval.sweep import SweepResult, run_sweep, sweep_table
-from apr.eval.sweep_file import read_sweep, sweep_rows
-from apr.eval.task import Task
+from apr.common.errors import AprError, UsageError
+from apr.eval.benchmarks.task import Task
+from apr.eval.generators.model import Model
+from apr.eval.history.compare import compare
+from apr.eval.history.read import find_runs, read_run
+from apr.eval.history.significance import mcnemar
+from apr.eval.history.sweep import SweepResult, run_sweep, sweep_table
+from apr.eval.history.sweep_file import read_sweep, sweep_rows
+from apr.eval.run.evaluate import Interrupted
+from apr.eval.run.settings import EvalSettings
 
 from .runs import SETTINGS, Canned
 

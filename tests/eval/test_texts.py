@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from apr.errors import UsageError
-from apr.eval.data_files import pull_data
-from apr.eval.datasets import DataFile, DataSet, find_dataset
-from apr.eval.texts import join_wikitext, load_text
+from apr.calibrate.texts import join_wikitext, load_text
+from apr.common.errors import UsageError
+from apr.hub.data_files import pull_data
+from apr.hub.data_registry import DataFile, DataSet, find_dataset
 from hub.server import running_server, sha256
 
 from .shared import shared_data

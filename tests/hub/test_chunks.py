@@ -7,7 +7,7 @@ import itertools
 import pytest
 from packaging.requirements import Requirement
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.hub import pull, resolve
 from apr.hub.chunks import part_packages
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.hub.datasets import choose_rows, dataset_files
 
 from .server import FakeHub

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.hub import pull, resolve
 from apr.hub.hf_files import choose_files
 from apr.hub.refs import HfRef

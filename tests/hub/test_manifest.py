@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.hub.manifest import (
     FileRecord,
     Manifest,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.hub.pip_config import DEFAULT_INDEX, load_pip_config
 
 # What pip itself makes of its files and variables: one line of options for each environment.

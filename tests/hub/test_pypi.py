@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.hub import damaged_files, pull, resolve
 
 from .conftest import Index

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.hub import SHORT_NAMES, parse_ref, resolve
 from apr.hub.cache import cache_root
 from apr.hub.refs import HfRef, LocalRef, PypiRef

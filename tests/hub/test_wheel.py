@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.hub import resolve
 from apr.hub.wheel import WheelFile
 

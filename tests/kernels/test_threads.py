@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.kernels.cpu import threads
 from apr.kernels.cpu.threads import Team, default_threads
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.merge.diagnostics import MergeDiagnosis, diagnose, plot
 from apr.merge.merge import prepare, run_merge
 from apr.merge.settings import make_settings

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from apr.checkpoint.adapter import open_adapter
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.merge.extract import extract_lora, low_rank
 from merge.tiny_models import tiny_weights, write_models
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.merge.inputs import FileReader, Memory, open_input
 from apr.merge.merge import prepare, run_merge
 from apr.merge.settings import make_settings

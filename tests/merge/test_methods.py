@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.kernels.cpu import merging
 from apr.merge.methods import METHODS, merge_tensors, start
 from apr.merge.operands import Operands, in_memory

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.merge.flags import settings_from_flags
 from apr.merge.settings import make_settings, read_settings, value_of
 

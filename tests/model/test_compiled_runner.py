@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from apr.errors import AprError
+from apr.common.errors import AprError
+from apr.engine.runners.compiled_runner import CompiledRunner, PackedWeights
+from apr.engine.runners.runner import StepBatch
 from apr.kernels.cpu.sparse import HAS_SHUFFLE
-from apr.model.compiled_runner import CompiledRunner, PackedWeights
 from apr.model.config import ModelConfig, RopeScaling
-from apr.model.runner import StepBatch
 from apr.model.transformer import Transformer
 
 LLAMA = ModelConfig(

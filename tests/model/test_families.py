@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.model.families import KNOWN_FAMILIES, config_from_hf, config_to_hf
 
 from .zoo import (

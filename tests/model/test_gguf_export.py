@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from apr.checkpoint.names import hf_to_gguf
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.model.config import ModelConfig, RopeScaling
 from apr.model.families import config_from_gguf
 from apr.model.gguf_export import (

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from apr.checkpoint import open_checkpoint
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.model.families import config_from_checkpoint, config_from_gguf
 from apr.model.load import expected_shapes, load_transformer, load_weights
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from apr.checkpoint import open_checkpoint
 from apr.checkpoint.adapter import Adapter, open_adapter
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.hub import Pulled
 from apr.model.adapted import adapted_checkpoint
 from apr.model.load import load_transformer

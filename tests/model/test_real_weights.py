@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from apr.checkpoint import open_checkpoint
-from apr.errors import AprError
+from apr.common.errors import AprError
+from apr.engine.runners.runner import StepBatch
+from apr.engine.runners.torch_runner import TorchRunner
 from apr.model.load import load_transformer
-from apr.model.runner import StepBatch
-from apr.model.torch_runner import TorchRunner
 
 from .zoo import hf_logits, read_config, relative_error, transformers
 

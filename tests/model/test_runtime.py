@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
+from apr.engine.runners.runtime import load_runtime, pick_product_dtype
 from apr.kernels.cpu import target
 from apr.kernels.cpu.sparse import HAS_SHUFFLE
-from apr.model.runtime import load_runtime, pick_product_dtype
 from model.zoo import Case, make_hf
 
 CPU = torch.device("cpu")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from apr.errors import AprError
+from apr.common.errors import AprError
+from apr.engine.runners.cache import bytes_per_block
+from apr.engine.runners.runner import StepBatch
+from apr.engine.runners.torch_runner import TorchRunner
 from apr.kernels import reference
-from apr.model.cache import bytes_per_block
-from apr.model.runner import StepBatch
-from apr.model.torch_runner import TorchRunner
 from apr.model.transformer import Transformer
 
 from .zoo import make_pair, random_ids, relative_error

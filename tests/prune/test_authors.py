@@ -16,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from apr.calibrate.statistics import Norms, Statistic
 from apr.prune.allocation import outlier_ratio, owl_sparsities
 from apr.prune.methods import MatrixPruner, statistic_for, wanda_pruned
 from apr.prune.pattern import Pattern
 from apr.prune.scores import wanda_scores
 from apr.prune.settings import Method, PruneSettings
-from apr.prune.statistics import Norms, Statistic
 from prune import authors_cases as cases
 
 GOLDEN = Path(__file__).parent / "data" / "authors.safetensors"

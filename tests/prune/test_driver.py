@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from apr.errors import AprError, UsageError
+from apr.calibrate.statistics import Hessian
+from apr.common.errors import AprError, UsageError
 from apr.prune.driver import PreparedPrune, PruneReport, prepare, run_prune
 from apr.prune.methods import MatrixPruner, magnitude_pruned, wanda_pruned
 from apr.prune.pattern import parse_pattern
 from apr.prune.settings import PruneSettings, make_settings
-from apr.prune.statistics import Hessian
 
 from .conftest import inputs_of, load_hf
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.prune.pattern import parse_pattern
 from apr.prune.scores import lowest, lowest_of_groups, lowest_of_rows, prune_count
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from apr.errors import AprError, UsageError
+from apr.calibrate.statistics import Hessian
+from apr.common.errors import AprError, UsageError
 from apr.prune.methods import MatrixPruner
 from apr.prune.pattern import Pattern
 from apr.prune.settings import PruneSettings
 from apr.prune.sparsegpt import Factor, eliminate, inverse_factor, sparsegpt
-from apr.prune.statistics import Hessian
 
 SIZE = 12
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from apr.calibrate.perplexity import load_model, measure
 from apr.checkpoint import open_checkpoint
-from apr.errors import UsageError
-from apr.eval.perplexity import load_model, measure
+from apr.common.errors import UsageError
 from apr.model.families import config_from_checkpoint
 from apr.model.load import load_transformer
 from apr.prune.driver import run_prune

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 from corpus import HOSTILE, hostile, python_lines
 
 __all__ = ["hostile", "python_lines"]  # fixtures for this folder

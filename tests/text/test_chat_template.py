@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.text import Tokenizer
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}

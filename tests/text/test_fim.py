@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.text import (
     FimFormat,
     Tokenizer,

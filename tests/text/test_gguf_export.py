@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from apr.checkpoint import GgufWriter
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.text import load_tokenizer, tokenizer_from_gguf
 from apr.text.gguf_export import tokenizer_to_gguf
 from apr.text.gguf_tokenizer import TokenType

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Regex, pre_tokenizers
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.text import tokenizer_from_gguf
 from apr.text.gguf_tokenizer import merges_from_scores
 from apr.text.pre_tokenizers import PRE_TOKENIZERS

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.text import load_tokenizer, tokenizer_from_gguf
 
 CHAT = [{"role": "user", "content": "hi <|im_end|>"}]

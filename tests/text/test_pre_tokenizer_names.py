@@ -12,7 +12,7 @@ from transformers import CohereTokenizer, GPT2Tokenizer, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.text.pre_tokenizer_names import pre_tokenizer_name
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

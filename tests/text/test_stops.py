@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.text import StopMatcher
 
 small = st.text(alphabet="ab\n`", max_size=40)

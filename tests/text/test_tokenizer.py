@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.text import load_tokenizer, tokenizer_from_gguf
 from apr.text.end_tokens import find_end_ids
 

@@ -11,8 +11,8 @@ import transformers
 from torch import nn
 
 from apr.checkpoint import open_checkpoint
-from apr.convert.dtypes import DTYPES
-from apr.errors import UsageError
+from apr.checkpoint.dtypes import DTYPES
+from apr.common.errors import UsageError
 from apr.kernels import products
 from apr.model.families import config_from_checkpoint
 from apr.model.load import load_transformer

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.text import Tokenizer, load_tokenizer
 from apr.train.dataset import read_documents, split_off
 from apr.train.examples import BadRow, document_of

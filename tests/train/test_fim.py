@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.text import Tokenizer, load_tokenizer
 from apr.train.dataset import read_documents
 from apr.train.examples import text_document

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.train.loop import BAD_BATCH, METRICS, Task, TrainReport, total_steps, train
 from apr.train.optimizer import Optimizer
 from apr.train.settings import TrainSettings

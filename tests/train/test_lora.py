@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.model.transformer import Transformer
 from apr.train.adapter_files import adapter_names, adapter_tensors, load_adapter, save_adapter
 from apr.train.forward import hidden_states, token_loss

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.train import reporting
 from apr.train.reporting import check_report, draw_losses
 

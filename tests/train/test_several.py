@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from apr.checkpoint.safetensors_folder import SafetensorsSource
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.model.transformer import Linear
 from apr.train.adapters_config import read_adapters
 from apr.train.finetune import finetune

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.kernels.nf4 import quantize_nf4
 from apr.model.packed_linear import PackedLinear
 from apr.train.finetune import finetune

@@ -20,7 +20,7 @@ import torch
 
 from apr.checkpoint.safetensors_folder import SafetensorsSource
 from apr.checkpoint.source import read_json_object
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 
 EMBEDDING, OUTPUT_LAYER = "model.embed_tokens.weight", "lm_head.weight"
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"

@@ -19,7 +19,7 @@ import torch
 from apr.checkpoint import blocks32, blocks256
 from apr.checkpoint.chunk_workers import run_chunks
 from apr.checkpoint.ggml_types import GGML_TYPES
-from apr.errors import AprError
+from apr.common.errors import AprError
 
 # 2 MiB of fp32. With an eighth of that, the cost of starting each torch operation shows; with four
 # times that, the chunk no longer stays in the cache.

@@ -14,7 +14,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 
 _SYNC_FILE_RANGE_WRITE = 2
 _WORTH_A_CALL = 1 << 16

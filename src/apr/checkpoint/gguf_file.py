@@ -18,7 +18,7 @@ from apr.checkpoint.gguf_header import (
     split_parts,
 )
 from apr.checkpoint.source import TensorInfo
-from apr.errors import AprError
+from apr.common.errors import AprError
 
 # Types whose bytes are the tensor: no arithmetic between the file and the caller.
 PLAIN_DTYPES = {

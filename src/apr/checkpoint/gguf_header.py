@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from apr.checkpoint.ggml_types import REMOVED_TYPES, TYPE_BY_NUMBER, GgmlType
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 
 DEFAULT_ALIGNMENT = 32
 SUPPORTED_VERSIONS = (2, 3)

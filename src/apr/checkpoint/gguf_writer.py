@@ -22,7 +22,7 @@ from apr.checkpoint.disk import beside, disk_errors, sync, write_at
 from apr.checkpoint.gguf_file import PLAIN_DTYPES
 from apr.checkpoint.gguf_header import DEFAULT_ALIGNMENT
 from apr.checkpoint.source import TensorInfo
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 
 _MAGIC = b"GGUF"
 _U32_MAX, _I32_MIN = 2**32 - 1, -(2**31)

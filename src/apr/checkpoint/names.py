@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 
 # GGUF stem → Hugging Face stem. Stems lose their ".weight" or ".bias"; {i} is the layer.
 _OUTER = {

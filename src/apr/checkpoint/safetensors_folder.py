@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from apr.checkpoint.source import TensorInfo, read_json_object
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

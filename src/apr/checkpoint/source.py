@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 
 if TYPE_CHECKING:
     import torch

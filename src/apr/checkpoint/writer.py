@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from apr.checkpoint.disk import beside, disk_errors, sync, write_at
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 
 # safetensors' names; the order of a shard's tensors is the order of writing.
 SAFETENSORS_DTYPES = {

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import typer
 
 from apr.cli.options import ADAPTER_HELP, MODEL_HELP
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
@@ -34,9 +34,9 @@ def bench(
     for name, value in (("streams", streams), ("repeats", repeats)):
         if value < 1:
             raise UsageError(f"--{name} is {value}", "it must be 1 or more")
+    from apr.engine.runners.runtime import load_runtime
     from apr.engine.throughput import measure, peak_memory_bytes
     from apr.model.opened import open_model
-    from apr.model.runtime import load_runtime
 
     opened = open_model(model, adapter, offline=offline)
     start = time.perf_counter()

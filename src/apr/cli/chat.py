@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 import typer
 
 from apr.cli.options import ADAPTER_HELP, MODEL_HELP, show_session, text_request
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 
 HELP = "/reset forgets the conversation, /system TEXT sets the system message, /exit leaves"
 

@@ -21,9 +21,9 @@ def compare(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     from apr.cli.options import one_of, page, print_table
-    from apr.eval.compare import SHOWN, comparison_table, shown_tasks
-    from apr.eval.compare import compare as compared
-    from apr.eval.history import read_run
+    from apr.eval.history.compare import SHOWN, comparison_table, shown_tasks
+    from apr.eval.history.compare import compare as compared
+    from apr.eval.history.read import read_run
 
     one_of("show", show or SHOWN[0], dict.fromkeys(SHOWN))
     a, b = read_run(run_a), read_run(run_b)

@@ -22,8 +22,8 @@ def register(app: typer.Typer) -> None:
 
 
 def list_data(as_json: bool = typer.Option(False, "--json", help="Print one JSON object.")) -> None:
-    from apr.eval.data_files import cached_path, describe
-    from apr.eval.datasets import DATASETS
+    from apr.hub.data_files import cached_path, describe
+    from apr.hub.data_registry import DATASETS
 
     if as_json:
         print(json.dumps({"data": [describe(dataset) for dataset in DATASETS]}))
@@ -51,8 +51,8 @@ def pull(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     from apr.eval.benchmarks import ALL, GROUPS
-    from apr.eval.data_files import describe, pull_data
-    from apr.eval.datasets import find_dataset
+    from apr.hub.data_files import describe, pull_data
+    from apr.hub.data_registry import find_dataset
 
     names = GROUPS.get(name, (name,)) if name != ALL else (name,)
     found = [pull_data(find_dataset(each), source) for each in names]

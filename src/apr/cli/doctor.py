@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(as_json: bool = typer.Option(False, "--json", help="Print one JSON object.")) -> None:
-    from apr.eval.machine import describe, examine
+    from apr.eval.run.machine import describe, examine
 
     report = examine()
     print(json.dumps(report) if as_json else "\n".join(describe(report)))

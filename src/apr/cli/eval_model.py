@@ -26,7 +26,7 @@ from apr.cli.options import (
     parse_rerank,
     parse_window,
 )
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
@@ -161,13 +161,13 @@ def evaluate(
         sandbox_choice,
     )
     from apr.engine.request import Sampling
-    from apr.eval.evaluate import evaluate as run
-    from apr.eval.request import shown_prompts
-    from apr.eval.settings import EvalSettings
+    from apr.eval.benchmarks.task import Mode, Newline
+    from apr.eval.history.sweep import run_sweep
+    from apr.eval.run.evaluate import evaluate as run
+    from apr.eval.run.request import shown_prompts
+    from apr.eval.run.settings import EvalSettings
+    from apr.eval.run.suite import evaluate_suite, is_suite
     from apr.eval.strategies.strategy import load_strategy
-    from apr.eval.suite import evaluate_suite, is_suite
-    from apr.eval.sweep import run_sweep
-    from apr.eval.task import Mode, Newline
 
     settings = EvalSettings(
         model=model,
@@ -238,9 +238,9 @@ def _perplexity(
     as_json: bool,
     settings: dict[str, Any],
 ) -> None:
+    from apr.calibrate.perplexity import evaluate_perplexity
+    from apr.calibrate.texts import load_text
     from apr.cli.options import show_perplexity
-    from apr.eval.perplexity import evaluate_perplexity
-    from apr.eval.texts import load_text
 
     result = evaluate_perplexity(model, load_text(text, data), threshold=threshold, **settings)
     print(json.dumps(result)) if as_json else show_perplexity(result)

@@ -47,7 +47,7 @@ def export(
     from apr.cli.options import one_of, show_extraction
 
     if extract_lora:
-        from apr.errors import UsageError
+        from apr.common.errors import UsageError
         from apr.merge.extract import extract_lora as extract
 
         if base_model is None:

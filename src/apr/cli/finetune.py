@@ -133,7 +133,7 @@ def finetune(
 ) -> None:
     from apr.cli import training_output as out
     from apr.cli.options import byte_size, fim_token_names, only_flags
-    from apr.errors import UsageError
+    from apr.common.errors import UsageError
     from apr.train.fim import FimSettings
     from apr.train.finetune import finetune as run
     from apr.train.finetune import finished_result
@@ -250,7 +250,7 @@ def _check_flags(context: typer.Context, method: str, fim_rate: float) -> None:
 
 
 def _scores(benchmark: str | None, samples: int, limit: int | None) -> ScoreRequest | None:
-    from apr.errors import UsageError
+    from apr.common.errors import UsageError
 
     if benchmark is not None:
         from apr.train.scores import ScoreRequest

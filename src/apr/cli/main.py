@@ -12,7 +12,7 @@ import typer
 
 from apr import __version__
 from apr.cli import VERB_MODULES
-from apr.errors import AprError
+from apr.common.errors import AprError
 
 app = typer.Typer(
     name="apr",

@@ -76,7 +76,7 @@ def merge(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     from apr.cli.options import show_merge, show_merge_plan
-    from apr.errors import UsageError
+    from apr.common.errors import UsageError
     from apr.merge.flags import settings_from_flags
     from apr.merge.merge import prepare, run_merge
 
@@ -107,7 +107,7 @@ def merge(
     report = run_merge(prepared, output, seed=seed, threads=threads, force=force)
     result: dict[str, Any] = report.to_json()
     if check:
-        from apr.eval.smoke import smoke_test
+        from apr.eval.run.smoke import smoke_test
 
         whole = [model.ref for model in prepared.plan.inputs if model.adapter is None]
         result["check"] = smoke_test(output, whole)

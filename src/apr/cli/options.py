@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from apr.engine.session import Session, TextRequest
-    from apr.eval.result import Result
-    from apr.eval.sandbox import Level
-    from apr.eval.suite import SuiteResult
-    from apr.eval.sweep import SweepResult
-    from apr.eval.task import Prompt, Window
+    from apr.eval.benchmarks.task import Prompt, Window
+    from apr.eval.history.sweep import SweepResult
+    from apr.eval.run.result import Result
+    from apr.eval.run.suite import SuiteResult
     from apr.merge.diagnostics import MergeDiagnosis
+    from apr.sandbox import Level
     from apr.text import FimOrder
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ def parse_window(first: str, last: str, cutoff: str) -> Window | None:
     """The dates of --from, --to and --cutoff; None if none is given."""
     from datetime import datetime
 
-    from apr.eval.task import Window
+    from apr.eval.benchmarks.task import Window
 
     def day(flag: str, text: str) -> datetime | None:
         try:
@@ -107,7 +107,7 @@ def parse_window(first: str, last: str, cutoff: str) -> Window | None:
 
 def sandbox_choice(value: str) -> Literal["auto"] | Level:
     """The isolation level --sandbox-level names."""
-    from apr.eval.sandbox import LEVELS
+    from apr.sandbox import LEVELS
 
     return one_of("sandbox-level", value, {"auto": "auto", **{level: level for level in LEVELS}})
 
@@ -207,7 +207,7 @@ def print_result(result: Result, per_task: bool) -> None:
     """The tables of a result on standard output."""
     from rich.console import Console
 
-    from apr.eval.result import summary_table, task_table
+    from apr.eval.run.result import summary_table, task_table
 
     console = Console()
     if per_task:
@@ -228,8 +228,8 @@ def print_suite(found: SuiteResult, per_task: bool, samples: int) -> None:
     """The table of several benchmarks, and what was left out."""
     from rich.console import Console
 
-    from apr.eval.result import task_table
-    from apr.eval.suite import suite_table
+    from apr.eval.run.result import task_table
+    from apr.eval.run.suite import suite_table
 
     console = Console()
     for result, folder in found.runs:
@@ -245,7 +245,7 @@ def print_sweep(found: SweepResult) -> None:
     """The table of a sweep, and where all of it is."""
     from rich.console import Console
 
-    from apr.eval.sweep import sweep_table
+    from apr.eval.history.sweep import sweep_table
 
     Console().print(sweep_table(found))
     print(f"all of it is in {found.path}")

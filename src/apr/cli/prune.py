@@ -89,11 +89,11 @@ def prune(
     offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    from apr.heap import use_huge_pages
+    from apr.common.heap import use_huge_pages
 
     use_huge_pages()
     from apr.cli.prune_output import show_analysis, show_prune, show_prune_plan
-    from apr.errors import UsageError
+    from apr.common.errors import UsageError
     from apr.prune.analyze import analyze as analyze_layers
     from apr.prune.driver import check_target, prepare, run_prune
     from apr.prune.settings import make_settings

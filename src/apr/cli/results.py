@@ -43,10 +43,10 @@ def results(
     from rich.console import Console
 
     from apr.cli.options import one_of, page, print_table
-    from apr.errors import UsageError
-    from apr.eval.contamination import contamination, contamination_table
-    from apr.eval.history import ORDERS, find_runs, in_order, is_run, read_run, select, summary
-    from apr.eval.history_table import history_table, run_table, samples_json, shown_samples
+    from apr.common.errors import UsageError
+    from apr.eval.history.read import ORDERS, find_runs, in_order, is_run, read_run, select, summary
+    from apr.eval.history.table import history_table, run_table, samples_json, shown_samples
+    from apr.eval.run.contamination import contamination, contamination_table
 
     chosen = folders or [Path("runs")]
     if contaminated is not None:

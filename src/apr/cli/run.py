@@ -21,7 +21,7 @@ from apr.cli.options import (
     show_session,
     text_request,
 )
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 
 if TYPE_CHECKING:
     from apr.engine.session import Session, TextRequest

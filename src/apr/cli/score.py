@@ -56,8 +56,8 @@ def score(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     from apr.cli.options import print_result, sandbox_choice
-    from apr.errors import UsageError
-    from apr.eval.samples import run_references, score_samples
+    from apr.common.errors import UsageError
+    from apr.eval.run.samples import run_references, score_samples
 
     if check_gt:
         found = run_references(

@@ -117,8 +117,8 @@ def quality(
     as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
 ) -> None:
     """Score data from 0 to 100: code that does not parse, lint, duplicates, empty answers."""
+    from apr.common.errors import UsageError
     from apr.data.quality import measure_quality
-    from apr.errors import UsageError
 
     if not 0 <= min_score <= 100:
         raise UsageError(f"--min-score is {min_score:g}", "from 0 to 100")

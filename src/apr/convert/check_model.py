@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from apr.checkpoint import Checkpoint, open_checkpoint
-from apr.convert.manifest import read_folder_manifest, tensor_sha256
-from apr.errors import AprError
+from apr.checkpoint.model_manifest import read_folder_manifest, tensor_sha256
+from apr.common.byte_progress import ByteProgress
+from apr.common.errors import AprError
 from apr.hub import Pulled, damaged_files, pull
-from apr.hub.progress import ByteProgress
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
 from apr.model.load import load_transformer, load_weights

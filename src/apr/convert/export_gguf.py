@@ -20,12 +20,12 @@ from apr.checkpoint import (
     hf_to_gguf,
     open_checkpoint,
 )
-from apr.convert.dtypes import DTYPES, check_fp16_range, choose_dtype
-from apr.convert.folders import exact_source
-from apr.convert.manifest import file_manifest
-from apr.errors import UsageError
+from apr.checkpoint.dtypes import DTYPES, check_fp16_range, choose_dtype
+from apr.checkpoint.model_folder import exact_source
+from apr.checkpoint.model_manifest import file_manifest
+from apr.common.byte_progress import ByteProgress
+from apr.common.errors import UsageError
 from apr.hub import pull
-from apr.hub.progress import ByteProgress
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
 from apr.model.gguf_export import (

@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 
 from apr.checkpoint import Checkpoint, CheckpointWriter, open_checkpoint
-from apr.convert.dtypes import DTYPES, check_fp16_range, choose_dtype
-from apr.convert.folders import (
+from apr.checkpoint.dtypes import DTYPES, check_fp16_range, choose_dtype
+from apr.checkpoint.model_folder import (
     exact_source,
     files_from_folder,
     json_bytes,
     refuse_existing,
     refuse_overlap,
 )
-from apr.convert.manifest import MANIFEST_NAME, folder_manifest, tensor_sha256
-from apr.errors import UsageError
+from apr.checkpoint.model_manifest import MANIFEST_NAME, folder_manifest, tensor_sha256
+from apr.common.byte_progress import ByteProgress
+from apr.common.errors import UsageError
 from apr.hub import pull
-from apr.hub.progress import ByteProgress
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint, config_to_hf
 from apr.model.load import load_weights

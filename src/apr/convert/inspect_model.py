@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from apr.checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.hub import pull
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from apr.common.errors import AprError
 from apr.data.rows import Example
-from apr.errors import AprError
-from apr.eval.extraction import FENCE, fenced_blocks
+from apr.eval.code.extraction import FENCE, fenced_blocks
 
 # problem -> points of 100
 COSTS = {

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from apr.common.counted import counted
+from apr.common.errors import UsageError
 from apr.data.overlap import NgramIndex
-from apr.data.progress import counted
 from apr.data.references import ReferenceText, read_reference
 from apr.data.rows import atomic_file, read_examples, row_writer
-from apr.errors import UsageError
 
 METHOD = (
     "words are runs of letters, digits and _ in lower case; a row is contaminated if at least"

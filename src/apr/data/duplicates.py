@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from apr.common.errors import AprError
 from apr.data.ngrams import Vocabulary, ngram_hashes
-from apr.errors import AprError
 
 SHINGLE = 5
 THRESHOLD = 0.7

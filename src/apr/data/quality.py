@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from apr.common.counted import counted
+from apr.common.errors import UsageError
 from apr.data.checks import COSTS, Problem, problems_of, python_code
 from apr.data.duplicates import THRESHOLD, find_duplicates
-from apr.data.progress import counted
 from apr.data.rows import read_examples, row_writer
-from apr.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apr.common.errors import UsageError
 from apr.data.rows import read_fields
-from apr.errors import UsageError
 from apr.eval.benchmarks.humaneval import packaged_data
 from apr.eval.benchmarks.mbpp import SPLITS
-from apr.eval.data_files import find_data_files
-from apr.eval.datasets import DATASETS
+from apr.hub.data_files import find_data_files
+from apr.hub.data_registry import DATASETS
 
 # The fields that hold text, in the benchmarks' own names and in those of training rows.
 PROMPTS = (

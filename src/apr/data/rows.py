@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from apr.errors import AprError, UsageError
-from apr.eval.rows import read_rows
+from apr.common.errors import AprError, UsageError
+from apr.common.rows import read_rows
 
 Shape = Literal["instruction", "messages", "prompt-completion", "text"]
 Message = Mapping[str, Any]  # role, content (text) and whatever else the row says of a turn

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from apr.common.errors import AprError, UsageError
 from apr.data.rows import read_fields
-from apr.errors import AprError, UsageError
 
 CORPORA = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "dist-packages"})

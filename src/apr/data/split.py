@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from apr.common.counted import counted
+from apr.common.errors import UsageError
 from apr.data.duplicates import SHINGLE, THRESHOLD, Groups, find_duplicates
-from apr.data.progress import counted
 from apr.data.rows import atomic_file, read_examples, row_writer
-from apr.errors import UsageError
 
 
 @dataclass(frozen=True)

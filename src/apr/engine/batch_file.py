@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from apr.common.errors import UsageError
 from apr.engine.session import Session, TextCompletion, TextRequest
-from apr.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 
 # The rest is for activations, logits and whatever else the machine is doing.
 CACHE_FRACTION = 0.5

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from apr.common.errors import UsageError
 from apr.engine.session import Message, Session, TextCompletion, TextRequest
-from apr.errors import UsageError
 
 
 @dataclass

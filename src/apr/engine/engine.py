@@ -11,8 +11,8 @@ import torch
 from apr.engine import sampling
 from apr.engine.blocks import BlockPool
 from apr.engine.request import Completion, FinishReason, Request
+from apr.engine.runners.runner import Runner, StepBatch
 from apr.engine.scheduler import Sample, Scheduler
-from apr.model.runner import Runner, StepBatch
 
 
 class Engine:

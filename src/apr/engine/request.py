@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 
 # Called with (sample_index, token_id) for every token; True ends that sample.
 TokenCallback = Callable[[int, int], bool]

@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from apr.common.errors import UsageError
 from apr.engine.blocks import BlockPool
 from apr.engine.request import PromptTooLong, Request
-from apr.errors import UsageError
 
 
 @dataclass(eq=False)

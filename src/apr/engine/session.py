@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from apr import __version__
+from apr.common.errors import UsageError
 from apr.engine.budget import Budget, plan_cache
 from apr.engine.engine import Engine
 from apr.engine.request import Completion, FinishReason, Request, Sampling
-from apr.errors import UsageError
+from apr.engine.runners.runtime import Runtime, load_runtime
 from apr.model.opened import OpenedModel, open_model
-from apr.model.runtime import Runtime, load_runtime
 from apr.text import (
     FimFormat,
     FimOrder,

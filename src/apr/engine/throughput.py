@@ -12,7 +12,7 @@ import psutil
 
 from apr.engine.engine import Engine
 from apr.engine.request import Request
-from apr.model.runtime import Runtime
+from apr.engine.runners.runtime import Runtime
 
 PREFILL_TOKENS = 512
 DECODE_TOKENS = 128

@@ -10,7 +10,7 @@ import os
 import threading
 from pathlib import Path
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.hub.cache import cache_root
 from apr.hub.manifest import FileRecord
 from apr.hub.resolve import Pulled

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.hub.wheel import WheelFile
 
 _CHUNK = re.compile(r"(?P<whole>.+\.(?:gguf|safetensors))\.part-?(?P<number>\d+)")

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.hub.hf import literally, no_bars
 from apr.hub.hf_errors import endpoint, hub_errors, hub_offline
 from apr.hub.refs import HfRef

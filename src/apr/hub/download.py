@@ -9,9 +9,9 @@ from pathlib import Path
 
 import httpx
 
-from apr.errors import AprError
+from apr.common.byte_progress import ByteProgress
+from apr.common.errors import AprError
 from apr.hub.cache import unwritable
-from apr.hub.progress import ByteProgress
 from apr.hub.web import Unreachable, Web, file_path, redacted, refused, unreachable
 
 CHUNK = 1 << 20  # bytes, for reading files

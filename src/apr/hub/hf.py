@@ -21,7 +21,8 @@ from typing import Any
 
 import httpx
 
-from apr.errors import AprError
+from apr.common.byte_progress import note
+from apr.common.errors import AprError
 from apr.hub.cache import cache_lock, cache_root
 from apr.hub.download import download
 from apr.hub.hf_errors import endpoint, hub_errors, hub_offline
@@ -34,7 +35,6 @@ from apr.hub.manifest import (
     sha256_of,
     write_manifest,
 )
-from apr.hub.progress import note
 from apr.hub.refs import HfRef
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.hub.refs import HfRef
 
 _LOG_IN = "log in (`hf auth login`, or set HF_TOKEN)"

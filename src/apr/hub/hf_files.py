@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Collection
 from pathlib import PurePosixPath
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.hub.model_files import gguf_models, split_siblings
 from apr.hub.refs import HfRef
 

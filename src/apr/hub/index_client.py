@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 
 from apr import __version__
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.hub.pip_config import PipConfig
 from apr.hub.web import Unreachable, file_path, refused, unreachable
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 
 FORMAT = 1
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 
 DEFAULT_INDEX = "https://pypi.org/simple"
 _OTHER_NAMES = {"default-timeout": "timeout", "pypi-url": "index-url"}

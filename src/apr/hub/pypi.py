@@ -18,7 +18,8 @@ from typing import Any
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from apr.errors import AprError, UsageError
+from apr.common.byte_progress import note
+from apr.common.errors import AprError, UsageError
 from apr.hub.cache import CacheFull, cache_lock, cache_root, unwritable
 from apr.hub.manifest import (
     FileRecord,
@@ -30,7 +31,6 @@ from apr.hub.manifest import (
     write_manifest,
 )
 from apr.hub.model_files import models_among
-from apr.hub.progress import note
 from apr.hub.refs import PypiRef
 
 _MODEL_SUFFIXES = {".gguf", ".safetensors", ".json", ".jinja", ".model"}

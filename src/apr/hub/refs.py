@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 
 _QWEN_SIZES = ("0.5B", "1.5B", "3B", "7B")
 

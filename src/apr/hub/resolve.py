@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.hub.manifest import FileRecord, Manifest, record_files
 from apr.hub.model_files import gguf_models, split_siblings
 from apr.hub.refs import HfRef, LocalRef, PypiRef, parse_ref

@@ -16,7 +16,7 @@ from packaging.tags import Tag, sys_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.hub.index_client import IndexClient
 from apr.hub.pip_config import PipConfig
 from apr.hub.web import Unreachable, absolute, file_path, redacted

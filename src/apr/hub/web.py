@@ -10,7 +10,7 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 import httpx
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 
 
 class Unreachable(AprError):

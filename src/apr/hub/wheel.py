@@ -14,7 +14,7 @@ from types import TracebackType
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 
 CHUNK = 1 << 20  # bytes
 _SYMLINK = 0o120000

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.merge.methods import Method, method_named
 from apr.merge.settings import MergeSettings, make_settings, read_settings
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 
 # Beyond this cosine two vectors count as parallel and are interpolated linearly, as in MergeKit.
 PARALLEL = 0.9995

@@ -17,7 +17,7 @@ import torch
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.checkpoint.adapter import EMBEDDING, OUTPUT_LAYER, Adapter, is_adapter, open_adapter
 from apr.checkpoint.safetensors_folder import SafetensorsSource
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.hub import Pulled, pull
 from apr.merge.operands import KINDS, Reader, in_memory
 from apr.model.config import ModelConfig

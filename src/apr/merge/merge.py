@@ -16,14 +16,14 @@ import psutil
 
 from apr.checkpoint import CheckpointWriter
 from apr.checkpoint.adapter import WEIGHTS_FILE
-from apr.convert.folders import (
+from apr.checkpoint.model_folder import (
     exact_source,
     files_from_folder,
     refuse_existing,
     refuse_overlap,
 )
-from apr.convert.manifest import MANIFEST_NAME, folder_manifest
-from apr.errors import UsageError
+from apr.checkpoint.model_manifest import MANIFEST_NAME, folder_manifest
+from apr.common.errors import UsageError
 from apr.hub import FileRecord
 from apr.hub.checksums import file_records, file_sha256
 from apr.kernels.cpu.threads import default_threads

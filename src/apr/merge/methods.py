@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.kernels.cpu import merging
 from apr.merge import geometry
 from apr.merge.operands import (

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.kernels.cpu import merging
 
 KINDS = {torch.bfloat16: merging.BF16, torch.float16: merging.FP16, torch.float32: merging.FP32}

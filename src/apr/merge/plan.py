@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.merge.inputs import (
     EMBEDDING,
     OUTPUT_LAYER,

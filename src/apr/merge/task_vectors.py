@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.kernels.cpu import merging
 from apr.merge.operands import (
     Combine,

@@ -13,7 +13,7 @@ import torch
 
 from apr.checkpoint import Checkpoint, TensorInfo
 from apr.checkpoint.adapter import EMBEDDING, OUTPUT_LAYER, Adapter
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint, config_to_hf
 from apr.model.load import read_unmapped, read_weight, stored_names

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.model.config import ModelConfig
 from apr.model.gguf_config import config_from_gguf
 from apr.model.hf_config import KNOWN_FAMILIES, config_from_hf, config_to_hf

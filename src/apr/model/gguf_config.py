@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.model.config import ModelConfig, RopeScaling
 from apr.model.hf_config import KNOWN_FAMILIES, gemma_fields
 from apr.model.rope import scaled_frequencies

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.model.config import ModelConfig, RopeScaling
 from apr.model.gguf_config import ROPE_TENSORS
 from apr.model.rope import inverse_frequencies, scaled_frequencies

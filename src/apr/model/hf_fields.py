@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 
 
 def refuse(message: str, hint: str = "") -> NoReturn:

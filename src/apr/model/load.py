@@ -15,7 +15,7 @@ from torch import nn
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.checkpoint.names import gguf_to_hf, hf_to_gguf, is_rope_table
 from apr.checkpoint.safetensors_folder import SafetensorsSource
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
 from apr.model.transformer import Transformer

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 
 
 def outlier_ratio(scores: Iterable[torch.Tensor], times: float) -> float:

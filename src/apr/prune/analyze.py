@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from apr.errors import UsageError
+from apr.calibrate.statistics import Hessian
+from apr.common.errors import UsageError
 from apr.model.transformer import Layer
 from apr.prune.allocation import outlier_ratio, owl_sparsities
 from apr.prune.driver import PreparedPrune
@@ -15,7 +16,6 @@ from apr.prune.layers import walk
 from apr.prune.methods import MatrixPruner
 from apr.prune.scores import wanda_scores
 from apr.prune.shrink import block_influence
-from apr.prune.statistics import Hessian
 
 
 def output_error(weight: torch.Tensor, pruned: torch.Tensor, hessian: torch.Tensor) -> float:

@@ -11,19 +11,20 @@ from typing import Any
 
 import psutil
 
+from apr.calibrate.stream import ModelStream, layer_number, with_number
+from apr.calibrate.windows import Calibration, calibration
 from apr.checkpoint import CheckpointWriter, open_checkpoint
-from apr.convert.folders import exact_source, refuse_existing, refuse_overlap
-from apr.convert.manifest import MANIFEST_NAME, folder_manifest
+from apr.checkpoint.model_folder import exact_source, refuse_existing, refuse_overlap
+from apr.checkpoint.model_manifest import MANIFEST_NAME, folder_manifest
+from apr.common.errors import UsageError
+from apr.common.heap import return_free_memory, return_large_blocks
+from apr.engine.runners.runtime import pick_device, pick_product_dtype
 from apr.engine.throughput import peak_memory_bytes
-from apr.errors import UsageError
-from apr.heap import return_free_memory, return_large_blocks
 from apr.hub import Pulled, pull
 from apr.hub.checksums import file_records
 from apr.model.config import ModelConfig
 from apr.model.load import expected_shapes
 from apr.model.rope import short_context
-from apr.model.runtime import pick_device, pick_product_dtype
-from apr.prune.calibration import Calibration, calibration
 from apr.prune.layers import BATCH_TOKENS, prune_layers
 from apr.prune.methods import MatrixPruner
 from apr.prune.output import Layout, PrunedOutput, layout_of
@@ -31,7 +32,6 @@ from apr.prune.scores import check_divides
 from apr.prune.settings import PruneSettings
 from apr.prune.shrink import layers_to_keep, shrink_layers
 from apr.prune.smaller import fewer_layers, smaller_json, smaller_layers, with_layers
-from apr.prune.stream import ModelStream, layer_number, with_number
 from apr.prune.width import narrower, plan_narrowing, write_narrow
 from apr.text import load_tokenizer
 

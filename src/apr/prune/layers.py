@@ -8,16 +8,16 @@ from typing import TypeVar
 
 import torch
 
-from apr.eval.progress import counted
+from apr.calibrate.statistics import Norms, Statistic
+from apr.calibrate.stream import ModelStream, layer_prefix
+from apr.calibrate.walk import Observe, Part, run_layer
+from apr.common.progress import counted
 from apr.model.transformer import Layer
 from apr.prune.allocation import MagnitudeCounts, at_most, outlier_ratio, owl_sparsities
 from apr.prune.methods import MatrixPruner, statistic_for
 from apr.prune.output import PrunedOutput
 from apr.prune.scores import prune_count, wanda_scores
 from apr.prune.settings import PruneSettings
-from apr.prune.statistics import Norms, Statistic
-from apr.prune.stream import ModelStream, layer_prefix
-from apr.prune.walk import Observe, Part, run_layer
 
 # Tokens a layer runs over at a time: enough for fast products, few enough for the cache.
 BATCH_TOKENS = 2048

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from apr.errors import AprError
+from apr.calibrate.statistics import Hessian, Norms, Statistic, team
+from apr.common.errors import AprError
 from apr.prune.pattern import Pattern
 from apr.prune.scores import (
     lowest,
@@ -17,7 +18,6 @@ from apr.prune.scores import (
 )
 from apr.prune.settings import PruneSettings
 from apr.prune.sparsegpt import Factor, eliminate, inverse_factor, sparsegpt
-from apr.prune.statistics import Hessian, Norms, Statistic, team
 
 
 def statistic_for(settings: PruneSettings, size: int, device: torch.device) -> Statistic:

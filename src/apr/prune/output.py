@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 import torch
 
+from apr.calibrate.stream import ModelStream, layer_number, with_number
 from apr.checkpoint import CheckpointWriter
+from apr.checkpoint.dtypes import DTYPES, choose_dtype
+from apr.checkpoint.model_folder import files_from_folder
+from apr.checkpoint.model_manifest import tensor_sha256
 from apr.checkpoint.writer import Slot
-from apr.convert.dtypes import DTYPES, choose_dtype
-from apr.convert.folders import files_from_folder
+from apr.common.errors import AprError
 from apr.convert.import_checkpoint import files_from_gguf
-from apr.convert.manifest import tensor_sha256
-from apr.errors import AprError
-from apr.prune.stream import ModelStream, layer_number, with_number
 
 
 @dataclass

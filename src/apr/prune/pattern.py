@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 
 
 @dataclass(frozen=True)

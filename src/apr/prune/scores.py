@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.prune.pattern import Pattern
 
 # Groups up to this size are ranked by comparing every pair.

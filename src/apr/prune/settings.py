@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from apr.errors import UsageError
-from apr.eval.texts import BUILTIN
+from apr.calibrate.texts import BUILTIN
+from apr.common.errors import UsageError
 from apr.prune.pattern import Pattern, parse_pattern
 
 Method = Literal["magnitude", "wanda", "sparsegpt", "structured", "depth", "width"]

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
-from apr.errors import AprError
+from apr.calibrate.statistics import Hessian, Nothing, Statistic
+from apr.calibrate.stream import ModelStream, layer_prefix
+from apr.common.errors import AprError
 from apr.model.config import ModelConfig
 from apr.model.transformer import Layer
 from apr.prune.layers import walk
 from apr.prune.output import PrunedOutput
 from apr.prune.settings import PruneSettings
 from apr.prune.smaller import Kept, part_of
-from apr.prune.statistics import Hessian, Nothing, Statistic
-from apr.prune.stream import ModelStream, layer_prefix
 from apr.prune.structured import choose_groups, columns_of, refit
 
 _ATTENTION, _MLP = "self_attn.o_proj", "mlp.down_proj"

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from apr.convert.folders import json_bytes
-from apr.errors import UsageError
+from apr.checkpoint.model_folder import json_bytes
+from apr.common.errors import UsageError
 from apr.model.config import ModelConfig
 from apr.prune.scores import prune_count
 from apr.prune.structured import columns_of

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.prune.pattern import Pattern
 from apr.prune.scores import check_divides, lowest, lowest_of_groups, prune_count
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from apr.calibrate import perplexity
+from apr.calibrate.texts import WIKITEXT, load_text
+from apr.engine.runners.runtime import load_runtime
 from apr.engine.throughput import PREFILL_TOKENS, measure
-from apr.eval import perplexity
-from apr.eval.texts import WIKITEXT, load_text
 from apr.hub import resolve
-from apr.model.runtime import load_runtime
 
 WINDOW, WINDOWS, REPEATS = 512, 64, 5
 # Prompts of a measurement are made of ids below this.

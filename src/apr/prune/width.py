@@ -12,15 +12,15 @@ from math import lcm
 
 import torch
 
-from apr.errors import AprError, UsageError
+from apr.calibrate.statistics import Norms, Nothing, Statistic
+from apr.calibrate.stream import ModelStream, layer_prefix
+from apr.common.errors import AprError, UsageError
 from apr.model.config import ModelConfig
 from apr.model.transformer import Layer
 from apr.prune.layers import walk
 from apr.prune.output import PrunedOutput
 from apr.prune.settings import PruneSettings
 from apr.prune.smaller import HEADS_DIVIDE_HIDDEN
-from apr.prune.statistics import Norms, Nothing, Statistic
-from apr.prune.stream import ModelStream, layer_prefix
 
 _READS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "gate_proj", "up_proj", "gate_up_proj")
 _WRITES = ("o_proj", "down_proj")

@@ -24,7 +24,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 
 STEP_LIMIT = 1_000_000  # about a second
 _CALL_STEPS = 5  # a call costs as much as five turns of a loop

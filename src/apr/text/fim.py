@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.text.tokenizer import Tokenizer
 
 FimOrder = Literal["psm", "spm"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.text.end_tokens import END_OF_TEXT, END_OF_TURN
 from apr.text.gguf_tokenizer import FIM_KEYS, TokenType
 from apr.text.pre_tokenizer_names import pre_tokenizer_name, uses_bytes

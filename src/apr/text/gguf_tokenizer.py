@@ -21,7 +21,7 @@ from tokenizers import AddedToken, decoders, normalizers, processors
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 
 _KEY = "tokenizer.ggml."

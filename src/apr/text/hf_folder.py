@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 
 SPECIAL_NAMES = (
     "bos_token",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.text.pre_tokenizers import PRE_TOKENIZERS
 
 _HINT = "--pre NAME forces a name llama.cpp knows"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 
 
 class StopMatcher:

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from apr.checkpoint import read_gguf_header
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.text.chat import render_chat
 from apr.text.end_tokens import find_end_ids
 from apr.text.gguf_tokenizer import build_backend, read_vocabulary

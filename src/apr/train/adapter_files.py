@@ -14,7 +14,7 @@ from torch import nn
 
 from apr.checkpoint import CheckpointWriter
 from apr.checkpoint.adapter import CONFIG_FILE, KEEP_ZEROS, WEIGHTS_FILE, open_adapter
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.model.packed_linear import matrix_shapes
 from apr.model.transformer import Transformer
 from apr.train.lora import (

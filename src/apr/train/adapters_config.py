@@ -19,8 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from apr.errors import UsageError
-from apr.eval.yaml_file import read_yaml
+from apr.common.errors import UsageError
+from apr.common.yaml_file import read_yaml
 from apr.train.lora import EMBEDDING, OUTPUT_LAYER
 from apr.train.request import FinetuneRequest
 

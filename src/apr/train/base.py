@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 
 from apr.checkpoint import Checkpoint
-from apr.convert.dtypes import DTYPES
-from apr.errors import UsageError
+from apr.checkpoint.dtypes import DTYPES
+from apr.common.errors import UsageError
 from apr.kernels.nf4 import nf4_bytes
 from apr.model.config import ModelConfig
 from apr.model.load import checked_names, load_transformer

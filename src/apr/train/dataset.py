@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from apr.common.errors import UsageError
 from apr.data.rows import read_fields
-from apr.errors import UsageError
 from apr.text import Tokenizer
 from apr.train.examples import BadRow, document_of, is_text
 from apr.train.packing import Document

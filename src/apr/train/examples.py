@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.text import Tokenizer
 from apr.train.packing import Document
 

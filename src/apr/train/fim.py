@@ -20,7 +20,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.text import FimFormat, FimOrder, Tokenizer, fim_format
 from apr.train.examples import BadRow, encoded, text_document, with_end
 from apr.train.packing import Document

@@ -20,13 +20,13 @@ import torch
 
 from apr.checkpoint import CheckpointWriter, open_checkpoint
 from apr.checkpoint.adapter import open_adapter
+from apr.checkpoint.dtypes import DTYPES
+from apr.checkpoint.model_folder import exact_source, files_from_folder, refuse_overlap
+from apr.checkpoint.model_manifest import MANIFEST_NAME, folder_manifest
 from apr.checkpoint.source import read_json_object
-from apr.convert.dtypes import DTYPES
-from apr.convert.folders import exact_source, files_from_folder, refuse_overlap
+from apr.common.errors import UsageError
+from apr.common.heap import return_free_memory, return_large_blocks
 from apr.convert.import_checkpoint import files_from_gguf
-from apr.convert.manifest import MANIFEST_NAME, folder_manifest
-from apr.errors import UsageError
-from apr.heap import return_free_memory, return_large_blocks
 from apr.hub.checksums import file_records, file_sha256
 from apr.model.opened import OpenedModel, open_model
 from apr.model.transformer import Transformer

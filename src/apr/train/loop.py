@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.model.transformer import Transformer
 from apr.train.metrics import MetricsFile
 from apr.train.optimizer import Optimizer

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.kernels import products
 from apr.model.packed_linear import PackedLinear
 from apr.model.transformer import Transformer

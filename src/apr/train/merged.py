@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from apr.errors import UsageError
-from apr.eval.texts import BUILTIN, load_text
+from apr.calibrate.texts import BUILTIN, load_text
+from apr.common.errors import UsageError
 from apr.hub import resolve
 from apr.merge.merge import prepare, run_merge
 from apr.merge.settings import make_settings

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from apr.errors import AprError
-from apr.hub.progress import INTERVAL, PATIENCE
+from apr.common.byte_progress import INTERVAL, PATIENCE
+from apr.common.errors import AprError
 
 if TYPE_CHECKING:
     import rich.progress

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.train.settings import TrainSettings
 
 

@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from apr.checkpoint.adapter import open_adapter
-from apr.convert.dtypes import DTYPES
+from apr.checkpoint.dtypes import DTYPES
 from apr.model.config import ModelConfig
 from apr.model.transformer import Transformer
 from apr.train.base import BaseSize
@@ -21,7 +21,7 @@ _GRADIENT = 4
 _STATE_BYTES = 4 + _GRADIENT + 8
 # Measured on Linux with glibc: compiled kernels and libraries that load with the first step, and
 # what the allocator holds for each byte of activations (freed pieces between kept ones) unless it
-# was told to return them (`apr.heap`); then it keeps a pool of small pieces.
+# was told to return them (`apr.common.heap`); then it keeps a pool of small pieces.
 _LIBRARIES, _HOLES, _POOL = 110_000_000, 1.2, 100_000_000
 # In fp32 torch's products and attention hold what goes in and what comes out side by side.
 _SIDE_BY_SIDE = 2

@@ -8,7 +8,7 @@ from typing import Any
 
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.checkpoint.adapter import open_adapter
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.hub import Pulled, pull
 from apr.hub.datasets import local_files
 from apr.model.config import ModelConfig

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apr.checkpoint.dtypes import DTYPES
 from apr.checkpoint.source import read_json_object
-from apr.convert.dtypes import DTYPES
 from apr.engine.engine import Engine
 from apr.engine.request import Request
-from apr.model.compiled_runner import CompiledRunner
+from apr.engine.runners.compiled_runner import CompiledRunner
+from apr.engine.runners.runtime import load_runtime
 from apr.model.families import config_from_checkpoint
 from apr.model.opened import OpenedModel
-from apr.model.runtime import load_runtime
 from apr.text import Tokenizer
 from apr.train.packing import Document
 from apr.train.plan import MemoryPlan

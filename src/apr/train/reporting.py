@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 
 REPORTS = ("none", "tensorboard", "trackio")
 PICTURE = "loss.png"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.train.base import METHODS
 from apr.train.fim import FimSettings
 from apr.train.lora import LoraSettings
@@ -67,7 +67,7 @@ class FinetuneRequest:
 
     @property
     def little_memory(self) -> bool:
-        """Whether memory counts more than the last bit of speed: see `apr.heap`."""
+        """Whether memory counts more than the last bit of speed: see `apr.common.heap`."""
         return self.recompute or self.method == "qlora"
 
     def to_json(self) -> dict[str, Any]:

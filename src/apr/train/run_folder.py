@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from apr.checkpoint.adapter import CONFIG_FILE
-from apr.convert.manifest import MANIFEST_NAME
-from apr.errors import AprError, UsageError
+from apr.checkpoint.model_manifest import MANIFEST_NAME
+from apr.common.errors import AprError, UsageError
 from apr.train.loop import CHECKPOINTS
 
 RUN_FILE = "run.json"

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from apr.common.errors import UsageError
 from apr.engine.request import Sampling
-from apr.errors import UsageError
-from apr.eval.request import shown_prompts
-from apr.eval.result import Result
-from apr.eval.settings import EvalSettings
-from apr.eval.suite import evaluate_suite, names_of, settings_of
+from apr.eval.run.request import shown_prompts
+from apr.eval.run.result import Result
+from apr.eval.run.settings import EvalSettings
+from apr.eval.run.suite import evaluate_suite, names_of, settings_of
 from apr.train.request import FinetuneRequest
 from apr.train.run_folder import SCORES
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from apr.convert.folders import refuse_overlap
-from apr.errors import AprError
+from apr.checkpoint.model_folder import refuse_overlap
+from apr.common.errors import AprError
 from apr.hub.checksums import file_sha256
 from apr.model.transformer import Transformer
 from apr.text import fim_file

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.model.transformer import Transformer
 from apr.train.lora import AddLowRank, LoraLinear, LoraSettings, matching_modules
 

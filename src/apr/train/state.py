@@ -12,7 +12,7 @@ import torch
 from apr.checkpoint import CheckpointWriter
 from apr.checkpoint.safetensors_folder import SafetensorsSource
 from apr.checkpoint.source import read_json_object
-from apr.errors import AprError
+from apr.common.errors import AprError
 
 STATE_FILE, TENSORS = "state.json", "state"
 _RNG = "rng.cpu"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.kernels import products
 from apr.model.packed_linear import PackedLinear
 

@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from apr.common.errors import AprError, UsageError
 from apr.engine.request import Sampling
-from apr.errors import AprError, UsageError
-from apr.eval.evaluate import evaluate
-from apr.eval.model import Answer
+from apr.eval.benchmarks.task import Task
+from apr.eval.generators.model import Answer
 from apr.eval.rerank.behaviour import INPUTS, UNSEEN, Behaviour, Candidate, behaviours
 from apr.eval.rerank.canonical import canonical
 from apr.eval.rerank.choose import Choice, choose_by, majority
 from apr.eval.rerank.syntax import normal_form
 from apr.eval.rerank.visible import Question
-from apr.eval.samples import score_samples
-from apr.eval.sandbox import Sandbox
-from apr.eval.sandbox.extensions import Opaque
-from apr.eval.store import Store
-from apr.eval.task import Task
+from apr.eval.run.evaluate import evaluate
+from apr.eval.run.samples import score_samples
+from apr.eval.run.store import Store
+from apr.sandbox import Sandbox
+from apr.sandbox.extensions import Opaque
 
 from ..runs import SETTINGS, Canned
 

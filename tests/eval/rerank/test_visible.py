@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from apr.eval.benchmarks import load_benchmark
+from apr.eval.benchmarks.task import Benchmark
 from apr.eval.rerank.behaviour import is_as_shown
 from apr.eval.rerank.mutate import inputs_of_type, more_inputs
 from apr.eval.rerank.visible import (
@@ -15,7 +16,6 @@ from apr.eval.rerank.visible import (
     parameter_annotations,
     visible_examples,
 )
-from apr.eval.task import Benchmark
 
 from ..shared import shared_data
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.humaneval import HumanEval
-from apr.eval.evaluate import evaluate
-from apr.eval.model import Answer, Ask
-from apr.eval.request import shown_prompts
-from apr.eval.sandbox import Sandbox
+from apr.eval.benchmarks.task import PromptStyle
+from apr.eval.generators.model import Answer, Ask
+from apr.eval.run.evaluate import evaluate
+from apr.eval.run.request import shown_prompts
 from apr.eval.strategies.checks import failures, visible_check
 from apr.eval.strategies.exemplars import fitting
 from apr.eval.strategies.strategy import (
@@ -28,7 +28,7 @@ from apr.eval.strategies.strategy import (
     with_system,
 )
 from apr.eval.strategies.turns import TOGETHER
-from apr.eval.task import PromptStyle
+from apr.sandbox import Sandbox
 
 from ..runs import SETTINGS, Canned
 from ..shared import shared_data

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import Unigram
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.merge.vocabulary import VocabularyDifference, differences
 from apr.text import load_tokenizer
 from convert.models import gguf_file, small_model

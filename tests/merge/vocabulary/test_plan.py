@@ -13,7 +13,7 @@ from tokenizers.models import BPE, Unigram
 from transformers import AutoTokenizer
 
 from apr.checkpoint import read_gguf_header
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.hub import resolve
 from apr.merge.vocabulary import (
     TokenEmbedding,

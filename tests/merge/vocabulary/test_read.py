@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken
 
-from apr.errors import AprError
+from apr.common.errors import AprError
 from apr.merge.vocabulary import differences, plan_vocabulary
 from apr.merge.vocabulary.read import read_vocabularies, read_vocabulary
 from apr.text import load_tokenizer

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.merge.vocabulary import (
     ModelToken,
     TokenEmbedding,

@@ -6,8 +6,8 @@ import difflib
 import os
 from pathlib import Path
 
-from apr.errors import UsageError
-from apr.eval.task import Benchmark, Window
+from apr.common.errors import UsageError
+from apr.eval.benchmarks.task import Benchmark, Window
 
 NAMES = (
     "humaneval",
@@ -45,7 +45,7 @@ def load_benchmark(
     """
     if name.partition("@")[0] == "livecodebench":  # @release_v1 is a part of the data
         from apr.eval.benchmarks.livecodebench import LiveCodeBench
-        from apr.eval.data_files import find_data_files
+        from apr.hub.data_files import find_data_files
 
         return LiveCodeBench(find_data_files(name, data), window)
     if window not in (None, Window()):

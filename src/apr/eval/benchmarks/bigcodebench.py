@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
+from apr.common.rows import read_task_rows
 from apr.eval.benchmarks.humaneval import PREFILL, PREFILL_STOP, QUESTION, continued, raw_prompt
-from apr.eval.data_files import find_data
-from apr.eval.extraction import chat_code, cut_at, definitions, is_body, longest_prefix, parse
-from apr.eval.rows import read_task_rows
-from apr.eval.sandbox import Job
-from apr.eval.task import Newline, Prompt, PromptStyle, Task, Traits
+from apr.eval.benchmarks.task import Newline, Prompt, PromptStyle, Task, Traits
+from apr.eval.code.extraction import chat_code, cut_at, definitions, is_body, longest_prefix, parse
+from apr.hub.data_files import find_data
+from apr.sandbox import Job
 
 Split = Literal["complete", "instruct"]
 INSTRUCT_QUESTION = (
@@ -52,7 +52,7 @@ FIELDS = (
 
 
 class BigCodeBench:
-    """See `apr.eval.task.Benchmark`. name: bigcodebench or bigcodebench-hard. A sample's
+    """See `apr.eval.benchmarks.task.Benchmark`. name: bigcodebench or bigcodebench-hard. A sample's
     completion follows the complete prompt, whichever prompt the model saw, so the official tools
     score it the same.
 

@@ -14,13 +14,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from apr.errors import UsageError
-from apr.eval.data_files import find_data
-from apr.eval.extraction import cut_at, parse
-from apr.eval.rows import read_task_rows
-from apr.eval.sandbox import Job
-from apr.eval.sandbox.calls import encode
-from apr.eval.task import Newline, Prompt, PromptStyle, Task, Traits
+from apr.common.errors import UsageError
+from apr.common.rows import read_task_rows
+from apr.eval.benchmarks.task import Newline, Prompt, PromptStyle, Task, Traits
+from apr.eval.code.extraction import cut_at, parse
+from apr.hub.data_files import find_data
+from apr.sandbox import Job
+from apr.sandbox.calls import encode
 
 DATA = "cruxeval-output"
 TIME_LIMIT = 3.0
@@ -64,7 +64,7 @@ STEP_BY_STEP = (
 
 
 class CruxEval:
-    """See `apr.eval.task.Benchmark`. name: cruxeval-output, or cruxeval-output-cot, which has the
+    """See `task.Benchmark`. name: cruxeval-output, or cruxeval-output-cot, which has the
     model think first. A sample's completion is its answer, an expression.
     """
 

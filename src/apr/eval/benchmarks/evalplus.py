@@ -14,8 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
+from apr.common.rows import read_task_rows
 from apr.eval.benchmarks.evalplus_inputs import restore_inputs
+from apr.eval.benchmarks.expected import Expected, expected_answers
 from apr.eval.benchmarks.humaneval import (
     PREFILL,
     PREFILL_STOP,
@@ -24,14 +26,12 @@ from apr.eval.benchmarks.humaneval import (
     continued,
     raw_prompt,
 )
-from apr.eval.data_files import find_data
-from apr.eval.expected import Expected, expected_answers
-from apr.eval.extraction import chat_code, cut_at, definitions, longest_prefix
-from apr.eval.interpreter import Interpreter
-from apr.eval.rows import read_task_rows
-from apr.eval.sandbox import DEFAULT_PRELOAD, Job, Sandbox
-from apr.eval.sandbox.calls import Large, decode, encode
-from apr.eval.task import Newline, Prompt, PromptStyle, Task, Traits
+from apr.eval.benchmarks.task import Newline, Prompt, PromptStyle, Task, Traits
+from apr.eval.code.extraction import chat_code, cut_at, definitions, longest_prefix
+from apr.hub.data_files import find_data
+from apr.sandbox import DEFAULT_PRELOAD, Job, Sandbox
+from apr.sandbox.calls import Large, decode, encode
+from apr.sandbox.interpreter import Interpreter
 
 _END = ("<|endoftext|>", "<|endofmask|>", "</s>", "\nif __name__", "\ndef main(", "\nprint(")
 BASE_STOP = {
@@ -50,7 +50,7 @@ FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution")
 
 
 class EvalPlus:
-    """See `apr.eval.task.Benchmark`. name: humaneval+ or mbpp+, a version of the data behind an @.
+    """See `task.Benchmark`. name: humaneval+ or mbpp+, a version of the data behind an @.
 
     A sample passes with the base and the plus tests (the "+" score); `base` is its score with the
     base tests alone. Rows hold `completion` (put after the prompt) or `solution`, as EvalPlus

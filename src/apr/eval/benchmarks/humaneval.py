@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from apr.errors import AprError
-from apr.eval.extraction import chat_code, cut_at, is_body
-from apr.eval.rows import read_task_rows
-from apr.eval.sandbox import Job
-from apr.eval.task import Prompt, PromptStyle, Task
+from apr.common.errors import AprError
+from apr.common.rows import read_task_rows
+from apr.eval.benchmarks.task import Prompt, PromptStyle, Task
+from apr.eval.code.extraction import chat_code, cut_at, is_body
+from apr.sandbox import Job
 
 DATA_SHA256 = "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef"
 TIME_LIMIT = 3.0
@@ -39,7 +39,7 @@ FIELDS = ("task_id", "prompt", "entry_point", "test", "canonical_solution")
 
 
 class HumanEval:
-    """See `apr.eval.task.Benchmark`."""
+    """See `apr.eval.benchmarks.task.Benchmark`."""
 
     name = "humaneval"
     version = "humaneval-1"

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apr.common.rows import read_task_rows
 from apr.eval.benchmarks.humaneval import BASE_STOP, REFERENCE_FACTOR, TIME_LIMIT
-from apr.eval.data_files import find_data
-from apr.eval.extraction import cut_at
-from apr.eval.rows import read_task_rows
-from apr.eval.sandbox import Job
-from apr.eval.task import Mode, Prompt, PromptStyle, Task
+from apr.eval.benchmarks.task import Mode, Prompt, PromptStyle, Task
+from apr.eval.code.extraction import cut_at
+from apr.hub.data_files import find_data
+from apr.sandbox import Job
 
 FIELDS = ("task_id", "prompt", "suffix", "entry_point", "test", "canonical_solution")
 
@@ -32,7 +32,7 @@ class Gap(Task):
 
 
 class Infilling:
-    """See `apr.eval.task.Benchmark`. name: infilling-single-line, -multi-line, -random-span or
+    """See `task.Benchmark`. name: infilling-single-line, -multi-line, -random-span or
     -random-span-light.
     """
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.eval.benchmarks.livecodebench_data import (
     Problem,
     data_sha256,
@@ -22,8 +22,8 @@ from apr.eval.benchmarks.livecodebench_data import (
     read_problems,
     read_public_cases,
 )
-from apr.eval.sandbox import DEFAULT_PRELOAD, Job
-from apr.eval.task import Newline, Prompt, PromptStyle, Task, Traits, Window
+from apr.eval.benchmarks.task import Newline, Prompt, PromptStyle, Task, Traits, Window
+from apr.sandbox import DEFAULT_PRELOAD, Job
 
 TIME_LIMIT = 6.0  # a test
 # Every program finds the names of these modules (in this order) and the modules themselves.
@@ -88,7 +88,7 @@ _STDIN_EXAMPLE_ANSWER = (
 
 
 class LiveCodeBench:
-    """See `apr.eval.task.Benchmark`. A sample's completion is its program, whole.
+    """See `apr.eval.benchmarks.task.Benchmark`. A sample's completion is its program, whole.
 
     data: its files (test.jsonl, test2.jsonl, … of code_generation_lite make up the releases).
     window: contest dates that count.

@@ -16,8 +16,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from apr.errors import UsageError
-from apr.eval.rows import read_located_rows, read_row_at
+from apr.common.errors import UsageError
+from apr.common.rows import read_located_rows, read_row_at
 
 MAX_TESTS_BYTES = 256 << 20  # of one problem, unpacked
 _TEXTS = (

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
+from apr.common.rows import read_rows
 from apr.eval.benchmarks.asserts import stands_alone, tested_function
 from apr.eval.benchmarks.humaneval import PREFILL, PREFILL_STOP, QUESTION
-from apr.eval.data_files import find_data
-from apr.eval.extraction import chat_code, cut_at, parse
-from apr.eval.rows import read_rows
-from apr.eval.sandbox import Job
-from apr.eval.task import Newline, Prompt, PromptStyle, Task, Traits
+from apr.eval.benchmarks.task import Newline, Prompt, PromptStyle, Task, Traits
+from apr.eval.code.extraction import chat_code, cut_at, parse
+from apr.hub.data_files import find_data
+from apr.sandbox import Job
 
 # Task ids of each part, both ends included (README of the data).
 SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
@@ -46,7 +46,7 @@ class _Problem:
 
 
 class Mbpp:
-    """See `apr.eval.task.Benchmark`. Sample rows hold the whole program, as `completion` or
+    """See `task.Benchmark`. Sample rows hold the whole program, as `completion` or
     `solution`; task ids are "Mbpp/11", as EvalPlus writes them.
 
     name: "mbpp" or "mbpp-sanitized". split: which part; None is all. `newline`: the field's base

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
+from apr.common.rows import read_rows
 from apr.eval.benchmarks.humaneval import (
     BASE_STOP,
     PREFILL,
@@ -28,10 +29,9 @@ from apr.eval.benchmarks.humaneval import (
     raw_prompt,
 )
 from apr.eval.benchmarks.own_rows import OwnTask, read_tasks
-from apr.eval.extraction import chat_code, cut_at, fenced_blocks, longest_prefix
-from apr.eval.rows import read_rows
-from apr.eval.sandbox import Job
-from apr.eval.task import Prompt, PromptStyle, Task, Traits
+from apr.eval.benchmarks.task import Prompt, PromptStyle, Task, Traits
+from apr.eval.code.extraction import chat_code, cut_at, fenced_blocks, longest_prefix
+from apr.sandbox import Job
 
 WORDS_STOP = ("\n```", "<file_sep>")  # of a base model that answers words with a program
 MAX_TOKENS = 1024
@@ -39,7 +39,7 @@ REFERENCE_FACTOR = 10.0
 
 
 class OwnBenchmark:
-    """See `apr.eval.task.Benchmark`. A task whose prompt begins a program is put and judged as
+    """See `task.Benchmark`. A task whose prompt begins a program is put and judged as
     HumanEval's; where the prompt is words, a completion is the whole program, as MBPP's.
 
     Tasks with a `canonical_solution` have it run first, so that a test that nothing can pass is

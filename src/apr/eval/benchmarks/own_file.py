@@ -14,11 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.eval.benchmarks import ROW_FILES
 from apr.eval.benchmarks.own import OwnBenchmark
-from apr.eval.sandbox import Job
-from apr.eval.task import Benchmark, Prompt, Task, Traits
+from apr.eval.benchmarks.task import Benchmark, Prompt, Task, Traits
+from apr.sandbox import Job
 
 METHODS: Mapping[str, type] = {"prompt": Prompt, "completion": str, "program": str, "job": Job}
 _NAME = re.compile(r"[\w.+-]+")
@@ -75,7 +75,7 @@ class PythonBenchmark:
         if missing:
             raise UsageError(
                 f"{self._path}: its benchmark has no method {missing[0]}()",
-                "subclass apr.eval.benchmarks.own.OwnBenchmark, or see apr.eval.task.Benchmark",
+                "subclass apr.eval.benchmarks.own.OwnBenchmark, or see apr.eval.benchmarks.task",
             )
         tasks = getattr(found, "tasks", None)
         if not (isinstance(tasks, Mapping) and tasks):
@@ -84,7 +84,7 @@ class PythonBenchmark:
             if not isinstance(task, Task) or task.task_id != task_id:
                 raise UsageError(f"{self._path}: tasks[{task_id!r}] is no Task of this task_id")
         if not isinstance(getattr(found, "traits", Traits()), Traits):
-            raise UsageError(f"{self._path}: its traits are no apr.eval.task.Traits")
+            raise UsageError(f"{self._path}: its traits are no apr.eval.benchmarks.task.Traits")
 
     def _guarded(self, what: str, call: Callable[..., Any], kind: type | None = None) -> Any:
         def guarded(*args: Any, **kwargs: Any) -> Any:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
+from apr.common.rows import is_unicode
 from apr.eval.benchmarks.asserts import (
     called_by,
     defines_check,
@@ -17,9 +18,8 @@ from apr.eval.benchmarks.asserts import (
     stands_alone,
     tested_function,
 )
-from apr.eval.extraction import parse
-from apr.eval.rows import is_unicode
-from apr.eval.task import Task
+from apr.eval.benchmarks.task import Task
+from apr.eval.code.extraction import parse
 
 TIME_LIMIT = 3.0
 LONGEST = 3600.0

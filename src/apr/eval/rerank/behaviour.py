@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from apr.errors import AprError
-from apr.eval.progress import EvalProgress
+from apr.common.errors import AprError
+from apr.common.progress import EvalProgress
 from apr.eval.rerank.canonical import canonical
 from apr.eval.rerank.mutate import inputs_of_type, more_inputs
 from apr.eval.rerank.visible import (
@@ -20,9 +20,9 @@ from apr.eval.rerank.visible import (
     parameter_annotations,
     visible_examples,
 )
-from apr.eval.sandbox import Job, Outcome, Sandbox
-from apr.eval.sandbox.calls import Answer, encode, read_answer
-from apr.eval.sandbox.codec import BadData, NotPlain
+from apr.sandbox import Job, Outcome, Sandbox
+from apr.sandbox.calls import Answer, encode, read_answer
+from apr.sandbox.codec import BadData, NotPlain
 
 RULES = 1  # to be raised when calls, limits or texts of answers change their meaning
 INPUTS = 40  # calls of each candidate, those shown in the prompt among them

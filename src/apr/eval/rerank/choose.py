@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
+from apr.eval.benchmarks.task import Task
 from apr.eval.rerank.behaviour import Behaviour, Candidate, Keep, Known, SampleId, behaviours
 from apr.eval.rerank.syntax import normal_form
 from apr.eval.rerank.visible import Question
-from apr.eval.sandbox import Sandbox
-from apr.eval.task import Task
+from apr.sandbox import Sandbox
 
 Method = Literal["majority", "logprob", "tests"]
 METHODS: tuple[str, ...] = get_args(Method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 
-from apr.eval.extraction import parse
+from apr.eval.code.extraction import parse
 
 
 def normal_form(program: str) -> str | None:

@@ -10,9 +10,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from apr.errors import UsageError
-from apr.eval.prefixes import parse
-from apr.eval.rows import read_rows
+from apr.common.errors import UsageError
+from apr.common.rows import read_rows
+from apr.eval.code.prefixes import parse
 
 OWN = "exemplars-1.jsonl"
 

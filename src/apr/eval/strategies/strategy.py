@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
+from apr.eval.benchmarks.task import Benchmark, Prompt, PromptStyle, Task, traits_of
 from apr.eval.strategies.exemplars import Exemplar, fitting, load_exemplars
 from apr.eval.strategies.template import Template, load_templates
-from apr.eval.task import Benchmark, Prompt, PromptStyle, Task, traits_of
 
 
 class _Form(NamedTuple):

@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 
 # A copied template may come from anywhere.
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from apr.eval.model import PROMPT_TOO_LONG, Answer, Ask, Generator
-from apr.eval.sandbox import Sandbox
-from apr.eval.settings import EvalSettings
+from apr.eval.benchmarks.task import Benchmark, Prompt, PromptStyle, Task, traits_of
+from apr.eval.generators.model import PROMPT_TOO_LONG, Answer, Ask, Generator
+from apr.eval.run.settings import EvalSettings
 from apr.eval.strategies.checks import failures, visible_check, without_examples
 from apr.eval.strategies.strategy import Strategy
-from apr.eval.task import Benchmark, Prompt, PromptStyle, Task, traits_of
+from apr.sandbox import Sandbox
 
 TOGETHER = 64  # tasks begun at a time: a kill loses no more than these and what follows on them
 

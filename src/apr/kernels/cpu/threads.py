@@ -10,7 +10,7 @@ from itertools import repeat
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 
 MAX_THREADS = 1024
 

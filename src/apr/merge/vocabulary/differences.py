@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.merge.vocabulary.read import Vocabulary, read_vocabularies
 
 _SHOWN = 3

@@ -12,7 +12,7 @@ from itertools import repeat
 import numpy as np
 from numpy.typing import NDArray
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.merge.vocabulary.read import VocabularyInput, model_index
 from apr.merge.vocabulary.rows import AVERAGE, MEAN, ZERO, RowGather
 from apr.merge.vocabulary.settings import ModelToken, TokenEmbedding, ZeroEmbedding

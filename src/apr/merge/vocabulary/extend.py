@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.merge.vocabulary.read import FLAGS, Vocabulary
 
 

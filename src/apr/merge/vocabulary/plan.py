@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 from apr.merge.vocabulary.differences import first_few
 from apr.merge.vocabulary.donors import RowSources, override, row_sources
 from apr.merge.vocabulary.extend import extended_files

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from apr.checkpoint import read_gguf_header
-from apr.errors import AprError, UsageError
+from apr.common.errors import AprError, UsageError
 from apr.text import Tokenizer, load_tokenizer
 from apr.text.hf_folder import named_tokens, tokenizer_files
 

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from apr.errors import UsageError
+from apr.common.errors import UsageError
 
 _SOURCE_HINT = "a model, {kind: zero}, or {kind: model_token, model: …, token: … or token_id: …}"
 

@@ -1,0 +1,150 @@
+"""JSON lines in, plain or gzipped, with errors that name file and line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+from apr.common.errors import UsageError
+
+
+def read_rows(
+    path: Path, on_bad: Callable[[UsageError], None] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each line that is not blank. Raises UsageError.
+
+    A file named .json or .json.gz is one array of objects, and these are numbered. on_bad: told
+    of a line that is no object, instead of an error.
+    """
+    if path.name.removesuffix(".gz").endswith(".json"):
+        yield from enumerate(_array(path), 1)
+        return
+    for number, _, row in read_located_rows(path, on_bad):
+        yield number, row
+
+
+def read_located_rows(
+    path: Path, on_bad: Callable[[UsageError], None] | None = None
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """(line number, its place for `read_row_at`, object) of each line that is not blank."""
+    at = 0
+    with _opened(path) as lines:
+        for number, line in enumerate(lines, 1):
+            text = line.decode("utf-8-sig")
+            if text.strip():
+                try:
+                    row = _object(path, number, text)
+                except UsageError as error:
+                    if on_bad is None:
+                        raise
+                    on_bad(error)
+                else:
+                    yield number, at, row
+            at += len(line)
+
+
+def read_task_rows(
+    path: Path, fields: Sequence[str], key: str = "task_id"
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("PATH line N", row) of a benchmark's tasks.
+
+    fields: those that must be texts; an `entry_point` among them is the name of a function. key:
+    the field that tells tasks apart. Raises UsageError, also for a file without a task.
+    """
+    seen: set[str] = set()
+    for line, row in read_rows(path):
+        where = f"{path} line {line}"
+        for field in fields:
+            if not isinstance(row.get(field), str):
+                raise UsageError(f"{where} has no text in field {field!r}")
+        if "entry_point" in fields and not row["entry_point"].isidentifier():
+            raise UsageError(
+                f"{where}: entry_point {row['entry_point']!r} is not a function's name"
+            )
+        if row[key] in seen:
+            raise UsageError(f"{where}: {key} {row[key]!r} occurs twice")
+        seen.add(row[key])
+        yield where, row
+    if not seen:
+        raise UsageError(f"{path} has no tasks")
+
+
+def read_row_at(path: Path, at: int) -> dict[str, Any]:
+    """One row again (from a packed file only as fast as it unpacks)."""
+    with _opened(path) as lines:
+        lines.seek(at)
+        return _object(path, 0, lines.readline().decode("utf-8-sig"))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The one JSON object of a file, which may be packed. Raises UsageError."""
+    found = _json(path)
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is not a JSON object")
+    return found
+
+
+def is_object(path: Path) -> bool:
+    """Whether a file begins as a JSON object does. Raises UsageError."""
+    with _opened(path) as file:
+        return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
+
+
+def is_unicode(text: str) -> bool:
+    """JSON can hold half of a character, which no program file can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _array(path: Path) -> list[dict[str, Any]]:
+    rows = _json(path)
+    if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+        raise UsageError(f"{path} is not an array of JSON objects")
+    return rows
+
+
+def _json(path: Path) -> Any:
+    with _opened(path) as file:
+        text = file.read().decode("utf-8-sig")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not JSON: {error}") from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unpacked; what goes wrong with them inside is a UsageError."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield cast(IO[bytes], file)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UsageError(f"{path} is not a whole gzip file: {error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} line {number} is not JSON: {error.msg}") from None
+    except RecursionError:
+        raise UsageError(f"{path} line {number} is not JSON of a reasonable depth") from None
+    except ValueError:  # Python reads no integer of more than 4300 digits
+        raise UsageError(f"{path} line {number} has a number too long to read") from None
+    if not isinstance(row, dict):
+        raise UsageError(f"{path} line {number} is not a JSON object")
+    return row

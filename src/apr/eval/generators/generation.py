@@ -1,0 +1,106 @@
+"""The one place where evaluation meets the engine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from statistics import fmean
+
+from apr.common.errors import UsageError
+from apr.engine.request import PromptTooLong
+from apr.engine.session import Session, TextRequest
+from apr.eval.benchmarks.task import Benchmark, PromptStyle, traits_of
+from apr.eval.generators.model import PROMPT_TOO_LONG, Answer, Ask
+from apr.eval.run.settings import EvalSettings
+
+
+def load_session(settings: EvalSettings) -> Session:
+    """Load the model, and say how it runs."""
+    session = Session.load(
+        settings.model,
+        dtype=settings.dtype,
+        device=settings.device,
+        max_concurrency=settings.max_concurrency,
+        offline=settings.offline,
+        fim_tokens=settings.fim_tokens,
+        adapter=settings.adapter,
+    )
+    if settings.progress:
+        facts = session.describe()
+        how = f"{facts['dtype']} on {facts['device']}, {facts['kernels']} kernels"
+        print(f"apr: {how}; {facts['cache']}", file=sys.stderr)
+        if facts["kernels_note"]:
+            print(f"apr: compiled kernels not used: {facts['kernels_note']}", file=sys.stderr)
+        for note in session.opened.notes:
+            print(f"apr: {note}", file=sys.stderr)
+    return session
+
+
+class SessionGenerator:
+    """Samples of a loaded model; see `apr.eval.run.evaluate.Generator`."""
+
+    def __init__(
+        self, session: Session, benchmark: Benchmark, style: PromptStyle, settings: EvalSettings
+    ) -> None:
+        self._session, self._benchmark = session, benchmark
+        self._style, self._settings = style, settings
+        self.description = session.describe()
+
+    def __call__(self, asks: Iterable[Ask]) -> Iterator[Answer]:
+        refused: list[Answer] = []
+        for done in self._session.generate(self._fitting(asks, refused)):
+            yield Answer(
+                task_id=done.request_id,
+                sample=done.sample_index,
+                text=done.text,
+                finish_reason=done.finish_reason,
+                prompt_tokens=done.prompt_tokens,
+                tokens=done.tokens_generated,
+                seconds=done.seconds,
+                mean_logprob=fmean(done.logprobs) if done.logprobs else None,
+            )
+        yield from refused
+
+    def _fitting(self, asks: Iterable[Ask], refused: list[Answer]) -> Iterator[TextRequest]:
+        """The requests whose prompts fit the context; the others as empty answers in `refused`."""
+        for request in self._requests(asks):
+            task, first = request.request_id, request.sample_offset
+            try:
+                self._session.check(request)
+            except PromptTooLong as error:
+                refused += [
+                    Answer(task, sample, "", PROMPT_TOO_LONG, error.tokens, 0, 0.0)
+                    for sample in range(first, first + request.n)
+                ]
+            except UsageError as error:
+                raise UsageError(f"task {task}: {error.message}", error.hint) from None
+            else:
+                yield request
+
+    def _requests(self, asks: Iterable[Ask]) -> Iterator[TextRequest]:
+        settings = self._settings
+        for ask in asks:
+            for first, count in _runs(ask.samples):
+                yield TextRequest(
+                    request_id=ask.task_id,
+                    prompt=ask.prompt.text,
+                    suffix=ask.prompt.suffix,
+                    order="spm" if self._style.mode == "spm" else "psm",
+                    messages=ask.prompt.messages,
+                    prefill=ask.prompt.prefill,
+                    n=count,
+                    sample_offset=first,
+                    max_tokens=settings.max_tokens or traits_of(self._benchmark).max_tokens,
+                    sampling=settings.sampling,
+                    stop=ask.prompt.stop,
+                    seed=ask.seed,
+                    logprobs=settings.n_samples > 1,
+                )
+
+
+def _runs(samples: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Neighbouring numbers as (first, count)."""
+    for _, group in groupby(enumerate(sorted(samples)), key=lambda pair: pair[1] - pair[0]):
+        numbers = [number for _, number in group]
+        yield numbers[0], len(numbers)

@@ -1,0 +1,114 @@
+"""Samples made elsewhere, in the forms they come in: rows of a file, EvalPlus' folders and results.
+
+A folder has one folder a task, named after it with _ for /, and in it programs 0.py, 1.py, …
+(evalplus/data/utils.py). EvalPlus' results (`…eval_results.json`) hold the programs they are of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from apr.common.errors import UsageError
+from apr.common.rows import is_object, is_unicode, read_object, read_rows
+from apr.eval.benchmarks.task import Benchmark, traits_of
+
+RESULTS = "eval_results.json"
+
+
+def read_samples(path: Path, benchmark: Benchmark) -> list[Mapping[str, Any]]:
+    """Rows with the `task_id` of a task and a text in `completion` or `solution`, at least one.
+
+    Raises UsageError naming file, line and field.
+    """
+    rows = []
+    for where, row in _found(path, benchmark):
+        task_id = row.get("task_id")
+        if not isinstance(task_id, str):
+            raise UsageError(f"{where} has no text in field 'task_id'")
+        if task_id not in benchmark.tasks:
+            raise UsageError(f"{where}: task_id {task_id!r} is not in {benchmark.name}")
+        present = [f for f in ("completion", "solution") if isinstance(row.get(f), str)]
+        if not present:
+            raise UsageError(f"{where} has neither a 'completion' nor a 'solution' text")
+        for name in present:
+            if not is_unicode(row[name]):
+                raise UsageError(
+                    f"{where} field {name!r} is not text: a surrogate without its pair"
+                )
+        rows.append(row)
+    if not rows:
+        raise UsageError(f"{path} has no samples")
+    return rows
+
+
+def samples_sha256(path: Path) -> str:
+    """Of a file's bytes; of a folder's programs and their names."""
+    if not path.is_dir():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for program in sorted(path.glob("*/*.py")):
+        text = program.read_bytes()
+        digest.update(f"{program.relative_to(path)} {len(text)}\n".encode() + text)
+    return digest.hexdigest()
+
+
+def _found(path: Path, benchmark: Benchmark) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows, not looked at yet, and where they are."""
+    if path.is_dir():
+        yield from _folder(path, benchmark)
+    elif path.name.removesuffix(".gz").endswith(RESULTS):
+        yield from _results(path)
+    else:
+        for number, row in _rows(path, traits_of(benchmark).one_object):
+            where = f"{path} line {number}"
+            for sample in traits_of(benchmark).read_row(row, where):
+                yield where, sample
+
+
+def _rows(path: Path, one_object: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Rows with their numbers. one_object: a .json file may be one object, which is the row."""
+    if one_object and path.name.removesuffix(".gz").endswith(".json") and is_object(path):
+        yield 1, read_object(path)
+    else:
+        yield from read_rows(path)
+
+
+def _folder(path: Path, benchmark: Benchmark) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    names = {task_id.replace("/", "_"): task_id for task_id in benchmark.tasks}
+    example = next(iter(names))
+    for folder in sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] not in "._"):
+        if folder.name not in names:
+            raise UsageError(
+                f"{folder} is named after no task of {benchmark.name}", f"as {example}/0.py"
+            )
+        programs = [p for p in folder.iterdir() if p.suffix == ".py" and p.is_file()]
+        for program in sorted(programs, key=_number):
+            try:
+                text = program.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                raise UsageError(f"{program} is not UTF-8 text") from None
+            except OSError as error:
+                raise UsageError(f"{program} cannot be read: {error.strerror}") from None
+            yield str(program), {"task_id": names[folder.name], "solution": text}
+
+
+def _number(program: Path) -> tuple[bool, int, str]:
+    """Numbers in their order, then names."""
+    numbered = program.stem.isdecimal()
+    return not numbered, int(program.stem) if numbered else 0, program.name
+
+
+def _results(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    tasks = read_object(path).get("eval")
+    if not isinstance(tasks, dict):
+        raise UsageError(f"{path} has no object in field 'eval'", "EvalPlus' results have one")
+    for task_id, found in tasks.items():
+        samples = found if isinstance(found, list) else [None]
+        for number, sample in enumerate(samples):
+            where = f"{path} task {task_id} sample {number}"
+            if not isinstance(sample, dict):
+                raise UsageError(f"{where} is no object")
+            yield where, {"task_id": task_id, "solution": sample.get("solution")}

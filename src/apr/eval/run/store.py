@@ -1,0 +1,225 @@
+"""Generations and verdicts of one run, in SQLite as they come: a killed run loses what was in
+flight and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from apr.common.errors import AprError, UsageError
+from apr.sandbox import LEVELS, Level, Outcome
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS generation (
+  task_id TEXT, sample INTEGER, completion TEXT NOT NULL, text TEXT NOT NULL,
+  finish_reason TEXT NOT NULL, prompt_tokens INTEGER, tokens INTEGER, seconds REAL,
+  mean_logprob REAL,
+  PRIMARY KEY (task_id, sample)
+);
+CREATE TABLE IF NOT EXISTS verdict (
+  task_id TEXT, sample INTEGER, verdict TEXT NOT NULL, detail TEXT NOT NULL,
+  cpu_seconds REAL, wall_seconds REAL, level TEXT, judge TEXT, retried INTEGER,
+  part TEXT NOT NULL DEFAULT '',
+  PRIMARY KEY (task_id, sample)
+);
+CREATE TABLE IF NOT EXISTS behaviour (
+  task_id TEXT, sample INTEGER, calls TEXT NOT NULL, answers TEXT NOT NULL, shown INTEGER,
+  PRIMARY KEY (task_id, sample)
+);
+"""
+# What runs of the first version lack.
+_LATER = (
+    ("verdict", "part", "TEXT NOT NULL DEFAULT ''"),
+    ("generation", "mean_logprob", "REAL"),
+)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One sample. text: what the model wrote; completion: the official form of it."""
+
+    task_id: str
+    sample: int
+    completion: str
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    tokens: int
+    seconds: float
+    mean_logprob: float | None = None  # see Answer
+
+
+@dataclass(frozen=True)
+class StoredVerdict:
+    task_id: str
+    sample: int
+    verdict: str
+    detail: str
+    cpu_seconds: float
+    wall_seconds: float
+    level: str
+    judge: str
+    retried: bool
+    part: str = ""  # of the tests, in which it failed (Job.parts)
+
+    def passed(self, part: str = "") -> bool:
+        """With all tests, or with those up to the end of a part that is not the last."""
+        return self.verdict == "passed" or (part != "" and self.part not in ("", part))
+
+    @classmethod
+    def of(cls, task_id: str, sample: int, outcome: Outcome) -> StoredVerdict:
+        return cls(
+            task_id=task_id,
+            sample=sample,
+            verdict=outcome.verdict,
+            detail=outcome.detail,
+            cpu_seconds=outcome.cpu_seconds,
+            wall_seconds=outcome.wall_seconds,
+            level=outcome.level,
+            judge=outcome.judge,
+            retried=outcome.retried,
+            part=outcome.part,
+        )
+
+
+class Store:
+    """The database of one run directory. Every `add_` call is on disk when it returns."""
+
+    def __init__(self, path: Path, settings: dict[str, Any], fresh: bool = False) -> None:
+        """Open or create. Raises UsageError if the file belongs to a run with other settings,
+        AprError if it is damaged, cannot be written or is in use by another process.
+        """
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The kernel drops the lock with its holder, however that one ends.
+            self._lock = FileLock(path.with_suffix(".lock"))
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise AprError(
+                f"{path.parent} is in use by another apr eval", "wait for it, or use --out"
+            ) from None
+        except OSError as error:
+            raise AprError(f"{path.parent} cannot be written: {error.strerror}") from None
+        try:
+            self._open(path, fresh)
+            self._same_settings(settings)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, path: Path, fresh: bool) -> None:
+        if fresh:
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.executescript(SCHEMA)
+            for table, column, kind in _LATER:
+                known = [found[1] for found in self._db.execute(f"PRAGMA table_info({table})")]
+                if column not in known:
+                    self._db.execute(f"ALTER TABLE {table} ADD {column} {kind}")
+        except sqlite3.DatabaseError as error:
+            raise AprError(
+                f"{path} cannot be used: {error}", "--fresh starts it anew, --out names another"
+            ) from None
+
+    def _same_settings(self, settings: dict[str, Any]) -> None:
+        stored = dict(self._db.execute("SELECT name, value FROM setting"))
+        wanted = {name: json.dumps(value, sort_keys=True) for name, value in settings.items()}
+        if stored and stored != wanted:
+            changed = [k for k in {**wanted, **stored} if stored.get(k) != wanted.get(k)]
+            name = changed[0]
+            raise UsageError(
+                f"{self.path.parent} holds a run with {name} {stored.get(name)},"
+                f" not {wanted.get(name)}",
+                "--fresh starts it anew, --out names another folder",
+            )
+        self._db.execute("BEGIN IMMEDIATE")  # all of them or, if killed here, none
+        self._db.executemany("INSERT OR IGNORE INTO setting VALUES (?, ?)", list(wanted.items()))
+        self._db.execute("COMMIT")
+
+    def add_generation(self, generation: Generation) -> None:
+        g = generation
+        self._db.execute(
+            "INSERT OR REPLACE INTO generation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (g.task_id, g.sample, g.completion, g.text, g.finish_reason, g.prompt_tokens,
+             g.tokens, g.seconds, g.mean_logprob),
+        )  # fmt: skip
+
+    def add_verdict(self, verdict: StoredVerdict) -> None:
+        v = verdict
+        self._db.execute(
+            "INSERT OR REPLACE INTO verdict VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (v.task_id, v.sample, v.verdict, v.detail, v.cpu_seconds, v.wall_seconds, v.level,
+             v.judge, int(v.retried), v.part),
+        )  # fmt: skip
+
+    def generated(self) -> set[tuple[str, int]]:
+        return set(self._db.execute("SELECT task_id, sample FROM generation"))
+
+    def generations(self) -> Iterator[Generation]:
+        """In the order they were stored."""
+        for row in self._db.execute("SELECT * FROM generation ORDER BY rowid"):
+            yield Generation(*row)
+
+    def unjudged(self, level: Level) -> list[Generation]:
+        """Generations whose verdict is missing, was the sandbox's own failure, or was found at a
+        weaker level of isolation than `level`.
+        """
+        weaker = LEVELS[LEVELS.index(level) + 1 :]
+        marks = ", ".join("?" * len(weaker))
+        rows = self._db.execute(
+            "SELECT g.* FROM generation g LEFT JOIN verdict v USING (task_id, sample)"
+            " WHERE v.verdict IS NULL OR v.verdict = 'sandbox-error'"
+            f" OR v.level IN ({marks}) ORDER BY g.rowid",
+            weaker,
+        )
+        return [Generation(*row) for row in rows]
+
+    def add_behaviour(
+        self, place: tuple[str, int], calls: str, answers: tuple[str, ...], shown: int
+    ) -> None:
+        """What a sample's program does (rerank.behaviour). calls: the version of the calls."""
+        row = (*place, calls, json.dumps(answers), shown)
+        self._db.execute("INSERT OR REPLACE INTO behaviour VALUES (?, ?, ?, ?, ?)", row)
+
+    def behaviours(self) -> Iterator[tuple[tuple[str, int], str, tuple[str, ...], int]]:
+        """What `add_behaviour` was told."""
+        for task_id, sample, calls, answers, shown in self._db.execute("SELECT * FROM behaviour"):
+            yield (task_id, sample), calls, tuple(json.loads(answers)), shown
+
+    def set_fact(self, name: str, value: Any) -> None:
+        """Remember something about the run that does not identify it."""
+        self._db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, json.dumps(value)))
+
+    def facts(self) -> dict[str, Any]:
+        return {k: json.loads(v) for k, v in self._db.execute("SELECT name, value FROM fact")}
+
+    def verdicts(self) -> list[StoredVerdict]:
+        rows = self._db.execute("SELECT * FROM verdict ORDER BY task_id, sample")
+        return [replace(v, retried=bool(v.retried)) for v in (StoredVerdict(*row) for row in rows)]
+
+    def close(self) -> None:
+        self._db.close()
+        self._lock.release()
+
+    def discard(self) -> None:
+        """Close, and take the database away; its folder too if nothing else is in it."""
+        self.close()
+        for suffix in ("", "-wal", "-shm"):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        self.path.with_suffix(".lock").unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.parent.rmdir()

@@ -1,0 +1,447 @@
+"""The sandbox as its users see it: jobs in, outcomes out, N workers between."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from apr.common.errors import AprError, UsageError
+from apr.sandbox import calls, channel
+from apr.sandbox.cleanup import remove_tree
+from apr.sandbox.job import LEVELS, Job, Level, Outcome
+
+# The worker's modules are loaded under a name of their own, from this folder alone: its
+# interpreter may be another one, without apr, and must not import what apr imports.
+_BOOT = """
+import sys
+sys.path[:] = [entry for entry in sys.path if entry not in ("", ".")]
+import types
+package = types.ModuleType("apr_sandbox")
+package.__path__ = [sys.argv[1]]
+sys.modules["apr_sandbox"] = package
+from apr_sandbox import worker
+worker.main(int(sys.argv[2]))
+"""
+# As -I (no user site, nothing of ours on the path, nothing of the user's environment), but with
+# a fixed hash seed, so that a program that depends on the order of a set gets one verdict.
+_FLAGS = ("-s", "-B", "-c", _BOOT)
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "HOME": "/tmp",
+    "TMPDIR": "/tmp",
+    "PYTHONHASHSEED": "0",
+    "TZ": "UTC",  # and no display, so that no program's result depends on the machine
+    "MPLBACKEND": "Agg",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "LD_BIND_NOW": "1",  # symbols resolved once, not again in every fork
+}
+# What programs import most, as far as it is small: every page of it is mapped in each fork.
+DEFAULT_PRELOAD = (
+    "bisect",
+    "collections",
+    "copy",
+    "functools",
+    "heapq",
+    "itertools",
+    "math",
+    "operator",
+    "re",
+    "string",
+    "typing",
+)
+_MAX_OUTCOME = 512 << 20
+_MAX_WAITING_RETRIES = 32
+# How much longer a program may take beside others than alone: they share caches, and cores that
+# pass for two.
+SLACK = 1.5
+
+
+class _WorkerFailed(Exception):
+    pass
+
+
+class _Worker:
+    """A worker process and the job it has."""
+
+    def __init__(
+        self, python: str, level: str, base: str, preload: Sequence[str], processor: int | None
+    ) -> None:
+        self.job: Job | None = None
+        self.again = False  # the job already cost a worker
+        self.base = tempfile.mkdtemp(dir=base)
+        ours, theirs = socket.socketpair()
+        self.socket = ours
+        self._errors = tempfile.TemporaryFile(dir=base)  # noqa: SIM115 - open as long as we are
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    [python, *_FLAGS, str(Path(__file__).parent), str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._errors,
+                    pass_fds=[theirs.fileno()],
+                    env=_ENVIRONMENT,
+                    cwd="/",
+                    start_new_session=True,  # Ctrl-C is for us to handle
+                )
+            except OSError as error:
+                self.socket.close()
+                self._errors.close()
+                raise _WorkerFailed(f"{python}: {error.strerror}") from None
+        self.pid = self._process.pid
+        self._send(
+            {"level": level, "base": self.base, "preload": list(preload), "processor": processor}
+        )
+
+    def greet(self) -> None:
+        """Wait until the worker is ready; raises _WorkerFailed with its reason."""
+        hello = self.receive()
+        if "error" in hello:
+            self.close()
+            raise _WorkerFailed(hello["error"])
+
+    def start(self, job: Job, slack: float, whole: bool = False) -> None:
+        """slack: times its limits that it may take. whole: with large expected values."""
+        cases = list(job.cases()) if job.cases else []
+        if job.judge == "calls":
+            cases = [calls.sent(case, whole) for case in cases]
+        self.job = job
+        self._send(
+            {
+                "program": job.program,
+                "test": job.test,
+                "trusted": job.trusted_prefix,
+                "prelude": job.prelude,
+                "cases": cases,
+                "parts": list(job.parts) or [("", len(cases))],
+                "rule": list(job.rule),
+                "total_limit": job.total_limit,
+                "slack": slack,
+                "entry_point": job.entry_point,
+                "judge": job.judge,
+                "time_limit": float(job.time_limit),
+                "memory": job.memory_bytes,
+                "output": job.output_bytes,
+                "processes": job.processes,
+                "files": dict(job.files),
+            }
+        )
+
+    def receive(self) -> dict[str, Any]:
+        try:
+            return channel.receive_trusted(self.socket.fileno(), _MAX_OUTCOME)
+        except (channel.Closed, channel.TooLarge):
+            raise _WorkerFailed(self._last_words()) from None
+
+    def _send(self, message: dict[str, Any]) -> None:
+        # That it is gone shows when its answer is read, in one place.
+        with contextlib.suppress(channel.Closed):
+            channel.send_trusted(self.socket.fileno(), message)
+
+    def _last_words(self) -> str:
+        self.stop()
+        self._errors.seek(0)
+        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+        self._errors.close()
+        return lines[-1] if lines else f"a worker ended ({self._process.returncode})"
+
+    def stop(self) -> None:
+        """End the worker and everything below it. Closing its socket is the signal."""
+        self.socket.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def close(self) -> None:
+        self.stop()
+        self._errors.close()
+
+
+class Sandbox:
+    """Runs untrusted programs, each in a confined process of its own.
+
+    workers: programs at a time (default: the processors this process may use).
+    level: "full", "confined", "limits" or "auto", the strongest this machine gives; "limits"
+    only with allow_weak. `level` then says which it is, `level_reasons` why not a stronger one.
+    python: the interpreter to run programs with (3.10 or newer). preload: modules to import
+    once before programs are forked.
+
+    Raises UsageError for a level that does not exist or needs allow_weak, AprError where the
+    machine does not give it. Use as a context manager; one thread at a time.
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        level: Literal["auto"] | Level = "auto",
+        allow_weak: bool = False,
+        python: str | None = None,
+        preload: Sequence[str] = DEFAULT_PRELOAD,
+    ) -> None:
+        if level not in ("auto", *LEVELS):
+            raise UsageError(f"sandbox level {level!r}", f"one of auto, {', '.join(LEVELS)}")
+        if level == "limits" and not allow_weak:
+            raise UsageError(
+                "sandbox level 'limits' does not keep a program from your files or the network",
+                "allow it explicitly with --allow-weak-sandbox",
+            )
+        if workers is not None and workers < 1:
+            raise UsageError(f"sandbox workers is {workers}", "at least 1")
+        if os.name != "posix":
+            raise AprError("the sandbox needs Linux or macOS", "on Windows use WSL 2")
+        self._count = workers or len(available_processors())
+        self._python = python or sys.executable
+        self._preload = tuple(preload)
+        self._allow_weak = allow_weak
+        self._wanted = level
+        self._workers: list[_Worker] = []
+        self._base = ""
+        self._hold = -1  # descriptor of that directory, locked
+        self._spawned = 0
+        self._lock = threading.Lock()
+        self.level: Level = "limits"
+        self.level_reasons: dict[str, str] = {}
+
+    def __enter__(self) -> Sandbox:
+        self._base = tempfile.mkdtemp(prefix="apr-sandbox-")
+        self._hold = os.open(self._base, os.O_RDONLY)
+        fcntl.flock(self._hold, fcntl.LOCK_EX)  # tells workers that we live
+        Path(self._base).chmod(0o711)  # candidates reach their directories below it
+        try:
+            self._workers.append(self._first_worker())
+            others = [self._spawn() for _ in range(self._count - 1)]
+            self._workers += others
+            for worker in others:
+                worker.greet()
+        except _WorkerFailed as error:
+            self._close()
+            raise AprError(f"sandbox: a worker did not start: {error}") from None
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    @property
+    def level_reason(self) -> str:
+        """Why this level and not a stronger one; empty for "full"."""
+        return "; ".join(f"{level}: {why}" for level, why in self.level_reasons.items())
+
+    def run(self, job: Job) -> Outcome:
+        """Run one job."""
+        return next(iter(self.run_many([job])))
+
+    def run_many(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """Outcomes as they come. Takes a job from `jobs` only when a worker is free for it.
+
+        Beside others a program may take SLACK times its limits before it counts as a timeout; one
+        that took more than its limits and less than that is run once more, alone, and has to keep
+        them. Leaving the iteration early ends what is running.
+        """
+        if not self._base:
+            raise UsageError("the sandbox is not open", "use `with Sandbox() as sandbox:`")
+        if not self._lock.acquire(blocking=False):
+            raise UsageError("the sandbox is already running jobs", "one run_many at a time")
+        try:
+            self._fill_up()
+            yield from self._run_many(iter(jobs))
+        finally:
+            self._drop_busy()
+            self._lock.release()
+
+    def _run_many(self, jobs: Iterator[Job]) -> Iterator[Outcome]:
+        retries: deque[Job] = deque()
+        slack = SLACK if self._count > 1 else 1.0
+        more = True
+        while True:
+            while more and len(retries) < _MAX_WAITING_RETRIES and (worker := self._idle()):
+                job = next(jobs, None)
+                more = job is not None
+                if job is not None:
+                    worker.start(job, slack)
+            if not any(worker.job for worker in self._workers):
+                while retries:  # everything else has finished: now each alone
+                    yield self._run_alone(retries.popleft())
+                if not more:
+                    return
+            for worker in self._ready():
+                job = worker.job
+                outcome, again = self._outcome(worker, slack)
+                if again and job is not None:
+                    retries.append(job)
+                elif outcome is not None:
+                    yield outcome
+
+    def _run_alone(self, job: Job) -> Outcome:
+        self._workers[0].start(job, 1.0)
+        while True:
+            (worker,) = self._ready()
+            outcome, _ = self._outcome(worker, 1.0, retried=True)
+            if outcome is not None:
+                return outcome
+
+    def _outcome(
+        self, worker: _Worker, slack: float, retried: bool = False
+    ) -> tuple[Outcome | None, bool]:
+        """The outcome of a worker's job, and whether being alone may have changed it; None if the
+        worker was lost and the job starts again.
+        """
+        job = worker.job
+        assert job is not None
+        try:
+            report = worker.receive()
+        except _WorkerFailed as error:
+            report = {"verdict": "sandbox-error", "detail": f"lost a worker: {error}"}
+            if self._replace(worker, job, slack):
+                return None, False
+        else:
+            if report["verdict"] == "needs-whole":
+                worker.start(job, slack, whole=True)
+                return None, False
+            worker.job, worker.again = None, False
+        again = slack > 1 and report.get("over", False) and report["verdict"] != "timeout"
+        outcome = Outcome(
+            job_id=job.job_id,
+            verdict=report["verdict"],
+            detail=report["detail"],
+            cpu_seconds=report.get("cpu", 0.0),
+            wall_seconds=report.get("wall", 0.0),
+            peak_rss=report.get("peak_rss", 0),
+            level=self.level,
+            level_reason=self.level_reason,
+            judge=report.get("judge", job.judge),
+            retried=retried,
+            part=report.get("part", ""),
+            answers=tuple((seconds, reply) for seconds, reply in report.get("answers", ())),
+        )
+        return outcome, again
+
+    def _replace(self, lost: _Worker, job: Job, slack: float) -> bool:
+        """Put a new worker in place of a lost one; True if it takes the job up again (once)."""
+        self._workers.remove(lost)
+        fresh = self._spawn_ready()
+        self._workers.append(fresh)
+        if lost.again:
+            return False
+        fresh.again = True
+        fresh.start(job, slack)
+        return True
+
+    def _first_worker(self) -> _Worker:
+        """A worker at the level wanted, or for "auto" at the strongest to be had."""
+        if self._wanted == "auto":
+            levels = LEVELS if self._allow_weak else LEVELS[:-1]
+        else:
+            levels = (self._wanted,)
+        for level in levels:
+            self.level = level
+            try:
+                worker = self._spawn()
+                worker.greet()
+                return worker
+            except _WorkerFailed as error:
+                self.level_reasons[level] = str(error)
+        raise AprError(
+            f"sandbox: this machine does not give level {self._wanted} ({self.level_reason})",
+            "`apr doctor` shows what it gives; --allow-weak-sandbox runs with limits only",
+        )
+
+    def _spawn(self) -> _Worker:
+        # The processes of a worker take turns, so they share a processor: handing over to one
+        # that another processor has to be woken for takes longer than many programs run.
+        processors = available_processors()
+        processor = processors[(os.getpid() + self._spawned) % len(processors)]
+        self._spawned += 1
+        return _Worker(self._python, self.level, self._base, self._preload, processor)
+
+    def _fill_up(self) -> None:
+        """Replace the workers that an earlier, abandoned iteration cost."""
+        while len(self._workers) < self._count:
+            self._workers.append(self._spawn_ready())
+
+    def _spawn_ready(self) -> _Worker:
+        try:
+            worker = self._spawn()
+            worker.greet()
+            return worker
+        except _WorkerFailed as error:
+            raise AprError(f"sandbox: a worker did not start: {error}") from None
+
+    def _idle(self) -> _Worker | None:
+        return next((worker for worker in self._workers if worker.job is None), None)
+
+    def _ready(self) -> list[_Worker]:
+        """Busy workers with something to say; waits until there is one."""
+        poll = select.poll()
+        busy = {worker.socket.fileno(): worker for worker in self._workers if worker.job}
+        for fd in busy:
+            poll.register(fd, select.POLLIN)
+        return [busy[fd] for fd, _ in poll.poll()] if busy else []
+
+    def _drop_busy(self) -> None:
+        for worker in [worker for worker in self._workers if worker.job]:
+            self._workers.remove(worker)
+            worker.close()
+
+    def _close(self) -> None:
+        for worker in self._workers:
+            worker.close()
+        self._workers = []
+        if self._base:
+            if Path(self._base).exists():  # someone may tidy up /tmp while we run
+                remove_tree(self._base)
+            os.close(self._hold)
+            self._base = ""
+
+
+def available_processors() -> Sequence[int | None]:
+    """Processors this process may run on; None for each where they cannot be chosen."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return [None] * (os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class LevelReport:
+    """Whether this machine gives a level; if not, `reason` says why."""
+
+    level: Level
+    available: bool
+    reason: str = ""
+
+
+def available_levels(python: str | None = None) -> list[LevelReport]:
+    """What this machine gives, strongest first; each level is tried out with a program."""
+    reports = []
+    for level in LEVELS:
+        try:
+            with Sandbox(1, level, allow_weak=True, python=python, preload=()):
+                reports.append(LevelReport(level, True))
+        except AprError as error:
+            reports.append(LevelReport(level, False, error.message))
+    return reports

@@ -1,0 +1,275 @@
+"""The pool: order, laziness, retries, lost workers, leaving early, leaving nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from apr.common.errors import AprError, UsageError
+from apr.sandbox import Job, Sandbox
+from apr.sandbox.pool import SLACK
+
+CHECK = "def check(candidate):\n    assert candidate(2) == 4\n"
+GOOD = "def f(x):\n    return x * x\n"
+SPIN = "def f(x):\n    while True: pass\n"
+
+
+def good(name: str) -> Job:
+    return Job(name, GOOD, CHECK, "f")
+
+
+def slow(name: str, seconds: float) -> Job:
+    program = f"import time\ndef f(x):\n    time.sleep({seconds})\n    return 4\n"
+    return Job(name, program, CHECK, "f", time_limit=60)
+
+
+def spinning(name: str) -> Job:
+    return Job(name, SPIN, CHECK, "f", time_limit=0.3)
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(2, allow_weak=True) as opened:
+        yield opened
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return condition()
+
+
+def workers() -> list[psutil.Process]:
+    """Workers of this process, by what only their command lines hold."""
+    return [process for process in psutil.Process().children() if is_ours(process)]
+
+
+def is_ours(process: psutil.Process) -> bool:
+    try:
+        return any("apr_sandbox" in argument for argument in process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
+
+
+def test_every_job_has_one_outcome(sandbox: Sandbox) -> None:
+    outcomes = list(sandbox.run_many(good(str(i)) for i in range(20)))
+    assert sorted(outcome.job_id for outcome in outcomes) == sorted(map(str, range(20)))
+    assert {outcome.verdict for outcome in outcomes} == {"passed"}
+
+
+def test_a_slow_job_does_not_hold_up_others(sandbox: Sandbox) -> None:
+    jobs = [slow("slow", 1.0), *(good(str(i)) for i in range(5))]
+    assert [outcome.job_id for outcome in sandbox.run_many(jobs)][-1] == "slow"
+
+
+def test_jobs_are_taken_as_workers_are_free(sandbox: Sandbox) -> None:
+    taken = 0
+
+    def endless() -> Iterator[Job]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield good(str(taken))
+
+    outcomes = sandbox.run_many(endless())
+    for number in range(1, 10):
+        next(outcomes)
+        assert taken <= number + 2
+    outcomes.close()  # type: ignore[attr-defined]
+
+
+def test_programs_have_more_time_beside_others_but_no_second_run(sandbox: Sandbox) -> None:
+    jobs = [spinning("spin 1"), spinning("spin 2"), good("good"), slow("slow", 0.5)]
+    outcomes = {o.job_id: o for o in sandbox.run_many(jobs)}
+    assert {name: (o.verdict, o.detail, o.retried) for name, o in outcomes.items()} == {
+        "spin 1": ("timeout", "timed out", False),
+        "spin 2": ("timeout", "timed out", False),
+        "good": ("passed", "passed", False),
+        "slow": ("passed", "passed", False),
+    }
+    assert all(outcomes[name].cpu_seconds >= 0.2 * SLACK for name in ("spin 1", "spin 2"))
+
+
+def test_alone_programs_have_their_limit() -> None:
+    with Sandbox(workers=1, level="limits", allow_weak=True, preload=()) as alone:
+        outcome = alone.run(replace(spinning("spin"), time_limit=1.0))
+    assert outcome.verdict == "timeout" and not outcome.retried
+    assert 0.5 <= outcome.cpu_seconds < SLACK  # less where other work takes the processors
+
+
+def test_what_took_too_long_beside_others_runs_again_alone_and_last(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With so much slack they end by themselves, over their limits; alone they keep them or not."""
+    monkeypatch.setattr("apr.sandbox.pool.SLACK", 50.0)
+    monkeypatch.setattr("apr.sandbox.pool._MAX_WAITING_RETRIES", 1)
+    busy = "import time\nwhile time.process_time() < 0.8: pass\ndef f(x):\n    return x\n"
+    jobs = [replace(good(name), program=busy, time_limit=0.4) for name in "abc"]
+    outcomes = list(sandbox.run_many([*jobs, good("d")]))
+    verdicts = {o.job_id: (o.verdict, o.retried) for o in outcomes}
+    assert verdicts == {**dict.fromkeys("abc", ("timeout", True)), "d": ("passed", False)}
+
+
+def test_leaving_early_ends_what_runs(sandbox: Sandbox) -> None:
+    outcomes = sandbox.run_many([good("first"), slow("never", 60), slow("nor this", 60)])
+    assert next(outcomes).job_id == "first"
+    outcomes.close()  # type: ignore[attr-defined]
+    assert len(workers()) == 1  # the idle one
+    assert sandbox.run(good("after")).passed
+
+
+def test_an_error_among_the_jobs_passes_through(sandbox: Sandbox) -> None:
+    def jobs() -> Iterator[Job]:
+        yield good("one")
+        yield slow("two", 60)
+        raise LookupError("no more")
+
+    with pytest.raises(LookupError, match="no more"):
+        list(sandbox.run_many(jobs()))
+    assert sandbox.run(good("after")).passed
+
+
+def test_a_lost_worker_costs_no_job(sandbox: Sandbox) -> None:
+    outcomes = sandbox.run_many([good("first"), slow("held up", 1.0)])
+    next(outcomes)
+    for worker in workers():
+        worker.kill()
+    rest = list(outcomes)
+    assert [(o.job_id, o.verdict) for o in rest] == [("held up", "passed")]
+
+
+def kill_twice() -> None:
+    for _ in range(2):
+        time.sleep(1)
+        for worker in workers():
+            worker.kill()
+
+
+def test_a_job_that_loses_two_workers(sandbox: Sandbox) -> None:
+    killer = threading.Thread(target=kill_twice)
+    killer.start()
+    (outcome,) = sandbox.run_many([slow("fatal", 30)])
+    killer.join()
+    assert outcome.verdict == "sandbox-error"
+    assert not outcome.passed
+    assert "lost a worker" in outcome.detail
+    assert sandbox.run(good("after")).passed
+
+
+def test_nothing_is_left_after_closing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = set(psutil.pids())
+    with Sandbox(2, allow_weak=True) as sandbox:
+        assert sandbox.run(good("one")).passed
+        mine = [p for p in psutil.process_iter() if p.pid not in before and is_ours(p)]
+        assert len(mine) >= 4
+    assert wait_until(lambda: not any(process.is_running() for process in mine))
+    assert [*tmp_path.iterdir()] == []
+
+
+SCRIPT = """
+import sys
+from apr.sandbox import Job, Sandbox
+with Sandbox(2, allow_weak=True) as sandbox:
+    jobs = [Job(str(i), "import time\\ndef f():\\n    time.sleep(60)\\n", "f()", "f", time_limit=60)
+            for i in range(2)]
+    print("ready", flush=True)
+    list(sandbox.run_many(jobs))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
+def test_interrupted_or_killed(number: signal.Signals, tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(0.5)
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert len(below) >= 6
+        process.send_signal(number)
+        process.wait(20)
+    assert wait_until(lambda: not any(child.is_running() for child in below))
+    if number == signal.SIGINT:
+        assert [*tmp_path.iterdir()] == []
+
+
+def test_wrong_use(sandbox: Sandbox) -> None:
+    with pytest.raises(UsageError, match="level 'half'"):
+        Sandbox(level="half")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="allow-weak"):
+        Sandbox(level="limits")
+    with pytest.raises(UsageError, match="workers is 0"):
+        Sandbox(0)
+    with pytest.raises(UsageError, match="not open"):
+        Sandbox(allow_weak=True).run(good("x"))
+    outcomes = sandbox.run_many([good("a"), good("b")])
+    next(outcomes)
+    with pytest.raises(UsageError, match="already running"):
+        sandbox.run(good("c"))
+    outcomes.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("python", "reason"),
+    [("/nonexistent/python", "No such file"), ("/bin/false", "a worker ended")],
+)
+def test_an_interpreter_that_is_none(python: str, reason: str) -> None:
+    with pytest.raises(AprError, match=reason), Sandbox(1, allow_weak=True, python=python):
+        raise AssertionError("it opened")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"time_limit": 0},
+        {"memory_bytes": 1},
+        {"output_bytes": 0},
+        {"processes": 0},
+        {"judge": "me"},
+        {"entry_point": "not a name"},
+        {"files": {"../x": b""}},
+    ],
+)
+def test_impossible_jobs(change: dict[str, object]) -> None:
+    fields = {"job_id": "x", "program": "", "test": "", "entry_point": "f", **change}
+    with pytest.raises(UsageError, match="job x"):
+        Job(**fields)  # type: ignore[arg-type]
+
+
+def test_another_interpreter() -> None:
+    other = "/usr/bin/python3"
+    if not Path(other).exists() or Path(other).samefile(sys.executable):
+        pytest.skip("no second interpreter here")
+    program = "import sys\ndef f():\n    return sys.prefix\n"
+    with Sandbox(1, allow_weak=True, python=other) as sandbox:
+        outcome = sandbox.run(Job("x", program, "assert f() == '/usr'", "f"))
+    assert outcome.passed, outcome
+
+
+def test_files_lie_in_the_working_directory(sandbox: Sandbox) -> None:
+    program = "def f():\n    return open('data.txt', 'rb').read()\n"
+    files = {"data.txt": b"\0\xffdata"}
+    job = Job("x", program, r"assert f() == b'\0\xffdata'", "f", files=files)
+    assert sandbox.run(job).passed
+    assert not sandbox.run(Job("x", program, "f()", "f")).passed  # and are gone for the next
