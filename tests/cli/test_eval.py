@@ -212,7 +212,7 @@ def test_a_cache_that_is_too_small_names_the_task(
     apr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from apr.engine import session
-    from apr.engine.budget import Budget
+    from apr.engine.session import Budget
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(session, "plan_cache", lambda *_: Budget(1, 64, 1000, 2000))

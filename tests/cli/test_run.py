@@ -158,7 +158,7 @@ def test_chat_goes_on_after_a_question_that_does_not_fit(
 def test_interrupt_ends_the_answer_not_the_conversation(
     apr: Command, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from apr.engine.conversation import Conversation
+    from apr.engine.session import Conversation
 
     ask, asked = Conversation.ask, []
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from apr.engine.session import Session
+from apr.model.opened import open_model
 from convert.models import gguf_file, small_model
 
 
@@ -18,4 +19,4 @@ def small_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def session(small_gguf: Path) -> Session:
-    return Session.load(str(small_gguf), max_concurrency=8)
+    return Session.load(open_model(str(small_gguf)), max_concurrency=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 
 from apr.common.errors import AprError, UsageError
-from apr.engine import budget
-from apr.engine.session import Sampling, Session, TextCompletion, TextRequest
+from apr.engine import session as sessions
+from apr.engine.session import Conversation, Sampling, Session, TextCompletion, TextRequest
 from apr.hub import resolve
+from apr.model.opened import open_model
 from convert import models
 
 WARM = Sampling(temperature=1.0)
+CHAT = TextRequest(messages=[], max_tokens=20)
 USER = [{"role": "user", "content": "hi"}]
 
 
@@ -112,17 +115,17 @@ def test_requests_that_make_no_sense_are_refused() -> None:
 def test_cache_takes_half_of_the_free_memory_at_most(
     monkeypatch: pytest.MonkeyPatch, blocks_free: int, expected: int
 ) -> None:
-    monkeypatch.setattr(budget, "free_memory", lambda device: blocks_free * 2**20)
+    monkeypatch.setattr(sessions, "free_memory", lambda device: blocks_free * 2**20)
     # 8 samples of 256 positions in blocks of 64 would like 32 blocks of 1 MiB.
-    plan = budget.plan_cache(torch.device("cpu"), 2**20, 64, 256, 8)
+    plan = sessions.plan_cache(torch.device("cpu"), 2**20, 64, 256, 8)
     assert (plan.num_blocks, plan.bytes) == (expected, expected * 2**20)
     assert f"cache: {expected} blocks of 64 positions" in str(plan)
 
 
 def test_too_little_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "free_memory", lambda device: 15 * 2**20)
+    monkeypatch.setattr(sessions, "free_memory", lambda device: 15 * 2**20)
     with pytest.raises(AprError, match=r"cache for 8 samples needs at least 0\.02"):
-        budget.plan_cache(torch.device("cpu"), 2**20, 64, 256, 8)
+        sessions.plan_cache(torch.device("cpu"), 2**20, 64, 256, 8)
 
 
 def test_real_model_knows_the_capital_of_france() -> None:
@@ -132,7 +135,7 @@ def test_real_model_knows_the_capital_of_france() -> None:
         found = path if path.is_file() else resolve("smollm2-135m", offline=True)
     except AprError as error:
         pytest.skip(f"smollm2-135m is neither in APR_TEST_MODELS nor in the cache ({error})")
-    session = Session.load(str(found), max_concurrency=2)
+    session = Session.load(open_model(str(found)), max_concurrency=2)
     prompt = "The capital of France is"
     raw = TextRequest(request_id="raw", prompt=prompt, max_tokens=4)
     question = [{"role": "user", "content": "What is the capital of France?"}]
@@ -152,7 +155,7 @@ def infilling_session(tmp_path_factory: pytest.TempPathFactory) -> Session:
         sizes = {"vocab_size": models.VOCAB + 3, "max_position_embeddings": 256}
         path = tmp_path_factory.mktemp("fim") / "m.gguf"
         models.gguf_file(path, models.small_model("Llama", **sizes))
-    return Session.load(str(path), max_concurrency=8)
+    return Session.load(open_model(str(path)), max_concurrency=8)
 
 
 def test_a_gap_is_put_in_the_models_own_format(infilling_session: Session) -> None:
@@ -190,3 +193,41 @@ def test_gaps_that_cannot_be_filled(session: Session) -> None:
         session.encode(TextRequest(prompt="a", suffix="b"))
     with pytest.raises(UsageError, match="a suffix without a prompt"):
         TextRequest(messages=USER, suffix="b")
+
+
+def test_oldest_turns_are_dropped_when_the_context_is_full(session: Session) -> None:
+    talk = Conversation(session, CHAT, system="sys")
+    dropped = 0
+    for number in range(8):
+        question = f"{number}" * 40
+        answer = "".join(talk.ask(question))
+        dropped += talk.forgotten
+        assert talk.turns[-2:] == [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+        assert [turn["role"] for turn in talk.turns] == ["user", "assistant"] * (
+            len(talk.turns) // 2
+        )
+    assert dropped == 16 - len(talk.turns) > 0
+
+
+def test_a_question_that_never_fits_leaves_the_conversation_as_it_was(session: Session) -> None:
+    talk = Conversation(session, CHAT)
+    list(talk.ask("hello"))
+    before = list(talk.turns)
+    with pytest.raises(UsageError, match="model's context 256"):
+        list(talk.ask("x" * 400))
+    assert talk.turns == before
+    list(talk.ask("again"))
+    assert len(talk.turns) == 4
+
+
+def test_an_answer_left_early_is_kept_as_far_as_it_came(session: Session) -> None:
+    talk = Conversation(session, CHAT)
+    with closing(talk.ask("hello")) as answer:
+        said = [next(answer) for _ in range(5)]
+    assert talk.turns[-1] == {"role": "assistant", "content": "".join(said)}
+    assert not session.engine.scheduler.busy
+    talk.reset()
+    assert talk.turns == []

@@ -37,8 +37,8 @@ def chat(
 ) -> None:
     import json
 
-    from apr.engine.conversation import Conversation
-    from apr.engine.session import Session
+    from apr.engine.session import Conversation, Session
+    from apr.model.opened import open_model
 
     settings = text_request(
         prompt="",
@@ -48,9 +48,8 @@ def chat(
         sampling=(temperature, top_k, top_p, min_p, repetition_penalty),
         seed=seed,
     )
-    session = Session.load(
-        model, dtype=dtype, device=device, max_concurrency=1, offline=offline, adapter=adapter
-    )
+    opened = open_model(model, adapter, offline=offline)
+    session = Session.load(opened, dtype=dtype, device=device, max_concurrency=1)
     if session.tokenizer.chat_template is None:
         raise UsageError(f"{model} has no chat template", "apr run continues raw text")
     show_session(session, verbose=False)

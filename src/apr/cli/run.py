@@ -88,10 +88,11 @@ def run(
 
     def load() -> Session:
         from apr.engine.session import Session
+        from apr.model.opened import open_model
 
         session = Session.load(
-            model, dtype=dtype, device=device, offline=offline, infill=gap is not None,
-            fim_tokens=fim_token_names(fim_tokens), adapter=adapter,
+            open_model(model, adapter, offline=offline), dtype=dtype, device=device,
+            infill=gap is not None, fim_tokens=fim_token_names(fim_tokens),
         )  # fmt: skip
         show_session(session, verbose)
         return session

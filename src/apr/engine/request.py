@@ -1,13 +1,18 @@
-"""What is asked of the engine and what comes back, in token ids."""
+"""What is asked of the engine and what comes back: in token ids, and in text."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from apr.common.errors import UsageError
+
+if TYPE_CHECKING:
+    from apr.text import FimOrder
+
+Message = dict[str, Any]  # role and content of one turn of a chat
 
 # Called with (sample_index, token_id) for every token; True ends that sample.
 TokenCallback = Callable[[int, int], bool]
@@ -109,3 +114,62 @@ class Completion:
     cached_tokens: int
     seconds: float
     logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """n samples after a raw prompt, or after chat messages (exactly one of the two).
+
+    suffix: what follows the gap that the sample fills, in the model's own format and `order`
+    (prompt only). prefill: the beginning of the assistant's answer (messages only). stop:
+    strings that end a sample and are cut off. sample_offset: index of the first sample, so that
+    a run can be continued with the random numbers the missing samples would have had.
+    """
+
+    request_id: str = ""
+    prompt: str | None = None
+    suffix: str | None = None
+    order: FimOrder = "psm"
+    messages: list[Message] | None = None
+    prefill: str = ""
+    n: int = 1
+    max_tokens: int = 256
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    logprobs: bool = False
+    sample_offset: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (self.messages is None):
+            raise UsageError(f"request {self.request_id!r} needs either a prompt or messages")
+        if self.prefill and self.messages is None:
+            raise UsageError(f"request {self.request_id!r} has a prefill without messages")
+        if self.suffix is not None and self.prompt is None:
+            raise UsageError(f"request {self.request_id!r} has a suffix without a prompt")
+        for name, value in (("n", self.n), ("max_tokens", self.max_tokens)):
+            if value < 1:  # the engine's rule, told before a model is loaded
+                raise UsageError(f"{name} is {value}", "it must be 1 or more")
+
+
+@dataclass(frozen=True)
+class TextCompletion:
+    """One finished sample as text; see `Completion` for the rest."""
+
+    request_id: str
+    sample_index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    seconds: float
+    logprobs: tuple[float, ...] | None
+
+    @property
+    def tokens_generated(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def tok_per_sec(self) -> float:
+        return self.tokens_generated / self.seconds if self.seconds > 0 else 0.0

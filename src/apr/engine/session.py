@@ -3,88 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import psutil
+import torch
+
 from apr import __version__
-from apr.common.errors import UsageError
-from apr.engine.budget import Budget, plan_cache
+from apr.common.errors import AprError, UsageError
 from apr.engine.engine import Engine
-from apr.engine.request import Completion, FinishReason, Request, Sampling
+from apr.engine.request import (
+    Completion,
+    Message,
+    Request,
+    Sampling,
+    TextCompletion,
+    TextRequest,
+)
 from apr.engine.runners.runtime import Runtime, load_runtime
-from apr.model.opened import OpenedModel, open_model
+from apr.model.opened import OpenedModel
 from apr.text import (
     FimFormat,
-    FimOrder,
     StopMatcher,
     StreamDecoder,
-    Tokenizer,
     fim_format,
 )
 
-Message = dict[str, Any]
-
 __all__ = ["Sampling", "Session", "TextCompletion", "TextRequest"]
 
+# The rest is for activations, logits and whatever else the machine is doing.
+CACHE_FRACTION = 0.5
+
 
 @dataclass(frozen=True)
-class TextRequest:
-    """n samples after a raw prompt, or after chat messages (exactly one of the two).
+class Budget:
+    """num_blocks cache blocks of block_size positions; bytes they take and that were free."""
 
-    suffix: what follows the gap that the sample fills, in the model's own format and `order`
-    (prompt only). prefill: the beginning of the assistant's answer (messages only). stop:
-    strings that end a sample and are cut off. sample_offset: index of the first sample, so that
-    a run can be continued with the random numbers the missing samples would have had.
+    num_blocks: int
+    block_size: int
+    bytes: int
+    free: int
+
+    def __str__(self) -> str:
+        return (
+            f"cache: {self.num_blocks} blocks of {self.block_size} positions,"
+            f" {self.bytes / 2**30:.2f} GiB at most, of {self.free / 2**30:.1f} GiB free"
+        )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be allocated on the device now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return psutil.virtual_memory().available
+
+
+def plan_cache(
+    device: torch.device, block_bytes: int, block_size: int, context: int, max_concurrency: int
+) -> Budget:
+    """As many blocks as max_concurrency full contexts need, within half of the free memory.
+
+    Raises AprError when not even one block per sample fits.
     """
-
-    request_id: str = ""
-    prompt: str | None = None
-    suffix: str | None = None
-    order: FimOrder = "psm"
-    messages: list[Message] | None = None
-    prefill: str = ""
-    n: int = 1
-    max_tokens: int = 256
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-    logprobs: bool = False
-    sample_offset: int = 0
-
-    def __post_init__(self) -> None:
-        if (self.prompt is None) == (self.messages is None):
-            raise UsageError(f"request {self.request_id!r} needs either a prompt or messages")
-        if self.prefill and self.messages is None:
-            raise UsageError(f"request {self.request_id!r} has a prefill without messages")
-        if self.suffix is not None and self.prompt is None:
-            raise UsageError(f"request {self.request_id!r} has a suffix without a prompt")
-        for name, value in (("n", self.n), ("max_tokens", self.max_tokens)):
-            if value < 1:  # the engine's rule, told before a model is loaded
-                raise UsageError(f"{name} is {value}", "it must be 1 or more")
-
-
-@dataclass(frozen=True)
-class TextCompletion:
-    """One finished sample as text; see `Completion` for the rest."""
-
-    request_id: str
-    sample_index: int
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    prompt_tokens: int
-    cached_tokens: int
-    seconds: float
-    logprobs: tuple[float, ...] | None
-
-    @property
-    def tokens_generated(self) -> int:
-        return len(self.token_ids)
-
-    @property
-    def tok_per_sec(self) -> float:
-        return self.tokens_generated / self.seconds if self.seconds > 0 else 0.0
+    free = free_memory(device)
+    wanted = max_concurrency * -(-context // block_size)
+    possible = int(free * CACHE_FRACTION) // block_bytes
+    if possible < max_concurrency:
+        raise AprError(
+            f"{free / 2**30:.2f} GiB are free on {device}, and a cache for {max_concurrency}"
+            f" samples needs at least {max_concurrency * block_bytes / CACHE_FRACTION / 2**30:.2f}",
+            "free memory or lower the concurrency",
+        )
+    blocks = min(wanted, possible)
+    return Budget(blocks, block_size, blocks * block_bytes, free)
 
 
 class _Text:
@@ -174,15 +167,14 @@ class Session:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        opened: OpenedModel,
         runtime: Runtime,
         *,
-        opened: OpenedModel,
         max_concurrency: int = 32,
         fim_tokens: Sequence[str] = (),
     ) -> None:
-        self.tokenizer, self.runtime, self.fim_tokens = tokenizer, runtime, tuple(fim_tokens)
-        self.opened = opened
+        self.opened, self.runtime, self.fim_tokens = opened, runtime, tuple(fim_tokens)
+        self.tokenizer = opened.tokenizer
         self.budget: Budget = plan_cache(
             runtime.device,
             runtime.block_bytes,
@@ -201,33 +193,22 @@ class Session:
     @classmethod
     def load(
         cls,
-        ref: str,
+        opened: OpenedModel,
         dtype: str = "auto",
         device: str = "auto",
         max_concurrency: int = 32,
-        offline: bool = False,
         infill: bool = False,
         fim_tokens: Sequence[str] = (),
-        adapter: str | Path | None = None,
     ) -> Session:
-        """Resolve a model reference, read its tokenizer and weights, and plan the cache.
+        """Read the weights of a model that `open_model` has found, and plan the cache.
 
         infill: refuse a model that cannot fill in the middle before its weights are read.
-        fim_tokens: for prefix, suffix and middle, where not those of its family. adapter: see
-        `open_model`.
+        fim_tokens: for prefix, suffix and middle, where not those of its family.
         """
-        opened = open_model(ref, adapter, offline=offline)
-        tokenizer = opened.tokenizer
         if infill or fim_tokens:
-            fim_format(tokenizer, fim_tokens)
+            fim_format(opened.tokenizer, fim_tokens)
         runtime = load_runtime(opened.checkpoint, dtype, device)
-        return cls(
-            tokenizer,
-            runtime,
-            opened=opened,
-            max_concurrency=max_concurrency,
-            fim_tokens=fim_tokens,
-        )
+        return cls(opened, runtime, max_concurrency=max_concurrency, fim_tokens=fim_tokens)
 
     def describe(self) -> dict[str, Any]:
         """What a manifest should say about how this model runs."""
@@ -307,3 +288,54 @@ class Session:
                     yield new
         finally:
             engine.cancel()
+
+
+@dataclass
+class Conversation:
+    """Turns so far. settings: everything of a request but its messages."""
+
+    session: Session
+    settings: TextRequest
+    system: str | None = None
+    turns: list[Message] = field(default_factory=list)
+    forgotten: int = 0  # turns dropped by the last question to stay within the context
+
+    def ask(self, question: str) -> Iterator[str]:
+        """The answer piece by piece; kept as a turn also when the caller stops listening.
+
+        Raises UsageError, with the conversation as it was, when the question alone is too long.
+        """
+        kept = list(self.turns)
+        self.turns.append({"role": "user", "content": question})
+        try:
+            request = self._fitting_request()
+            self.session.check(request)
+        except UsageError:
+            self.turns = kept
+            raise
+        answer = ""
+        try:
+            for piece in self.session.stream(request):
+                if not isinstance(piece, TextCompletion):
+                    answer += piece
+                    yield piece
+        finally:
+            self.turns.append({"role": "assistant", "content": answer})
+
+    def reset(self) -> None:
+        self.turns.clear()
+
+    def _fitting_request(self) -> TextRequest:
+        """The request, without the oldest turns if prompt and answer would not fit otherwise."""
+        self.forgotten = 0
+        context = self.session.engine.context
+        while True:
+            system = [{"role": "system", "content": self.system}] if self.system else []
+            request = replace(self.settings, messages=[*system, *self.turns])
+            length = len(self.session.encode(request))
+            if length + min(self.settings.max_tokens, context // 2) <= context:
+                return request
+            if len(self.turns) < 3:
+                return request  # if even this is too long, the check names both lengths
+            del self.turns[:2]
+            self.forgotten += 2

@@ -13,18 +13,17 @@ from apr.engine.session import Session, TextRequest
 from apr.eval.benchmarks.task import Benchmark, PromptStyle, traits_of
 from apr.eval.generators.model import PROMPT_TOO_LONG, Answer, Ask
 from apr.eval.run.settings import EvalSettings
+from apr.model.opened import open_model
 
 
 def load_session(settings: EvalSettings) -> Session:
     """Load the model, and say how it runs."""
     session = Session.load(
-        settings.model,
+        open_model(settings.model, settings.adapter, offline=settings.offline),
         dtype=settings.dtype,
         device=settings.device,
         max_concurrency=settings.max_concurrency,
-        offline=settings.offline,
         fim_tokens=settings.fim_tokens,
-        adapter=settings.adapter,
     )
     if settings.progress:
         facts = session.describe()
