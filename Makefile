@@ -23,7 +23,7 @@ demo: $(BIN)/.apr
 	$(BIN)/apr eval smollm2-135m --benchmark humaneval --out runs/demo
 
 test: $(BIN)/.test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-slow: $(BIN)/.test
 	$(BIN)/python -m pytest -q -m slow

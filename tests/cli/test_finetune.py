@@ -85,7 +85,7 @@ def test_the_same_command_again_goes_on(apr: Command, tmp_path: Path) -> None:
 
 def test_killed_runs_have_the_same_losses(folder: Path, tmp_path: Path) -> None:
     """kill -9, at any moment, with dropout: every line of the metrics is the same."""
-    arguments = [*RUN, "--epochs", 6, "--lora-dropout", 0.1, "--save-every", 3, "--eval-split", 0.1]
+    arguments = [*RUN, "--epochs", 4, "--lora-dropout", 0.1, "--save-every", 3, "--eval-split", 0.1]
 
     def start(run: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "apr", *map(str, arguments), "-o", str(run)]
@@ -98,9 +98,9 @@ def test_killed_runs_have_the_same_losses(folder: Path, tmp_path: Path) -> None:
     _, error = whole.communicate()
     assert whole.returncode == 0, error.decode()
     wanted = metrics(tmp_path / "whole")
-    assert len(wanted) > 30
+    assert len(wanted) > 20
     parts = tmp_path / "parts"
-    for reached in (5, 20):
+    for reached in (5, 12):
         killed = start(parts)
         while killed.poll() is None:
             lines = parts / "metrics.jsonl"

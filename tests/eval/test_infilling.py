@@ -105,7 +105,7 @@ def compare(name: str, step: int) -> tuple[int, int]:
 
 
 def test_mutants() -> None:
-    passed, count = compare(LIGHT, 33)
+    passed, count = compare(LIGHT, 82)
     assert 0 < passed < count
 
 
