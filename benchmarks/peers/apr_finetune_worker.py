@@ -18,7 +18,7 @@ from apr.train.forward import token_loss
 from apr.train.lora import LoraSettings, add_lora
 from apr.train.optimizer import Optimizer
 from apr.train.packing import Document, make_batch
-from apr.train.settings import TrainSettings
+from apr.train.train_settings import TrainSettings
 
 
 def main() -> None:

@@ -170,26 +170,6 @@ def test_filling_in_the_middle_is_learned(apr: Command, folder: Path, tmp_path: 
     assert filled[0].code == 0 and filled[0].out == filled[1].out
 
 
-def test_several_adapters(apr: Command, folder: Path, tmp_path: Path) -> None:
-    config = tmp_path / "adapters.yaml"
-    config.write_text("adapters: [{name: a, rank: 2}, {name: b, lr: 0.01, data: rows.jsonl}]")
-    arguments = ("--adapters-config", config, "--epochs", 1, "--dtype", "bf16")
-    planned = apr(*RUN, *arguments, "--plan")
-    assert planned.code == 0 and planned.out.startswith("a:\nlora of tiny in bf16: 1,024 of")
-    run = tmp_path / "run"
-    done = apr(*RUN, *arguments, "-o", run, "--json")
-    assert done.code == 0, done.err
-    result = json.loads(done.out)
-    assert result["adapters"] == {name: str(run / name) for name in "ab"}
-    ranks = [json.loads((run / n / "adapter_config.json").read_text())["r"] for n in "ab"]
-    assert ranks == [2, 16]
-    again = apr(*RUN, *arguments, "-o", run)
-    assert again.code == 2 and "it is complete" in again.err
-    config.write_text("adapters: [{name: a, rank: 3}]")
-    forced = apr(*RUN, *arguments, "-o", run, "--force")
-    assert forced.code == 0 and not (run / "b").exists() and (run / "a").exists()
-
-
 @pytest.mark.parametrize("method", ["qlora", "full"])
 def test_scores_before_and_after(apr: Command, tmp_path: Path, method: str) -> None:
     """Each is what `apr eval` finds; the same command goes on where it was stopped."""
@@ -293,7 +273,6 @@ def test_the_plan_and_the_samples(apr: Command, tmp_path: Path) -> None:
             "the data of infilling-single-line is not here",
         ),
         (["--data", "hf://datasets/rows", "--plan"], "hf://datasets/rows: not a data set"),
-        (["--adapters-config", "none.yaml", "--plan"], "none.yaml cannot be read"),
         (["--data", "rows.jsonl", "-o", "tiny"], "the model that is to be read"),
         (["--data", "rows.jsonl", "-o", "rows.jsonl"], "rows.jsonl is a file"),
     ],

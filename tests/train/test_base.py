@@ -24,8 +24,7 @@ from apr.train.forward import token_loss
 from apr.train.lora import LoraSettings, add_lora
 from apr.train.packing import Document, make_batch
 from apr.train.prepare import prepare
-from apr.train.request import FinetuneRequest
-from apr.train.settings import TrainSettings
+from apr.train.train_settings import FinetuneRequest, TrainSettings
 from model.gguf_files import write_gguf
 
 from .tiny import questions, write_model, write_rows

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from apr.cli.training_output import coloured, runs
 from apr.common.errors import UsageError
 from apr.text import Tokenizer, load_tokenizer
 from apr.train.dataset import read_documents, split_off
 from apr.train.examples import BadRow, document_of
 from apr.train.packing import Document
-from apr.train.samples import coloured, runs
 
 from .tiny import write_rows, write_tokenizer
 

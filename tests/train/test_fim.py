@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from apr.common.errors import UsageError
 from apr.text import Tokenizer, load_tokenizer
 from apr.train.dataset import read_documents
-from apr.train.examples import text_document
-from apr.train.fim import (
+from apr.train.examples import (
     LEFT_TO_RIGHT,
     TOO_LONG,
     FimSettings,
@@ -24,6 +23,7 @@ from apr.train.fim import (
     draw_order,
     fim_transform,
     pieces_that_fit,
+    text_document,
 )
 
 from .tiny import write_rows, write_tokenizer

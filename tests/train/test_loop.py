@@ -15,7 +15,7 @@ from torch import nn
 from apr.common.errors import AprError, UsageError
 from apr.train.loop import BAD_BATCH, METRICS, Task, TrainReport, total_steps, train
 from apr.train.optimizer import Optimizer
-from apr.train.settings import TrainSettings
+from apr.train.train_settings import TrainSettings
 
 transformers = pytest.importorskip("transformers")
 

@@ -22,7 +22,7 @@ from apr.train.forward import token_loss
 from apr.train.loop import Task, train
 from apr.train.lora import LoraSettings, add_lora
 from apr.train.packing import Batch, Document, make_batch
-from apr.train.settings import TrainSettings
+from apr.train.train_settings import TrainSettings
 
 from .tiny import write_model
 

@@ -14,12 +14,11 @@ from torch import nn
 from apr.common.errors import UsageError
 from apr.kernels.nf4 import quantize_nf4
 from apr.model.packed_linear import PackedLinear
+from apr.train.adapter_files import merge_adapter
 from apr.train.finetune import finetune
 from apr.train.lora import LoraLinear, LoraSettings
-from apr.train.merged import merge_adapter
 from apr.train.prepare import prepare
-from apr.train.request import FinetuneRequest
-from apr.train.settings import TrainSettings
+from apr.train.train_settings import FinetuneRequest, TrainSettings
 from apr.train.zeros import check_zeros, keep_zeros
 from train.tiny import questions, write_model, write_rows
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from apr.train.request import FinetuneRequest
-    from apr.train.scores import ScoreRequest
+    from apr.train.report import ScoreRequest
 
 
 def register(app: typer.Typer) -> None:
@@ -108,9 +107,6 @@ def finetune(
     fim_tokens: str = typer.Option(
         "", "--fim-tokens", help="PREFIX,SUFFIX,MIDDLE: tokens for a model without its own."
     ),
-    adapters_config: Path | None = typer.Option(
-        None, "--adapters-config", help="YAML: several adapters to train side by side."
-    ),
     benchmark: str | None = typer.Option(
         None, "--benchmark", help="Score the model before and after, e.g. humaneval."
     ),
@@ -134,22 +130,20 @@ def finetune(
     from apr.cli import training_output as out
     from apr.cli.options import byte_size, fim_token_names, only_flags
     from apr.common.errors import UsageError
-    from apr.train.fim import FimSettings
+    from apr.train.examples import FimSettings
     from apr.train.finetune import finetune as run
     from apr.train.finetune import finished_result
     from apr.train.lora import LoraSettings
-    from apr.train.metrics import TrainProgress
+    from apr.train.metrics import check_report
     from apr.train.prepare import prepare
-    from apr.train.reporting import check_report
-    from apr.train.request import FinetuneRequest
-    from apr.train.settings import TrainSettings
+    from apr.train.train_settings import FinetuneRequest, TrainSettings
 
     if show_samples < 0:
         raise UsageError(f"--show-samples is {show_samples}", "it must be 0 or more")
     if output is None and not (plan or show_samples):
         raise UsageError("no folder to write", "-o FOLDER, or --plan to see what would be done")
     if merge:
-        from apr.train.merged import merge_adapter
+        from apr.train.adapter_files import merge_adapter
 
         if adapter is None or output is None:
             raise UsageError("--merge needs --adapter DIR and -o OUT")
@@ -161,10 +155,6 @@ def finetune(
     _check_flags(context, method, fim_rate)
     check_report(report_to)
     scores = _scores(benchmark, benchmark_samples, benchmark_limit)
-    if scores is not None and adapters_config is not None:
-        raise UsageError(
-            "--benchmark does not go with --adapters-config", "apr eval --adapter scores each"
-        )
     request = FinetuneRequest(
         model=model,
         data=tuple(data or ()),
@@ -203,13 +193,9 @@ def finetune(
             fim_rate, fim_spm_rate, fim_level, fim_token_names(fim_tokens)  # type: ignore[arg-type]
         ),
     )  # fmt: skip
-    if adapters_config is not None:
-        planned = plan or bool(show_samples)
-        _several(adapters_config, request, output, planned, force, offline, as_json, report_to)
-        return
     prepared = prepare(request, offline=offline)
     if scores is not None:
-        from apr.train.scores import check_scores
+        from apr.train.report import check_scores
 
         check_scores(prepared.request, scores, offline=offline)
     if show_samples:
@@ -225,11 +211,10 @@ def finetune(
     # A run that was stopped while it was scored, or is to be scored now, is trained already.
     result = finished_result(prepared, output) if scores is not None and not force else None
     if result is None:
-        with TrainProgress() as progress:
+        with out.TrainProgress() as progress:
             result = run(prepared, output, force=force, on_log=progress.show, report_to=report_to)
     if scores is not None:
-        from apr.train.report import add_scores
-        from apr.train.scores import score_run
+        from apr.train.report import add_scores, score_run
 
         result["scores"] = score_run(prepared.request, scores, output, offline=offline)
         add_scores(output, result["scores"])
@@ -253,44 +238,10 @@ def _scores(benchmark: str | None, samples: int, limit: int | None) -> ScoreRequ
     from apr.common.errors import UsageError
 
     if benchmark is not None:
-        from apr.train.scores import ScoreRequest
+        from apr.train.report import ScoreRequest
 
         return ScoreRequest(benchmark, samples, limit)
     if samples != 1 or limit is not None:
         flag = "limit" if samples == 1 else "samples"
         raise UsageError(f"--benchmark-{flag} without --benchmark", "--benchmark humaneval")
     return None
-
-
-def _several(
-    config: Path,
-    request: FinetuneRequest,
-    output: Path | None,
-    plan: bool,
-    force: bool,
-    offline: bool,
-    as_json: bool,
-    report_to: str,
-) -> None:
-    from apr.cli import training_output as out
-    from apr.train.adapters_config import read_adapters
-    from apr.train.metrics import TrainProgress
-    from apr.train.prepare import prepare
-    from apr.train.several import finetune_several
-
-    requests = read_adapters(config, request)
-    prepared = {name: prepare(one, offline=offline) for name, one in requests.items()}
-    summaries = {name: one.summary() for name, one in prepared.items()}
-    if plan and as_json:
-        print(json.dumps(summaries))
-    elif not as_json:
-        for name, summary in summaries.items():
-            out.show_plan(summary, prepared[name], to_stderr=not plan, name=name)
-    if plan:
-        return
-    assert output is not None
-    with TrainProgress() as progress:
-        result = finetune_several(
-            prepared, output, force=force, on_log=progress.show, report_to=report_to
-        )
-    print(json.dumps(result)) if as_json else out.show_result(result)

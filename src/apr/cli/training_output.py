@@ -1,23 +1,28 @@
-"""What training verbs show."""
+"""What training shows: its plan, documents, progress and result."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import IO, TYPE_CHECKING, Any
+
+from apr.common.byte_progress import INTERVAL, PATIENCE
 
 if TYPE_CHECKING:
+    import rich.progress
+    from rich.text import Text
+
+    from apr.text import Tokenizer
+    from apr.train.packing import Document
     from apr.train.prepare import Prepared
 
 
-def show_plan(
-    summary: Mapping[str, Any], prepared: Prepared, to_stderr: bool = False, name: str = ""
-) -> None:
-    """What will be trained, on what, with how much memory. name: of several adapters."""
+def show_plan(summary: Mapping[str, Any], prepared: Prepared, to_stderr: bool = False) -> None:
+    """What will be trained, on what, with how much memory."""
     out = sys.stderr if to_stderr else sys.stdout
-    if name:
-        print(f"{name}:", file=out)
     trainable, parameters = summary["trainable_parameters"], summary["parameters"]
     print(
         f"{summary['method']} of {summary['model']} in {summary['dtype']}: {trainable:,} of"
@@ -37,8 +42,6 @@ def show_plan(
 
 def show_samples(prepared: Prepared, count: int, as_json: bool) -> None:
     """The first documents, coloured by loss mask."""
-    from apr.train.samples import coloured, sample_json
-
     documents = prepared.documents[:count]
     if as_json:
         print(json.dumps({"samples": sample_json(documents, prepared.tokenizer)}))
@@ -49,6 +52,36 @@ def show_samples(prepared: Prepared, count: int, as_json: bool) -> None:
     for number, document in enumerate(documents, 1):
         console.rule(f"{number}: {len(document)} tokens, {document.targets} learned")
         console.print(coloured(document, prepared.tokenizer), soft_wrap=True)
+
+
+def runs(document: Document, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
+    """(text, learned) of each longest run of tokens that are all learned, or all not."""
+    pairs = zip(document.ids.tolist(), document.trained.tolist(), strict=True)
+    return [
+        (tokenizer.decode([i for i, _ in group], skip_special_tokens=False), learned)
+        for learned, group in groupby(pairs, key=lambda pair: pair[1])
+    ]
+
+
+def coloured(document: Document, tokenizer: Tokenizer) -> Text:
+    """Learned text green, the rest dim; without colours, learned text stands in «»."""
+    from rich.text import Text
+
+    text = Text()
+    for piece, learned in runs(document, tokenizer):
+        text.append(f"«{piece}»" if learned else piece, style="green" if learned else "dim")
+    return text
+
+
+def sample_json(documents: Sequence[Document], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    return [
+        {
+            "tokens": len(document),
+            "learned": document.targets,
+            "text": [{"text": t, "learned": learned} for t, learned in runs(document, tokenizer)],
+        }
+        for document in documents
+    ]
 
 
 def show_result(result: Mapping[str, Any]) -> None:
@@ -80,3 +113,83 @@ def show_merged(result: Mapping[str, Any]) -> None:
         f"largest logit difference between adapter and merged model:"
         f" {result['max_logit_difference']:.2e} in fp32 (logits up to {result['max_logit']:.1f})"
     )
+
+
+class TrainProgress:
+    """Loss, tokens a second, time left and memory on stderr: a bar on a terminal, else lines."""
+
+    def __init__(self, enabled: bool = True, stream: IO[str] | None = None) -> None:
+        self._enabled = enabled
+        self._stream = stream if stream is not None else sys.stderr
+        self._next = time.monotonic() + PATIENCE
+        self._bar: tuple[rich.progress.Progress, rich.progress.TaskID] | None = None
+
+    def __enter__(self) -> TrainProgress:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if self._bar is not None:
+            self._bar[0].stop()
+
+    def show(self, line: dict[str, Any]) -> None:
+        """line: of the metrics, with steps, all_tokens and all_seconds of the run."""
+        if not self._enabled:
+            return
+        if "eval_loss" in line:
+            self._print(
+                f"epoch {line['epoch']}: held-out loss {line['eval_loss']:.4f},"
+                f" perplexity {line['eval_perplexity']:.3f}"
+            )
+            return
+        if time.monotonic() < self._next:
+            return
+        rate = line["all_tokens"] / max(line["all_seconds"], 1e-9)
+        left = (line["steps"] - line["step"]) * line["all_seconds"] / max(line["step"], 1)
+        state = (
+            f"loss {line['loss']:.4f}, {rate:,.0f} tok/s, {_duration(left)} left,"
+            f" {memory_gb():.2f} GB"
+        )
+        if self._stream.isatty():
+            self._update_bar(line, state)
+        else:
+            self._next = time.monotonic() + INTERVAL
+            self._print(f"step {line['step']} of {line['steps']}: {state}")
+
+    def _print(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar[0].console.print(f"apr: {text}")
+        else:
+            print(f"apr: {text}", file=self._stream, flush=True)
+
+    def _update_bar(self, line: dict[str, Any], state: str) -> None:
+        import rich.console
+        import rich.progress
+
+        if self._bar is None:
+            bar = rich.progress.Progress(
+                rich.progress.TextColumn("step {task.completed}/{task.total}"),
+                rich.progress.BarColumn(),
+                rich.progress.TextColumn("{task.description}"),
+                console=rich.console.Console(file=self._stream),
+                transient=True,
+            )
+            bar.start()
+            self._bar = (bar, bar.add_task("", total=line["steps"]))
+        self._bar[0].update(self._bar[1], completed=line["step"], description=state)
+
+
+def memory_gb() -> float:
+    """Memory of this process (GPU memory where it uses one), 1e9 bytes."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.memory_allocated():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return psutil.Process().memory_info().rss / 1e9
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"

@@ -1,4 +1,4 @@
-"""Adapters in PEFT's layout: written for peft, vLLM and `apr merge`; read to train on."""
+"""Adapters in PEFT's layout: written for peft, vLLM and `apr merge`; read to train on; merged."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from apr.calibrate.texts import BUILTIN, load_text
 from apr.checkpoint import CheckpointWriter
 from apr.checkpoint.adapter import CONFIG_FILE, KEEP_ZEROS, WEIGHTS_FILE, open_adapter
 from apr.common.errors import UsageError
+from apr.hub import resolve
+from apr.merge.merge import prepare, run_merge
+from apr.merge.settings import make_settings
+from apr.model.load import load_transformer
 from apr.model.packed_linear import matrix_shapes
 from apr.model.transformer import Transformer
+from apr.text import load_tokenizer
 from apr.train.lora import (
     Adapter,
     LoraEmbedding,
@@ -28,6 +34,7 @@ from apr.train.lora import (
 
 STEM = Path(WEIGHTS_FILE).stem
 _PREFIX = "base_model.model."
+SAMPLE_TOKENS = 256  # a merged model is compared on
 
 
 def adapter_tensors(model: Transformer) -> dict[str, torch.Tensor]:
@@ -142,3 +149,37 @@ def _target_names(chosen: Iterable[str], modules: Iterable[str]) -> list[str]:
     if wanted == {name for name in modules if name.rpartition(".")[2] in ends}:
         return sorted(ends)
     return sorted(wanted)
+
+
+def merge_adapter(
+    model: str, adapter: Path, folder: Path, *, force: bool = False, offline: bool = False
+) -> dict[str, Any]:
+    """Write model + adapter as one fp32 model, and compare the logits of the two on Python code.
+
+    Raises UsageError and AprError as merging does.
+    """
+    if not adapter.exists():
+        raise UsageError(f"{adapter}: no such folder", "name a PEFT adapter's folder")
+    settings = make_settings(
+        {
+            "merge_method": "passthrough",
+            "models": [{"model": f"{model}+{adapter}"}],
+            "dtype": "float32",
+        },
+        "apr finetune --merge",
+    )
+    report = run_merge(prepare(settings, offline=offline), folder, force=force)
+    path = resolve(model, offline=offline)
+    ids = load_tokenizer(path).encode(load_text(BUILTIN).text)[:SAMPLE_TOKENS]
+    with torch.inference_mode():
+        tokens = torch.tensor([ids])
+        merged = load_transformer(folder, torch.float32)(tokens)
+        adapted = load_transformer(path, torch.float32)
+        load_adapter(adapted, adapter)
+        wanted = adapted.eval()(tokens)
+    return {
+        **report.to_json(),
+        "max_logit_difference": float((merged - wanted).abs().max()),
+        "max_logit": float(wanted.abs().max()),
+        "tokens_compared": len(ids),
+    }

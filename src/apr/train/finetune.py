@@ -3,8 +3,7 @@
 OUT/            the adapter (PEFT's files) or model, the best by evaluation where there is one
 OUT/run.json    what was asked for; the same request again goes on where it stopped
 OUT/loss.png    training and held-out losses, where matplotlib is installed
-OUT/report.md, OUT/report.json   perplexity and an answer before and after; see `apr.train.report`
-OUT/scores/   of benchmarks, before and after; see `apr.train.scores`
+OUT/report.md, OUT/report.json, OUT/scores/   before and after; see `apr.train.report`
 OUT/metrics.jsonl, OUT/checkpoints/, OUT/best/, OUT/last/   see `apr.train.loop`
 """
 
@@ -34,16 +33,14 @@ from apr.text import fim_file, fim_format
 from apr.train.adapter_files import load_adapter, save_adapter
 from apr.train.base import load_base, training_device
 from apr.train.forward import token_loss
-from apr.train.loop import CHECKPOINTS, METRICS, Task, TrainReport, train
+from apr.train.loop import METRICS, Task, TrainReport, train
 from apr.train.lora import add_lora
+from apr.train.metrics import PICTURE, draw_losses, reporting
 from apr.train.packing import Batch, PackedData
 from apr.train.prepare import Prepared
 from apr.train.report import Shown, fits, sample_before, write_report
-from apr.train.reporting import PICTURE, draw_losses, reporting
-from apr.train.request import FinetuneRequest
-from apr.train.run_folder import is_complete, open_run, publish
-from apr.train.settings import TrainSettings
-from apr.train.state import saved_states
+from apr.train.run_folder import CHECKPOINTS, is_complete, open_run, publish, saved_states
+from apr.train.train_settings import FinetuneRequest, TrainSettings
 from apr.train.zeros import check_zeros, keep_zeros
 
 

@@ -22,10 +22,10 @@ from apr.common.errors import AprError
 from apr.model.transformer import Transformer
 from apr.train.metrics import MetricsFile
 from apr.train.optimizer import Optimizer
-from apr.train.settings import TrainSettings
-from apr.train.state import Progress, load_state, save_state, saved_states
+from apr.train.run_folder import CHECKPOINTS, Progress, load_state, save_state, saved_states
+from apr.train.train_settings import TrainSettings
 
-CHECKPOINTS, METRICS, BAD_BATCH = "checkpoints", "metrics.jsonl", "bad_batch.json"
+METRICS, BAD_BATCH = "metrics.jsonl", "bad_batch.json"
 # Divergence: the smoothed loss this far above the lowest it has been, in nats and as a multiple.
 SMOOTHING, DIVERGED_BY, DIVERGED_TIMES, DIVERGED_AFTER = 0.9, 2.0, 2.0, 20
 

@@ -1,18 +1,21 @@
-"""metrics.jsonl: one line a step, one an evaluation; and how a run is shown while it goes."""
+"""A run's metrics: metrics.jsonl (a line a step, one an evaluation), TensorBoard, trackio, and a
+picture of the loss.
+"""
 
 from __future__ import annotations
 
 import json
-import sys
-import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
-from apr.common.byte_progress import INTERVAL, PATIENCE
-from apr.common.errors import AprError
+from apr.common.errors import AprError, UsageError
 
-if TYPE_CHECKING:
-    import rich.progress
+REPORTS = ("none", "tensorboard", "trackio")
+PICTURE = "loss.png"
+# Lines of the metrics say where they are by these; all else in them is drawn.
+_PLACES = ("step", "steps", "epoch", "all_tokens", "all_seconds")
 
 
 class MetricsFile:
@@ -45,81 +48,98 @@ class MetricsFile:
             self.evaluations.append(line["eval_loss"])
 
 
-class TrainProgress:
-    """Loss, tokens a second, time left and memory on stderr: a bar on a terminal, else lines."""
+@contextmanager
+def reporting(
+    kind: str, folder: Path, first: int = 0
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that reports a line of the metrics; at the end the report is closed.
 
-    def __init__(self, enabled: bool = True, stream: IO[str] | None = None) -> None:
-        self._enabled = enabled
-        self._stream = stream if stream is not None else sys.stderr
-        self._next = time.monotonic() + PATIENCE
-        self._bar: tuple[rich.progress.Progress, rich.progress.TaskID] | None = None
+    kind: of `REPORTS`. folder: of the run; TensorBoard's files go to folder/tensorboard, trackio's
+    project is the folder's name. first: steps of an earlier session; what it reported of later
+    ones is replaced. Raises UsageError where the library is missing.
+    """
+    if kind == "tensorboard":
+        writer = _tensorboard()(str(folder / "tensorboard"), purge_step=first + 1)
 
-    def __enter__(self) -> TrainProgress:
-        return self
+        def report(line: dict[str, Any]) -> None:
+            for name, value in scalars(line):
+                writer.add_scalar(name, value, line["step"])
 
-    def __exit__(self, *exc: Any) -> None:
-        if self._bar is not None:
-            self._bar[0].stop()
-
-    def show(self, line: dict[str, Any]) -> None:
-        """line: of the metrics, with steps, all_tokens and all_seconds of the run."""
-        if not self._enabled:
-            return
-        if "eval_loss" in line:
-            self._print(
-                f"epoch {line['epoch']}: held-out loss {line['eval_loss']:.4f},"
-                f" perplexity {line['eval_perplexity']:.3f}"
-            )
-            return
-        if time.monotonic() < self._next:
-            return
-        rate = line["all_tokens"] / max(line["all_seconds"], 1e-9)
-        left = (line["steps"] - line["step"]) * line["all_seconds"] / max(line["step"], 1)
-        state = (
-            f"loss {line['loss']:.4f}, {rate:,.0f} tok/s, {_duration(left)} left,"
-            f" {memory_gb():.2f} GB"
-        )
-        if self._stream.isatty():
-            self._update_bar(line, state)
-        else:
-            self._next = time.monotonic() + INTERVAL
-            self._print(f"step {line['step']} of {line['steps']}: {state}")
-
-    def _print(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar[0].console.print(f"apr: {text}")
-        else:
-            print(f"apr: {text}", file=self._stream, flush=True)
-
-    def _update_bar(self, line: dict[str, Any], state: str) -> None:
-        import rich.console
-        import rich.progress
-
-        if self._bar is None:
-            bar = rich.progress.Progress(
-                rich.progress.TextColumn("step {task.completed}/{task.total}"),
-                rich.progress.BarColumn(),
-                rich.progress.TextColumn("{task.description}"),
-                console=rich.console.Console(file=self._stream),
-                transient=True,
-            )
-            bar.start()
-            self._bar = (bar, bar.add_task("", total=line["steps"]))
-        self._bar[0].update(self._bar[1], completed=line["step"], description=state)
+        try:
+            yield report
+        finally:
+            writer.close()
+    elif kind == "trackio":
+        trackio = _trackio()
+        trackio.init(project=folder.resolve().name, name="finetune", resume="allow")
+        try:
+            yield lambda line: trackio.log(dict(scalars(line)), step=line["step"])
+        finally:
+            trackio.finish()
+    else:
+        yield lambda line: None
 
 
-def memory_gb() -> float:
-    """Memory of this process (GPU memory where it uses one), 1e9 bytes."""
-    import psutil
-    import torch
+def check_report(kind: str) -> None:
+    """Raises UsageError for an unknown report, or one whose library is missing."""
+    if kind not in REPORTS:
+        raise UsageError(f"--report-to {kind} is unknown", f"one of {', '.join(REPORTS)}")
+    if kind == "tensorboard":
+        _tensorboard()
+    elif kind == "trackio":
+        _trackio()
 
-    if torch.cuda.is_available() and torch.cuda.memory_allocated():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return psutil.Process().memory_info().rss / 1e9
+
+def scalars(line: dict[str, Any]) -> list[tuple[str, float]]:
+    """The numbers of a line under the names they are reported by: train/loss, eval/loss, ..."""
+    return [
+        (f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}", value)
+        for key, value in line.items()
+        if key not in _PLACES
+    ]
 
 
-def _duration(seconds: float) -> str:
-    whole = int(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
+def draw_losses(metrics: Path, picture: Path) -> bool:
+    """The training loss of every step and held-out losses as a picture; False without matplotlib.
+
+    metrics: metrics.jsonl. Held-out points stand at the step they were measured at.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    held_out = [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*train, strict=True), linewidth=1, label="training loss")
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), marker="o", label="held-out loss")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("nats per token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    temporary = picture.with_name(f".{picture.name}.new.png")
+    figure.savefig(temporary, dpi=120)
+    temporary.replace(picture)
+    return True
+
+
+def _tensorboard() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        hint = "pip install 'apr[tensorboard]'"
+        raise UsageError("--report-to tensorboard needs tensorboard", hint) from None
+    return SummaryWriter
+
+
+def _trackio() -> Any:
+    try:
+        import trackio
+    except ImportError:
+        raise UsageError(
+            "--report-to trackio needs trackio", "pip install 'apr[trackio]'"
+        ) from None
+    return trackio

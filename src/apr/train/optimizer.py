@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from apr.common.errors import AprError
-from apr.train.settings import TrainSettings
+from apr.train.train_settings import TrainSettings
 
 
 class Optimizer:

@@ -17,12 +17,12 @@ from apr.model.opened import OpenedModel
 from apr.text import Tokenizer, load_tokenizer
 from apr.train.base import base_size, check_base
 from apr.train.dataset import DataReport, read_documents, split_off
-from apr.train.fim import fim_transform
+from apr.train.examples import fim_transform
 from apr.train.forward import attention_note
 from apr.train.loop import total_steps
+from apr.train.memory_plan import MemoryPlan, plan_memory
 from apr.train.packing import Document, PackedData
-from apr.train.plan import MemoryPlan, plan_memory
-from apr.train.request import FinetuneRequest
+from apr.train.train_settings import FinetuneRequest
 
 # What --method auto tries, in this order: (method, recompute).
 AUTO = (("lora", False), ("lora", True), ("qlora", False), ("qlora", True))

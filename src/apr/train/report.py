@@ -1,29 +1,43 @@
-"""report.json and report.md of a run: what training changed, in figures and in one answer."""
+"""report.json and report.md of a run: what training changed, in figures, in one answer, and in
+benchmark scores of the model that training began with and the one that it made.
+
+OUT/scores/before/BENCHMARK, OUT/scores/after/BENCHMARK: an evaluation each, as `apr eval` makes it;
+one that was stopped goes on.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from apr.checkpoint.dtypes import DTYPES
 from apr.checkpoint.source import read_json_object
+from apr.common.errors import UsageError
 from apr.engine.engine import Engine
-from apr.engine.request import Request
+from apr.engine.request import Request, Sampling
 from apr.engine.runners.compiled_runner import CompiledRunner
 from apr.engine.runners.runtime import load_runtime
+from apr.eval.run.request import shown_prompts
+from apr.eval.run.result import Result
+from apr.eval.run.settings import EvalSettings
+from apr.eval.run.suite import evaluate_suite, names_of, settings_of
 from apr.model.families import config_from_checkpoint
 from apr.model.opened import OpenedModel
 from apr.text import Tokenizer
+from apr.train.memory_plan import MemoryPlan
+from apr.train.metrics import PICTURE
 from apr.train.packing import Document
-from apr.train.plan import MemoryPlan
-from apr.train.reporting import PICTURE
+from apr.train.run_folder import SCORES
+from apr.train.train_settings import FinetuneRequest
 
 REPORT, PAGE = "report.json", "report.md"
 ANSWER_TOKENS = 128
+# What several samples are drawn with, as for HumanEval's pass@10 elsewhere.
+SAMPLING = Sampling(temperature=0.8, top_p=0.95)
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,7 @@ def write_report(folder: Path, result: dict[str, Any], sample: dict[str, str | N
 
 
 def add_scores(folder: Path, scores: list[dict[str, Any]]) -> None:
-    """Put what `apr.train.scores.score_run` found into the report of a complete run."""
+    """Put what `score_run` found into the report of a complete run."""
     content = {**read_json_object(folder / REPORT), "scores": scores}
     _write(folder / REPORT, json.dumps(content, indent=1))
     _write(folder / PAGE, _page(content, (folder / PICTURE).is_file()))
@@ -178,3 +192,78 @@ def score_table(score: dict[str, Any]) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """benchmark: one or several, as `apr eval --benchmark`. samples: a task's; one is greedy.
+    limit: only the first tasks.
+    """
+
+    benchmark: str
+    samples: int = 1
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for flag, value in (("samples", self.samples), ("limit", self.limit)):
+            if value is not None and value < 1:
+                raise UsageError(f"--benchmark-{flag} is {value}", "it must be 1 or more")
+
+
+def check_scores(request: FinetuneRequest, scores: ScoreRequest, *, offline: bool = False) -> None:
+    """Raises UsageError for what cannot be scored, before anything is trained."""
+    settings = _before(request, scores, Path(SCORES), offline)
+    for name in names_of(scores.benchmark):
+        shown_prompts(settings_of(settings, name))
+
+
+def score_run(
+    request: FinetuneRequest,
+    scores: ScoreRequest,
+    folder: Path,
+    *,
+    offline: bool = False,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """For each benchmark: name, tasks, samples, and pass@k with its interval before and after.
+
+    folder: of a complete run.
+    """
+    before = replace(_before(request, scores, folder / SCORES, offline), progress=progress)
+    after = replace(before, out=folder / SCORES / "after")
+    if request.method == "full":
+        after = replace(after, model=str(folder), adapter=None)
+    else:
+        after = replace(after, adapter=str(folder))
+    pairs = zip(evaluate_suite(before).runs, evaluate_suite(after).runs, strict=True)
+    return [
+        {
+            "benchmark": first.benchmark,
+            "tasks": len(first.per_task),
+            "samples": scores.samples,
+            "before": {**_passes(first), "folder": str(here)},
+            "after": {**_passes(second), "folder": str(there)},
+        }
+        for (first, here), (second, there) in pairs
+    ]
+
+
+def _before(
+    request: FinetuneRequest, scores: ScoreRequest, folder: Path, offline: bool
+) -> EvalSettings:
+    return EvalSettings(
+        model=request.model,
+        adapter=None if request.adapter is None else str(request.adapter),
+        benchmark=scores.benchmark,
+        n_samples=scores.samples,
+        sampling=SAMPLING if scores.samples > 1 else Sampling(),
+        limit=scores.limit,
+        out=folder / "before",
+        fim_tokens=request.fim.tokens,
+        offline=offline,
+    )
+
+
+def _passes(result: Result) -> dict[str, list[float]]:
+    """pass@k -> [score, low, high], the last two its 95 % interval."""
+    return {f"pass@{k}": list(score) for k, score in result.passes.items()}

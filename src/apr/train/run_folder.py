@@ -1,4 +1,7 @@
-"""The folder of a training run: begun, gone on with, cleared, and given its results."""
+"""The folder of a training run: begun, gone on with, cleared, and given its results.
+
+Its checkpoints are written whole or not at all, so that a killed run goes on exactly.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,23 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from apr.checkpoint import CheckpointWriter
 from apr.checkpoint.adapter import CONFIG_FILE
 from apr.checkpoint.model_manifest import MANIFEST_NAME
+from apr.checkpoint.safetensors_folder import SafetensorsSource
+from apr.checkpoint.source import read_json_object
 from apr.common.errors import AprError, UsageError
-from apr.train.loop import CHECKPOINTS
 
 RUN_FILE = "run.json"
-SCORES = "scores"  # the folder of what `apr.train.scores` runs
+SCORES, CHECKPOINTS = "scores", "checkpoints"
+STATE_FILE, TENSORS = "state.json", "state"
+_RNG = "rng.cpu"
 
 
 def open_run(target: Path, request: dict[str, Any], force: bool) -> None:
@@ -80,10 +90,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _clear(target: Path) -> None:
     """Remove what a run writes, and nothing else."""
-    before = json.loads((target / RUN_FILE).read_text())
-    # A run of several adapters has a request, and a folder, for each.
-    several = [n for n, asked in before.items() if isinstance(asked, dict) and "data" in asked]
-    for name in (CHECKPOINTS, SCORES, "best", "last", *several):
+    for name in (CHECKPOINTS, SCORES, "best", "last"):
         shutil.rmtree(target / name, ignore_errors=True)
     for path in target.iterdir():
         if path.is_file():
@@ -107,3 +114,68 @@ def publish(source: Path, target: Path) -> None:
         except OSError:
             shutil.copyfile(path, temporary)
         temporary.replace(goal)
+
+
+@dataclass
+class Progress:
+    """Where a run is. step: optimizer steps done. epoch, position: the next batch of the data, in
+    micro-batches. tokens: seen; best_loss: of evaluations, nats per token. smoothed, lowest: of
+    the training loss. logged: lines of metrics. seconds: of training, over all its sessions.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    tokens: int = 0
+    best_loss: float | None = None
+    best_epoch: int | None = None
+    smoothed: float | None = None
+    lowest: float | None = None
+    logged: int = 0
+    seconds: float = 0.0
+
+
+def save_state(root: Path, progress: Progress, tensors: dict[str, torch.Tensor]) -> None:
+    """Write root/step-N: optimizer and parameters, random numbers, the place in the data; then
+    remove older ones, so that at every moment there is a whole one.
+
+    Dropout on a GPU draws from the GPU's generator, which is saved as well.
+    """
+    older = saved_states(root)
+    random = {_RNG: torch.get_rng_state()}
+    if torch.cuda.is_available():
+        for index, state in enumerate(torch.cuda.get_rng_state_all()):
+            random[f"rng.cuda.{index}"] = state
+    folder = root / f"step-{progress.step:08d}"
+    with CheckpointWriter(folder, overwrite=True, stem=TENSORS) as writer:
+        for name, tensor in {**tensors, **random}.items():
+            writer.add(name, tensor)
+        text = json.dumps(asdict(progress), indent=1) + "\n"
+        writer.add_file(STATE_FILE, text.encode())
+    for stale in older:
+        if stale != folder:
+            shutil.rmtree(stale)
+
+
+def load_state(folder: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
+    """What `save_state` wrote; the random generators are set. AprError where it is damaged."""
+    values = read_json_object(folder / STATE_FILE)
+    try:
+        progress = Progress(**values)
+    except TypeError:
+        raise AprError(
+            f"{folder / STATE_FILE} is not a checkpoint of this version of apr",
+            "start the run anew with --force",
+        ) from None
+    source = SafetensorsSource.from_file(folder / f"{TENSORS}.safetensors")
+    tensors = {name: source.get(name) for name in source.names()}
+    torch.set_rng_state(tensors.pop(_RNG).clone())
+    cuda = [tensors.pop(name) for name in sorted(tensors) if name.startswith("rng.cuda.")]
+    if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.clone() for state in cuda])
+    return progress, tensors
+
+
+def saved_states(root: Path) -> list[Path]:
+    """Whole checkpoints, the newest last."""
+    return sorted(path.parent for path in root.glob(f"step-*/{STATE_FILE}"))

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from apr.common.errors import UsageError
-from apr.train import reporting
-from apr.train.reporting import check_report, draw_losses
+from apr.train.metrics import check_report, draw_losses, reporting
 
 LINES: list[dict[str, Any]] = [
     {"step": 0, "epoch": 0, "eval_loss": 3.0, "eval_perplexity": math.exp(3)},
@@ -25,10 +24,10 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with reporting.reporting("tensorboard", tmp_path) as tell:
+    with reporting("tensorboard", tmp_path) as tell:
         for line in LINES[:7]:
             tell({**line, "loss": 100.0} if line["step"] > 4 else line)
-    with reporting.reporting("tensorboard", tmp_path, first=4) as tell:
+    with reporting("tensorboard", tmp_path, first=4) as tell:
         for line in LINES[5:]:
             tell(line)
     found = EventAccumulator(str(tmp_path / "tensorboard"))
