@@ -22,10 +22,9 @@ from apr.eval.benchmarks.task import PromptStyle, Task
 from apr.eval.run.evaluate import evaluate
 from apr.eval.run.samples import score_samples
 from apr.sandbox import Sandbox
-from apr.sandbox.calls import Large, decode
-from apr.sandbox.equality import _AS_SETS
 from apr.sandbox.extensions import Digest
 from apr.sandbox.interpreter import find_interpreter
+from apr.sandbox.judging.calls import _AS_SETS, Large, decode
 
 from .mutants import changed_programs
 from .runs import SETTINGS, Canned

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apr.sandbox import Job
-from apr.sandbox.calls import encode
+from apr.sandbox.judging.calls import encode
 
 from . import hostile, hostile_unittest
 

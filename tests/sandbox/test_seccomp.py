@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from apr.sandbox import linux, seccomp
+from apr.sandbox.isolation import linux, seccomp
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="seccomp is of Linux")
 

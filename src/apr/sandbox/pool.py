@@ -19,9 +19,10 @@ from types import TracebackType
 from typing import Any, Literal
 
 from apr.common.errors import AprError, UsageError
-from apr.sandbox import calls, channel
-from apr.sandbox.cleanup import remove_tree
+from apr.sandbox import channel
 from apr.sandbox.job import LEVELS, Job, Level, Outcome
+from apr.sandbox.judging import calls
+from apr.sandbox.processes import remove_tree
 
 # The worker's modules are loaded under a name of their own, from this folder alone: its
 # interpreter may be another one, without apr, and must not import what apr imports.

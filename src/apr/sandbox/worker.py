@@ -20,9 +20,11 @@ import struct
 import time
 from typing import Any
 
-from . import channel, confine, judge, levels, linux, view, zygote
-from .confine import Confinement
-from .observe import Observer, directory_bytes
+from . import channel, zygote
+from .isolation import confine, levels, linux, view
+from .isolation.confine import Confinement
+from .judging import judge
+from .processes import Observer, directory_bytes
 
 MAX_JOB = judge.MAX_JOB
 # Backstop: for a machine so busy that processor time hardly passes. Far away where it is known

@@ -19,8 +19,9 @@ import sys
 import time
 from typing import Any
 
-from . import candidate, channel, cleanup, confine, linux, view
-from .confine import Confinement
+from . import candidate, channel, processes
+from .isolation import confine, linux, view
+from .isolation.confine import Confinement
 
 MAX_ORDER = 256 << 20
 _SCM_CREDENTIALS = 2
@@ -93,7 +94,7 @@ def _preload(names: list[str], folder: str) -> None:
     finally:
         os.environ.clear()
         os.environ.update(before)
-    cleanup.remove_tree(folder)
+    processes.remove_tree(folder)
 
 
 def _make_private(path: str, confinement: Confinement) -> None:
@@ -107,10 +108,10 @@ def _remove_private(path: str) -> None:
     try:
         os.rmdir(path)
     except OSError:  # not empty, or moved
-        cleanup.empty(os.path.dirname(path))
+        processes.empty(os.path.dirname(path))
     else:
         if os.listdir(os.path.dirname(path)):
-            cleanup.empty(os.path.dirname(path))
+            processes.empty(os.path.dirname(path))
 
 
 def _fork(confinement: Confinement, order: dict[str, Any], fd: int, own_pid_fd: int) -> int:
@@ -156,7 +157,7 @@ def _end(pid: int, confinement: Confinement, patience: float) -> dict[str, Any]:
         os.kill(pid, signal.SIGKILL)
         _, status, usage = os.wait4(pid, 0)
     if confinement.level != "full":
-        cleanup.end_descendants(pid, confinement)
+        processes.end_descendants(pid, confinement)
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     return {
         "status": status if by_itself else None,

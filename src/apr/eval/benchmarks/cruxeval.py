@@ -20,7 +20,7 @@ from apr.eval.benchmarks.task import Newline, Prompt, PromptStyle, Task, Traits
 from apr.eval.code.extraction import cut_at, parse
 from apr.hub.data_files import find_data
 from apr.sandbox import Job
-from apr.sandbox.calls import encode
+from apr.sandbox.judging.calls import encode
 
 DATA = "cruxeval-output"
 TIME_LIMIT = 3.0

@@ -30,8 +30,8 @@ from apr.eval.benchmarks.task import Newline, Prompt, PromptStyle, Task, Traits
 from apr.eval.code.extraction import chat_code, cut_at, definitions, longest_prefix
 from apr.hub.data_files import find_data
 from apr.sandbox import DEFAULT_PRELOAD, Job, Sandbox
-from apr.sandbox.calls import Large, decode, encode
 from apr.sandbox.interpreter import Interpreter
+from apr.sandbox.judging.calls import Large, decode, encode
 
 _END = ("<|endoftext|>", "<|endofmask|>", "</s>", "\nif __name__", "\ndef main(", "\nprint(")
 BASE_STOP = {

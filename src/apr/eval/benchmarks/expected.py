@@ -13,9 +13,9 @@ from apr.common.errors import AprError
 from apr.common.progress import EvalProgress
 from apr.hub.cache import cache_root, unwritable
 from apr.sandbox import Job, Outcome, Sandbox
-from apr.sandbox.calls import Large, decode, encode, read_answer, reply_digest
 from apr.sandbox.codec import BadData
 from apr.sandbox.interpreter import Interpreter
+from apr.sandbox.judging.calls import Large, decode, encode, read_answer, reply_digest
 
 RULES = 3  # to be raised when what is remembered changes its form or meaning
 

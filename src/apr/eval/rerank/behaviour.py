@@ -21,8 +21,8 @@ from apr.eval.rerank.visible import (
     visible_examples,
 )
 from apr.sandbox import Job, Outcome, Sandbox
-from apr.sandbox.calls import Answer, encode, read_answer
 from apr.sandbox.codec import BadData, NotPlain
+from apr.sandbox.judging.calls import Answer, encode, read_answer
 
 RULES = 1  # to be raised when calls, limits or texts of answers change their meaning
 INPUTS = 40  # calls of each candidate, those shown in the prompt among them

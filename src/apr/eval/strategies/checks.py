@@ -13,8 +13,8 @@ from apr.eval.benchmarks.task import Benchmark, PromptStyle, Task
 from apr.eval.rerank.behaviour import is_as_shown
 from apr.eval.rerank.visible import UNKNOWN, Example, Question, Truth, visible_examples
 from apr.sandbox import Job, Outcome, Sandbox
-from apr.sandbox.calls import Answer, encode, read_answer, short
 from apr.sandbox.codec import BadData, NotPlain
+from apr.sandbox.judging.calls import Answer, encode, read_answer, short
 
 LIMIT = 3.0  # CPU seconds of an example
 MEMORY = 8 << 30  # bytes of address space, of which libraries reserve a lot

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from . import channel, codec, extensions
+from .. import channel, codec, extensions
 
 MAX_MESSAGE = 64 << 20
 

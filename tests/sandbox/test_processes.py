@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from apr.sandbox import cleanup, linux
-from apr.sandbox.confine import Confinement
+from apr.sandbox import processes
+from apr.sandbox.isolation import linux
+from apr.sandbox.isolation.confine import Confinement
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
 
@@ -28,7 +29,7 @@ def test_remove_a_very_deep_tree(tmp_path: Path) -> None:
             os.chdir("d")
     finally:
         os.chdir(start)
-    cleanup.remove_tree(str(root))
+    processes.remove_tree(str(root))
     assert [*tmp_path.iterdir()] == []
 
 
@@ -46,7 +47,7 @@ def test_remove_odd_names_links_and_locked_folders(tmp_path: Path) -> None:
     (Path(os.fsdecode(os.fsencode(root) + b"/\xff\n"))).write_text("x")
     (root / "locked" / "inner").chmod(0)
     (root / "locked").chmod(0)
-    cleanup.remove_tree(str(root))
+    processes.remove_tree(str(root))
     assert [path.name for path in tmp_path.iterdir()] == ["outside"]
     assert (outside / "keep").read_text() == "keep"
 
@@ -55,7 +56,7 @@ def test_empty_leaves_the_folder(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").write_text("b")
     (tmp_path / "c").symlink_to("/")
-    cleanup.empty(str(tmp_path))
+    processes.empty(str(tmp_path))
     assert [*tmp_path.iterdir()] == []
 
 
@@ -73,8 +74,8 @@ def in_a_supervisor(run: str, confinement: Confinement) -> int:
             time.sleep(0.3)
             os.kill(leader, signal.SIGKILL)
             os.waitpid(leader, 0)
-            cleanup.end_descendants(leader, confinement)
-            os._exit(0 if not cleanup.descendants(os.getpid()) else 1)
+            processes.end_descendants(leader, confinement)
+            os._exit(0 if not processes.descendants(os.getpid()) else 1)
         finally:
             os._exit(2)
     return os.waitstatus_to_exitcode(os.waitpid(supervisor, 0)[1])
@@ -134,11 +135,11 @@ def test_descendants_by_proc_are_those_psutil_sees() -> None:
         time.sleep(0.2)
         expected = {process.pid for process in psutil.Process().children(recursive=True)}
         assert len(expected) >= 2
-        assert cleanup.descendants(os.getpid()) == expected
+        assert processes.descendants(os.getpid()) == expected
         proc = os.open("/proc", os.O_RDONLY)
-        assert cleanup.descendants(os.getpid(), proc) == expected
+        assert processes.descendants(os.getpid(), proc) == expected
         os.close(proc)
     finally:
-        for pid in cleanup.descendants(child) | {child}:
+        for pid in processes.descendants(child) | {child}:
             os.kill(pid, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -6,10 +6,10 @@ import functools
 import os
 from typing import Any
 
-from . import channel, codec
+from .. import channel, codec
+from ..stdio import Full
+from ..unittest_run import IMPOSSIBLE, impossible_name
 from .remote import MAX_MESSAGE, Candidate, CandidateGone, SetupFailed, TooMuchOutput, start
-from .stdio import Full
-from .unittest_run import IMPOSSIBLE, impossible_name
 
 
 class TestsFailed(Exception):

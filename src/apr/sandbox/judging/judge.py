@@ -9,7 +9,9 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
-from . import calls, cases, channel, codec, unittest_judge
+from .. import channel, codec
+from ..stdio import Full, silence
+from . import calls, cases, unittest_judge
 from .remote import (
     MAX_MESSAGE,
     Candidate,
@@ -19,7 +21,6 @@ from .remote import (
     TooMuchOutput,
     start,
 )
-from .stdio import Full, silence
 
 MAX_JOB = 512 << 20
 

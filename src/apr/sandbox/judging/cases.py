@@ -14,7 +14,7 @@ from collections.abc import Callable
 from decimal import Decimal, DecimalException
 from typing import Any
 
-from . import channel, codec
+from .. import channel, codec
 from .remote import Candidate, CandidateGone, SetupFailed, TooMuchOutput, receive_hello, start
 
 MAX_REPORT = 1 << 30
