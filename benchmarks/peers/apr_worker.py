@@ -28,7 +28,7 @@ class Bench:
 
     def prefill(self, length: int) -> tuple[float, int]:
         engine = self.engine()
-        engine.scheduler.add(Request(prompt(length), max_tokens=1))
+        engine.add(Request(prompt(length), max_tokens=1))
         start = time.perf_counter()
         engine.step()
         return time.perf_counter() - start, length
@@ -44,7 +44,7 @@ class Bench:
         engine = self.engine()
         for s in range(count):
             # The first token comes with the prompt's last step, before the clock starts.
-            engine.scheduler.add(Request(prompt(length, s), max_tokens=tokens + 1))
+            engine.add(Request(prompt(length, s), max_tokens=tokens + 1))
         while engine.scheduler.reading_prompts:
             engine.step()
         start = time.perf_counter()

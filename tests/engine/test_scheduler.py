@@ -29,10 +29,10 @@ class Drive:
         self.finished: list[Sample] = []
 
     def run(self, requests: Sequence[Request]) -> None:
-        waiting = list(requests)
+        waiting = list(enumerate(requests))
         while waiting or self.scheduler.busy:
             while waiting and self.scheduler.wants_more:
-                self.scheduler.add(waiting.pop(0))
+                self.scheduler.add(*waiting.pop(0))
             self.step()
         assert self.pool.available == self.pool.num_blocks, "blocks are still held"
 

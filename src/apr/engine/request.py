@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from apr.common.errors import UsageError
 
@@ -17,7 +17,7 @@ Message = dict[str, Any]  # role and content of one turn of a chat
 # Called with (sample_index, token_id) for every token; True ends that sample.
 TokenCallback = Callable[[int, int], bool]
 LEAST_TEMPERATURE = 1e-30
-FinishReason = Literal["stop", "length", "stop_string", "cancelled"]
+FinishReason = Literal["stop", "length", "stop_string"]
 
 
 class PromptTooLong(UsageError):
@@ -114,6 +114,25 @@ class Completion:
     cached_tokens: int
     seconds: float
     logprobs: tuple[float, ...] | None = None
+
+
+class TokenEvent(NamedTuple):
+    """A sample has one more token. ticket: of its request (`Engine.add`); logprob as above."""
+
+    ticket: int
+    sample_index: int
+    token: int
+    logprob: float | None
+
+
+class FinishedEvent(NamedTuple):
+    """A sample has ended; nothing more of it follows."""
+
+    ticket: int
+    completion: Completion
+
+
+Event = TokenEvent | FinishedEvent
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,10 @@ admitted when its worst case (prompt plus max_tokens) fits the blocks not yet pr
 so nothing is ever preempted or recomputed. Long prompts are read in chunks beside the samples that
 already decode. Samples of one request fork from its first one when the prompt has been read, and
 prompts that begin alike share the blocks of what they have in common, also when they come together.
+
+A step may carry guesses (drafts) of a decoding sample's next tokens behind its last one. Those that
+are accepted become its tokens; the rest is rolled back by not counting it: later steps write over
+its positions. Only blocks full of accepted tokens become known prefixes.
 """
 
 from __future__ import annotations
@@ -21,8 +25,12 @@ from apr.engine.request import PromptTooLong, Request
 
 @dataclass(eq=False)
 class Sample:
-    """One sample on its way: its tokens so far, its blocks, how much of it is in the cache."""
+    """One sample on its way: its tokens so far, its blocks, how much of it is in the cache.
 
+    drafts: guesses of the tokens after `tokens`, read in the coming step.
+    """
+
+    ticket: int  # of its request
     request: Request
     index: int
     tokens: list[int]
@@ -30,6 +38,7 @@ class Sample:
     max_tokens: int
     slot: int = -1
     blocks: list[int] = field(default_factory=list)
+    drafts: list[int] = field(default_factory=list)
     computed: int = 0  # positions in the cache
     chain: int = 0  # prefix number of the full blocks learnt so far
     learnt: int = 0  # how many full blocks `chain` covers
@@ -44,6 +53,11 @@ class Sample:
     @property
     def generated(self) -> int:
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def decoding(self) -> bool:
+        """Whether only its last token, a drawn one, is not in the cache."""
+        return self.computed == len(self.tokens) - 1 >= self.prompt_length
 
 
 class Scheduler:
@@ -76,11 +90,18 @@ class Scheduler:
             )
         return room, promised
 
-    def add(self, request: Request) -> None:
+    def add(self, ticket: int, request: Request) -> None:
         """Queue the samples of a request. Raises UsageError if it can never run here."""
         room, promised = self.check(len(request.prompt_ids), request.max_tokens)
         for index in range(request.first_sample, request.first_sample + request.n):
-            self.waiting.append(Sample(request, index, list(request.prompt_ids), promised, room))
+            tokens = list(request.prompt_ids)
+            self.waiting.append(Sample(ticket, request, index, tokens, promised, room))
+
+    def cancel(self, ticket: int) -> None:
+        """Drop the samples of a request, queued or running."""
+        self.waiting = deque(s for s in self.waiting if s.ticket != ticket)
+        for sample in [s for s in self.running if s.ticket == ticket]:
+            self.retire(sample)
 
     @property
     def busy(self) -> bool:
@@ -98,13 +119,21 @@ class Scheduler:
         return len(self.waiting) + len(self.running) < self.max_concurrency
 
     def plan(self) -> list[tuple[Sample, int]]:
-        """The next step: samples and how many of their tokens to read, blocks allocated."""
+        """The next step: samples and how many tokens of them to read, blocks allocated.
+
+        A sample's count includes its drafts, which are cut to what the step and its max_tokens
+        leave room for.
+        """
         self._admit()
         budget = max(self.max_step_tokens, len(self.running))
+        spare = budget - len(self.running)  # what drafts may take: one token stays for each sample
         steps = []
         # Decoding samples first: one token each, they are what people wait for.
         for sample in sorted(self.running, key=lambda s: len(s.tokens) - s.computed > 1):
-            count = min(len(sample.tokens) - sample.computed, budget)
+            if sample.drafts:
+                del sample.drafts[min(spare, sample.max_tokens - sample.generated - 1) :]
+                spare -= len(sample.drafts)
+            count = min(len(sample.tokens) + len(sample.drafts) - sample.computed, budget)
             if count > 0:
                 budget -= count
                 self._extend(sample, sample.computed + count)
@@ -112,10 +141,16 @@ class Scheduler:
         return steps
 
     def advance(self, sample: Sample, count: int) -> bool:
-        """`count` more tokens are in the cache; True if the next token can now be drawn."""
+        """`count` more of its tokens are in the cache; True if the next can now be drawn."""
         sample.computed += count
         self._learn(sample)
         return sample.computed == len(sample.tokens)
+
+    def accept(self, sample: Sample, count: int) -> None:
+        """The first `count` drafts of the last step have become tokens; the rest is rolled back."""
+        sample.computed += count
+        sample.drafts = []
+        self._learn(sample)
 
     def fork(self, sample: Sample) -> Iterator[tuple[Sample, tuple[int, int] | None]]:
         """Waiting siblings that start from `sample`'s prompt, which has just been read.
@@ -125,7 +160,7 @@ class Scheduler:
         """
         if sample.computed != sample.prompt_length:
             return
-        for sibling in [s for s in self.waiting if s.request is sample.request]:
+        for sibling in [s for s in self.waiting if s.ticket == sample.ticket]:
             if not self._fits(sibling):
                 return
             self.waiting.remove(sibling)
@@ -180,7 +215,7 @@ class Scheduler:
         for other in self.running:
             if other.computed >= other.prompt_length:
                 continue
-            if other.request is sample.request:
+            if other.ticket == sample.ticket:
                 return True
             # The next block the other will complete: shared if the prompts agree to its end.
             end = (other.computed // size + 1) * size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from apr.common.errors import AprError, UsageError
 from apr.engine.engine import Engine
 from apr.engine.request import (
     Completion,
+    FinishedEvent,
     Message,
     Request,
     Sampling,
@@ -272,22 +274,19 @@ class Session:
 
     def stream(self, request: TextRequest) -> Iterator[str | TextCompletion]:
         """The text of a single sample piece by piece; last, the completion itself."""
-        texts, engine = _Texts(self, request), self.engine
-        engine.scheduler.add(texts.engine_request(request.request_id))
-        shown = 0
-        try:
-            while engine.scheduler.busy:
-                finished = engine.step()
-                if finished:
-                    done = texts.finish(finished[0])
+        texts, shown = _Texts(self, request), 0
+        with closing(self.engine.inbox()) as inbox:
+            inbox.add(texts.engine_request(request.request_id))
+            while True:
+                ended = [e for e in inbox.take() if isinstance(e, FinishedEvent)]
+                if ended:
+                    done = texts.finish(ended[0].completion)
                     yield done.text[shown:]
                     yield done
-                else:
-                    new = texts.so_far(request.sample_offset)[shown:]
-                    shown += len(new)
-                    yield new
-        finally:
-            engine.cancel()
+                    return
+                new = texts.so_far(request.sample_offset)[shown:]
+                shown += len(new)
+                yield new
 
 
 @dataclass

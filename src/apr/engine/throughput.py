@@ -77,7 +77,7 @@ def peak_memory_bytes() -> int:
 
 def prefill(engine: Engine) -> float:
     """Tokens per second of one long prompt."""
-    engine.scheduler.add(Request(_prompt(PREFILL_TOKENS, 0), max_tokens=1))
+    engine.add(Request(_prompt(PREFILL_TOKENS, 0), max_tokens=1))
     start = time.perf_counter()
     engine.step()
     return PREFILL_TOKENS / (time.perf_counter() - start)
@@ -87,7 +87,7 @@ def decode(engine: Engine, streams: int, prompt_tokens: int) -> float:
     """Tokens per second of `streams` samples together, after their prompts have been read."""
     for number in range(streams):
         # One token more: the first comes with the prompt's last step, before the clock starts.
-        engine.scheduler.add(Request(_prompt(prompt_tokens, number), max_tokens=DECODE_TOKENS + 1))
+        engine.add(Request(_prompt(prompt_tokens, number), max_tokens=DECODE_TOKENS + 1))
     while engine.scheduler.reading_prompts:
         engine.step()
     start = time.perf_counter()
