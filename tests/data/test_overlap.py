@@ -15,9 +15,8 @@ from typer.testing import CliRunner
 
 from apr.cli.main import app
 from apr.common.errors import UsageError
-from apr.data.decontaminate import decontaminate
+from apr.data.decontaminate import decontaminate, docstring_prose, read_reference
 from apr.data.overlap import NgramIndex
-from apr.data.references import docstring_prose, read_reference
 from apr.data.rows import read_examples
 from eval.shared import shared_data
 

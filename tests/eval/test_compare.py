@@ -18,9 +18,8 @@ from apr.cli.main import app
 from apr.common.errors import UsageError
 from apr.engine.request import Sampling
 from apr.eval.benchmarks.task import Task
-from apr.eval.history.compare import compare
+from apr.eval.history.compare import compare, mcnemar, permutation_p
 from apr.eval.history.read import find_runs, in_order, read_run, select
-from apr.eval.history.significance import mcnemar, permutation_p
 from apr.eval.history.table import history_table, samples_json
 from apr.eval.run.evaluate import evaluate
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apr.eval.history.significance import FINEST, holm, mcnemar, permutation_p
+from apr.eval.history.compare import FINEST, holm, mcnemar, permutation_p
 from apr.eval.run.scoring import mean_interval
 
 # (fixed, broken) -> statsmodels mcnemar([[5, fixed], [broken, 9]], exact=True).pvalue, which

@@ -1,8 +1,17 @@
-"""A score of 0 to 100 for training data, with its reasons: the mean of its rows' scores."""
+"""A score of 0 to 100 for training data, with its reasons: the mean of its rows' scores.
+
+A row's question, answer and code are looked at. Code is parsed and compiled, never run; unused and
+undefined names are found by pyflakes. The points each problem costs are ours: a row of 100 points
+has none, one of 0 should not be trained on.
+"""
 
 from __future__ import annotations
 
+import ast
+import re
+import warnings
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +20,186 @@ from typing import Any
 import numpy as np
 
 from apr.common.counted import counted
-from apr.common.errors import UsageError
-from apr.data.checks import COSTS, Problem, problems_of, python_code
+from apr.common.errors import AprError, UsageError
 from apr.data.duplicates import THRESHOLD, find_duplicates
-from apr.data.rows import read_examples, row_writer
+from apr.data.rows import Example, read_examples, row_writer
+from apr.eval.code.extraction import FENCE, fenced_blocks
+
+# problem -> points of 100
+COSTS = {
+    "empty response": 100,
+    "exact duplicate": 60,
+    "syntax error": 60,
+    "refusal": 60,
+    "placeholder": 40,
+    "repeats the question": 40,
+    "unclosed code block": 30,
+    "near-duplicate": 30,
+    "undefined name": 20,
+    "empty question": 20,
+    "very long response": 10,
+    "redefined or unused": 5,
+    "compiler warning": 5,
+    "bare except": 5,
+    "mutable default": 5,
+    "other pyflakes message": 5,
+}
+LONGEST = 8000  # characters of a response: 2000 tokens or more
+PYTHON = frozenset({"", "python", "python3", "py"})
+# Lines of Python and hardly any other language, for code that does not parse.
+PYTHON_LINE = re.compile(
+    r"^[ \t]*(?:(?:async )?def \w+\(.*\).*:|class \w+[^{};]*:|from [\w.]+ import [^;{}'\"]+"
+    r"|import [\w., ]+)[ \t]*$",
+    re.M,
+)
+REFUSAL = re.compile(
+    r"\bas an? (?:ai|artificial intelligence|language model)\b|^i(?:'m| am) sorry,? but\b"
+    r"|^i can(?:no|')t (?:help|assist|do)\b",
+    re.I,
+)
+PLACEHOLDER = re.compile(
+    r"#\s*(?:your|add|put|write|insert|rest of)\b.*\b(?:code|logic|implementation)\b"
+    r"|#\s*(?:todo|fixme)\b|#\s*\.\.\.",
+    re.I,
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """kind: of `COSTS`. detail: e.g. the name, and its line in the code."""
+
+    kind: str
+    detail: str = ""
+
+
+def problems_of(example: Example, code: str | None) -> list[Problem]:
+    """What is wrong with a row by itself. code: the Python of its response, if it has any.
+
+    Raises AprError if pyflakes is not installed.
+    """
+    response = example.response.strip()
+    if not response:
+        return [Problem("empty response")]
+    found = []
+    if example.shape != "text":
+        prompt = example.prompt.strip()
+        if not prompt:
+            found.append(Problem("empty question"))
+        elif prompt == response:
+            found.append(Problem("repeats the question"))
+    if REFUSAL.search(response):
+        found.append(Problem("refusal"))
+    if len(response) > LONGEST:
+        found.append(Problem("very long response", f"{len(response)} characters"))
+    if _is_unclosed(response):
+        found.append(Problem("unclosed code block"))
+    return found + (list(_code_problems(code, example.prompt)) if code is not None else [])
+
+
+def python_code(response: str) -> str | None:
+    """The Python of an answer: its fenced blocks, or all of it if it is code; None if it is not.
+
+    Blocks of other languages and interpreter sessions are not looked at.
+    """
+    if FENCE.search(response):
+        languages = [match.group(2).lower() for match in FENCE.finditer(response)]
+        if not PYTHON.issuperset(languages):
+            return None
+        blocks = [block for block in fenced_blocks(response) if not block.lstrip().startswith(">")]
+        named = any(languages)
+        code = "\n\n".join(blocks)
+        return code if named or PYTHON_LINE.search(code) else None
+    return response if PYTHON_LINE.match(response.lstrip("\n")) or _parses(response) else None
+
+
+def _parses(text: str) -> bool:
+    """Whether it is code for sure: a word or a list of words parses, too."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return any(not isinstance(node, ast.Expr) for node in tree.body)
+
+
+def _is_unclosed(response: str) -> bool:
+    is_open = False
+    for match in FENCE.finditer(response):
+        is_open = match.group(2) != "" or not is_open
+    return is_open
+
+
+def _compiled(code: str) -> tuple[ast.Module, list[str]]:
+    """Syntax tree and the compiler's warnings. Raises SyntaxError."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            tree = ast.parse(code)
+            compile(code, "<row>", "exec", dont_inherit=True)
+        except (ValueError, RecursionError, MemoryError, OverflowError) as error:
+            raise SyntaxError(str(error)) from None
+    return tree, [str(one.message) for one in caught]
+
+
+def _code_problems(code: str, prompt: str) -> Iterator[Problem]:
+    try:
+        tree, warned = _compiled(code)
+    except SyntaxError as error:
+        yield Problem("syntax error", f"line {error.lineno}: {error.msg}")
+        return
+    for message in dict.fromkeys(warned):
+        yield Problem("compiler warning", message)
+    if PLACEHOLDER.search(code) or _only_stubs(tree):
+        yield Problem("placeholder")
+    yield from _pyflakes_problems(tree, prompt)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            yield Problem("bare except", f"line {node.lineno}")
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            defaults = [*node.args.defaults, *filter(None, node.args.kw_defaults)]
+            if any(isinstance(one, ast.List | ast.Dict | ast.Set) for one in defaults):
+                yield Problem("mutable default", f"line {node.lineno}")
+
+
+def _only_stubs(tree: ast.Module) -> bool:
+    """Whether there are functions, and none has a body."""
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return bool(functions) and all(
+        isinstance(statement, ast.Pass)
+        or (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
+        for function in functions
+        for statement in function.body
+    )
+
+
+def _pyflakes_problems(tree: ast.Module, prompt: str) -> Iterator[Problem]:
+    """Names the prompt speaks of count as defined: it may have given their code."""
+    checker, messages = _pyflakes()
+    given = frozenset(re.findall(r"\w+", prompt))
+    kinds: dict[type, str] = {
+        messages.UndefinedName: "undefined name",
+        messages.UndefinedLocal: "undefined name",
+        messages.UnusedImport: "redefined or unused",
+        messages.UnusedVariable: "redefined or unused",
+        messages.RedefinedWhileUnused: "redefined or unused",
+    }
+    for message in sorted(checker.Checker(tree).messages, key=lambda one: (one.lineno, one.col)):
+        if isinstance(message, messages.UndefinedName) and message.message_args[0] in given:
+            continue
+        detail = f"line {message.lineno}: {message.message % message.message_args}"
+        yield Problem(kinds.get(type(message), "other pyflakes message"), detail)
+
+
+def _pyflakes() -> tuple[Any, Any]:
+    try:
+        from pyflakes import checker, messages
+    except ImportError:
+        raise AprError(
+            "code is checked with the pyflakes package, which is not installed",
+            "pip install pyflakes, or apr[data]",
+        ) from None
+    return checker, messages
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 from apr.common.errors import AprError, UsageError
 from apr.eval.benchmarks import ALL
 from apr.eval.generators.model import Model, find_model
-from apr.eval.history.compare import Comparison, chance, compare
+from apr.eval.history.compare import Comparison, chance, compare, holm
 from apr.eval.history.read import Run, summary
-from apr.eval.history.significance import holm
 from apr.eval.history.sweep_file import Row, read_sweep, sweep_rows
 from apr.eval.history.table import more_scores
 from apr.eval.run.evaluate import Interrupted, evaluate

@@ -9,6 +9,8 @@ log-probability of a token is Codex's way (Chen et al. 2021, arXiv:2107.03374, s
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,8 +19,8 @@ from typing import Literal, get_args
 
 from apr.common.errors import UsageError
 from apr.eval.benchmarks.task import Task
+from apr.eval.code.extraction import parse
 from apr.eval.rerank.behaviour import Behaviour, Candidate, Keep, Known, SampleId, behaviours
-from apr.eval.rerank.syntax import normal_form
 from apr.eval.rerank.visible import Question
 from apr.sandbox import Sandbox
 
@@ -127,3 +129,65 @@ def _likely(candidate: Candidate) -> tuple[float, int]:
     """The likeliest first, then in order. Empty answers have no tokens: unlikely."""
     logprob = candidate.mean_logprob
     return (-math.inf if logprob is None else logprob, -candidate.sample)
+
+
+def normal_form(program: str) -> str | None:
+    """Equal for programs whose syntax trees differ in docstrings and the names of parameters and
+    local variables only; None for what does not parse.
+    """
+    tree = parse(program)
+    if tree is None:
+        return None
+    try:
+        for node in ast.walk(tree):
+            _drop_docstring(node)
+        _rename(tree, {})
+        text = ast.dump(tree)
+    except RecursionError:
+        return None
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+
+
+def _drop_docstring(node: ast.AST) -> None:
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
+        return
+    if ast.get_docstring(node, clean=False) is not None:
+        node.body = node.body[1:] or [ast.Pass()]
+
+
+def _rename(node: ast.AST, names: dict[str, str]) -> None:
+    """Number the names that functions bind, in the order they are met; inner ones see outer."""
+    if isinstance(node, _FUNCTIONS):
+        names = dict(names)
+        for name in _bound(node):
+            names[name] = f"_{len(names)}"
+    for child in ast.iter_child_nodes(node):
+        _rename(child, names)
+    if isinstance(node, ast.Name):
+        node.id = names.get(node.id, node.id)
+    elif isinstance(node, ast.arg):
+        node.arg = names.get(node.arg, node.arg)
+        node.annotation = None
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        node.returns = None
+
+
+def _bound(function: ast.AST) -> list[str]:
+    """Parameters and variables of a function, its inner functions' left out, in order."""
+    found: dict[str, None] = {}
+    foreign: set[str] = set()
+    todo = list(ast.iter_child_nodes(function))
+    while todo:
+        node = todo.pop(0)
+        if isinstance(node, ast.arg):
+            found[node.arg] = None
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found[node.id] = None
+        elif isinstance(node, ast.Global | ast.Nonlocal):
+            foreign.update(node.names)
+        if not isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
+            todo = [*ast.iter_child_nodes(node), *todo]
+    return [name for name in found if name not in foreign]

@@ -11,8 +11,13 @@ from typing import Any, NamedTuple
 
 from apr.common.errors import UsageError
 from apr.eval.benchmarks.task import Benchmark, Prompt, PromptStyle, Task, traits_of
-from apr.eval.strategies.exemplars import Exemplar, fitting, load_exemplars
-from apr.eval.strategies.template import Template, load_templates
+from apr.eval.strategies.exemplars import (
+    Exemplar,
+    Template,
+    fitting,
+    load_exemplars,
+    load_templates,
+)
 
 
 class _Form(NamedTuple):
