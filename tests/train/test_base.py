@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from torch import nn
 
 from apr.checkpoint import open_checkpoint
 from apr.checkpoint.dtypes import DTYPES
 from apr.common.errors import UsageError
-from apr.kernels import products
+from apr.kernels import ops
 from apr.model.families import config_from_checkpoint
 from apr.model.load import load_transformer
-from apr.model.packed_linear import PackedLinear
 from apr.model.transformer import Transformer
+from apr.model.weights import Linear
 from apr.train.base import base_size, check_base, load_base
 from apr.train.finetune import finetune
 from apr.train.forward import token_loss
@@ -33,16 +32,17 @@ CPU = torch.device("cpu")
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "initializer_range": 0.2}
 
 
-def packed_layers(model: Transformer) -> list[PackedLinear]:
-    return [module for module in model.modules() if isinstance(module, PackedLinear)]
+def packed_layers(model: Transformer) -> list[Linear]:
+    linear = (module for module in model.modules() if isinstance(module, Linear))
+    return [module for module in linear if module.frozen is not None]
 
 
 def unpacked(model: Transformer) -> Transformer:
     """The same model with plain layers that hold the numbers."""
     for name, module in list(model.named_modules()):
-        if not isinstance(module, PackedLinear):
+        if not isinstance(module, Linear) or module.frozen is None:
             continue
-        plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+        plain = Linear(module.in_features, module.out_features, bias=module.bias is not None)
         plain.weight.data = module.numbers(torch.float32).clone()
         if module.bias is not None:
             plain.bias.data = module.bias.data
@@ -98,7 +98,7 @@ def test_16_bits_stay_under_fp32(stored: torch.dtype, tmp_path: Path) -> None:
     model.save_pretrained(path)
     settings = LoraSettings(rank=4, targets=("all-linear",))
     base = load_base(open_checkpoint(path), "lora", torch.float32, CPU)
-    assert [layer.packed.nbytes for layer in packed_layers(base)] == [
+    assert [layer.frozen.nbytes for layer in packed_layers(base)] == [
         2 * layer.in_features * layer.out_features for layer in packed_layers(base)
     ]
     assert len(packed_layers(base)) == 2 * 7
@@ -116,7 +116,7 @@ def test_blocks_of_a_file_are_read_as_they_are_elsewhere(blocks: str, tmp_path: 
     packed = load_base(open_checkpoint(path), "lora", torch.float32, CPU)
     plain = load_transformer(path, torch.float32)
     for name, module in packed.named_modules():
-        if isinstance(module, PackedLinear):
+        if isinstance(module, Linear) and module.frozen is not None:
             expected = plain.get_submodule(name).weight
             assert torch.equal(module.numbers(torch.float32), expected)
     ids = torch.arange(20)[None]
@@ -150,7 +150,7 @@ def test_sizes_are_those_of_what_is_loaded(method: str, dtype: str, tmp_path: Pa
         model = load_base(checkpoint, method, kind, CPU)
         plain = sum(p.nbytes for p in model.parameters())
         size = base_size(checkpoint, model.config, method, dtype)
-        assert size.weights == plain + sum(layer.packed.nbytes for layer in packed_layers(model))
+        assert size.weights == plain + sum(layer.frozen.nbytes for layer in packed_layers(model))
         assert size.scratch == (64 * 128 * kind.itemsize if packed_layers(model) else 0)
 
 
@@ -232,6 +232,6 @@ def test_bf16_without_bf16_products(
     exact = step(wide=True)
     errors = {}
     for has_bf16 in (True, False):
-        monkeypatch.setattr(products, "multiplies_bf16", lambda device, has=has_bf16: has)
+        monkeypatch.setattr(ops, "multiplies_bf16", lambda device, has=has_bf16: has)
         errors[has_bf16] = (step() - exact).norm() / exact.norm()
     assert 0 < errors[False] <= 1.25 * errors[True] < 0.2

@@ -13,7 +13,7 @@ from torch import nn
 
 from apr.common.errors import UsageError
 from apr.kernels.nf4 import quantize_nf4
-from apr.model.packed_linear import PackedLinear
+from apr.model.weights import Linear
 from apr.train.adapter_files import merge_adapter
 from apr.train.finetune import finetune
 from apr.train.lora import LoraLinear, LoraSettings
@@ -70,10 +70,11 @@ def test_the_gradients_of_a_masked_update(form: str) -> None:
     weight[torch.rand(weight.shape, generator=generator) < 0.5] = 0
     weight[0, 0] = 1e-6  # zero in NF4
     kept = weight != 0
-    base: nn.Linear | PackedLinear = nn.Linear(64, 6)
+    base = Linear(64, 6)
     if form != "numbers":
         before = weight == 0 if "before" in form else None
-        base = PackedLinear(quantize_nf4(weight), torch.device("cpu"), before)
+        base = Linear(64, 6)
+        base.freeze(quantize_nf4(weight), torch.float32, before)
         base.bias = nn.Parameter(torch.randn(6, generator=generator))
         weight = base.numbers(torch.float32).clone()
         assert not weight[0, 0] and not weight[~kept].any()
@@ -110,7 +111,7 @@ def test_the_gradient_of_other_weights_is_as_it_was() -> None:
 
 
 def test_a_model_without_zeros_is_refused() -> None:
-    linear = nn.Linear(3, 3, bias=False)
+    linear = Linear(3, 3, bias=False)
     linear.weight.data.fill_(1.0)
     with pytest.raises(UsageError, match="no weight of the layers is zero"):
         keep_zeros(nn.ModuleDict({"up_proj": linear}))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from apr.kernels import reference
-from apr.kernels.activations import empty_like
+from apr.kernels.ops import empty_like
 
 # What the compiled steps are there for.
 _DTYPES = (torch.bfloat16, torch.float32)

@@ -46,6 +46,14 @@ class Nf4:
     def nbytes(self) -> int:
         return sum(t.nbytes for t in (self.codes, self.absmax, self.scales, self.offset))
 
+    @property
+    def device(self) -> torch.device:
+        return self.codes.device
+
+    def numbers(self, dtype: torch.dtype, out: torch.Tensor | None = None) -> torch.Tensor:
+        """`dequantize_nf4`."""
+        return dequantize_nf4(self, dtype, out)
+
     def to(self, device: torch.device) -> Nf4:
         return Nf4(
             self.codes.to(device),

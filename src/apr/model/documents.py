@@ -6,7 +6,7 @@ from itertools import groupby, pairwise
 
 import torch
 
-from apr.kernels import differentiable, products, reference
+from apr.kernels import differentiable, ops, reference
 from apr.model.transformer import Attend, Transformer
 
 
@@ -24,7 +24,7 @@ def document_attention(model: Transformer, starts: tuple[int, ...]) -> Attend:
             scale = model.attention_scale
             return differentiable.document_attention(q, k, v, starts, window, scale)
         dtype = q.dtype
-        if products.widens(q):
+        if ops.widens(q):
             q, k, v = q.float(), k.float(), v.float()
         parts = []
         # Not slice by slice: each would get a gradient of the whole's size.

@@ -6,20 +6,26 @@ architecture are interleaved for another rotary layout, and Gemma's norms have 1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 
 from apr.checkpoint import Checkpoint, open_checkpoint
+from apr.checkpoint.blocks import DECODERS
 from apr.checkpoint.names import gguf_to_hf, hf_to_gguf, is_rope_table
 from apr.checkpoint.safetensors_folder import SafetensorsSource
 from apr.common.errors import AprError
+from apr.kernels.nf4 import quantize_nf4
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
 from apr.model.transformer import Transformer
+from apr.model.weights import Blocks, Dense, Embedding, Linear, Weight
 
+# What becomes of matrices; see `load_transformer`.
+Form = Literal["numbers", "blocks", "stored", "nf4"]
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 # Where multimodal Gemma checkpoints keep the language model: what is written there -> our name.
 _TEXT_PREFIXES = {
@@ -104,15 +110,19 @@ def load_transformer(
     source: str | Path | Checkpoint,
     dtype: torch.dtype = torch.bfloat16,
     device: str | torch.device = "cpu",
-    replace: Callable[[str, str], nn.Module | None] | None = None,
+    form: Form = "numbers",
+    keep_zeros: bool = False,
 ) -> Transformer:
     """The model at a path (Hugging Face folder, .safetensors or .gguf file) or open checkpoint.
 
     Weights are frozen (requires_grad False) and, where the file's type is dtype and the device
-    the CPU, views of the memory-mapped file. replace: called with the name in the file
-    and the Hugging Face name of each linear layer's weight but the output layer's; may give a
-    module to stand in the layer's place. Raises what `open_checkpoint`, `config_from_*` and
+    the CPU, views of the memory-mapped file. Raises what `open_checkpoint`, `config_from_*` and
     `load_weights` raise.
+
+    form: "numbers" of dtype; "blocks": quantized matrices of a GGUF file stay as they are. For
+    training, where embedding and output layer are numbers: "stored": blocks stay, and so do 16-bit
+    floats where dtype is fp32; "nf4": matrices are rounded to dtype, then to NF4, one at a time,
+    and with keep_zeros the places that were zero before are kept beside them.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     cfg = config_from_checkpoint(checkpoint)
@@ -123,12 +133,18 @@ def load_transformer(
     for name in shapes:
         path, _, leaf = name.rpartition(".")
         owner = model.get_submodule(path)
-        linear = isinstance(owner, nn.Linear) and leaf == "weight" and path != "lm_head"
-        if replace is not None and linear:
-            packed = replace(stored[name], name)
-            if packed is not None:
-                parent, _, last = path.rpartition(".")
-                setattr(model.get_submodule(parent), last, packed)
+        if leaf == "weight" and isinstance(owner, Linear | Embedding):
+            table = isinstance(owner, Embedding) or path == "lm_head"
+            matrix: Weight | None = None
+            zeros = None
+            if form == "nf4" and not table:
+                numbers = read_unmapped(checkpoint, stored[name], name, cfg)
+                zeros = numbers == 0 if keep_zeros else None
+                matrix = quantize_nf4(numbers.to(dtype))
+            elif _stays(checkpoint, stored[name], dtype, form, table):
+                matrix = stored_matrix(checkpoint, stored[name], name, cfg)
+            if matrix is not None:
+                owner.freeze(matrix.to(torch.device(device)), dtype, zeros)
                 continue
         tensor = read_weight(checkpoint, stored[name], name, cfg, dtype)
         weight = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
@@ -225,14 +241,41 @@ def _reordered(
     return tensor
 
 
-def packed_weight(
-    checkpoint: Checkpoint, stored: str, name: str, cfg: ModelConfig
-) -> tuple[torch.Tensor, str]:
-    """The blocks of a GGUF matrix, uint8 (out, bytes of a row), and their type; rows in Hugging
-    Face's order.
+def stored_matrix(
+    checkpoint: Checkpoint, stored: str, name: str, cfg: ModelConfig, kept: bool = True
+) -> Dense | Blocks:
+    """A matrix in the form the file has it in; rows in Hugging Face's order. kept False: see
+    `read_unmapped`.
     """
+    if not is_packed(checkpoint, stored):
+        if not kept:
+            return Dense(read_unmapped(checkpoint, stored, name, cfg))
+        return Dense(read_weight(checkpoint, stored, name, cfg, None))
     data, kind = checkpoint.tensors.get_packed(stored)
-    return _reordered(checkpoint, name, data, cfg), kind
+    shape = checkpoint.tensors.info(stored).shape
+    return Blocks(_reordered(checkpoint, name, data, cfg), kind, shape)
+
+
+def is_packed(checkpoint: Checkpoint, stored: str) -> bool:
+    """Whether a tensor is stored as quantized blocks."""
+    return checkpoint.format == "gguf" and checkpoint.tensors.info(stored).dtype in DECODERS
+
+
+def stays_packed(checkpoint: Checkpoint, stored: str, dtype: torch.dtype) -> bool:
+    """Whether a layer's matrix is left as it is stored by the form "stored": blocks, and 16-bit
+    floats that dtype holds exactly, in twice the memory.
+    """
+    widens = dtype == torch.float32 and checkpoint.tensors.info(stored).dtype in ("BF16", "F16")
+    return widens or is_packed(checkpoint, stored)
+
+
+def _stays(
+    checkpoint: Checkpoint, stored: str, dtype: torch.dtype, form: Form, table: bool
+) -> bool:
+    """table: whether the matrix is the embedding or the output layer."""
+    if form == "blocks":
+        return is_packed(checkpoint, stored)
+    return form == "stored" and not table and stays_packed(checkpoint, stored, dtype)
 
 
 def unpermute(tensor: torch.Tensor, heads: int) -> torch.Tensor:

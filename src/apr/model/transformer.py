@@ -18,20 +18,14 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from apr.kernels import differentiable, products, reference
+from apr.kernels import differentiable, ops, reference
 from apr.model.config import ModelConfig
 from apr.model.rope import inverse_frequencies, needs_long_factors
+from apr.model.weights import Embedding, Linear, Nf4
 
 # (layer, q (..., T, H, D), k (..., T, K, D), v (..., T, K, D)) -> (..., T, H, D)
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Tables = tuple[torch.Tensor, torch.Tensor]  # cos, sin: fp32 (..., T, R / 2)
-
-
-class Linear(nn.Linear):
-    """torch's, with products that every processor has."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return products.linear(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -150,10 +144,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        table = torch.empty(config.vocab_size, config.hidden_size)
-        if table.device.type != "meta":  # there, drawing costs an import of 1.5 s and does nothing
-            nn.init.normal_(table)
-        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, config.norm_offset)
 
@@ -177,11 +168,11 @@ class Transformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.embed_tokens.weight.dtype
+        return self.model.embed_tokens.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.model.embed_tokens.weight.device
+        return self.model.embed_tokens.matrix.device
 
     def forward(
         self,
@@ -273,7 +264,9 @@ class Transformer(nn.Module):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """fp32 (..., V) from normed hidden states (..., C)."""
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        scores = reference.linear_fp32(hidden, head.weight)
+        matrix = head.matrix
+        assert not isinstance(matrix, Nf4)
+        scores = ops.linear_fp32(hidden, matrix)
         return reference.soft_cap(scores, self.config.logit_softcap)
 
 

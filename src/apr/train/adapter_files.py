@@ -20,8 +20,8 @@ from apr.hub import resolve
 from apr.merge.merge import prepare, run_merge
 from apr.merge.settings import make_settings
 from apr.model.load import load_transformer
-from apr.model.packed_linear import matrix_shapes
 from apr.model.transformer import Transformer
+from apr.model.weights import Embedding, matrix_shapes
 from apr.text import load_tokenizer
 from apr.train.lora import (
     Adapter,
@@ -117,7 +117,7 @@ def load_adapter(
     adapters = []
     for name, factors in saved.factors.items():
         module = name.removesuffix(".weight")
-        embedding = isinstance(model.get_submodule(module), nn.Embedding)
+        embedding = isinstance(model.get_submodule(module), Embedding)
         if factors.bias is not None or factors.transposed != embedding:
             raise UsageError(f"{folder}: the adapter of {name} is of a kind that cannot be trained")
         adapter = attach(

@@ -13,8 +13,7 @@ from apr.checkpoint.dtypes import DTYPES
 from apr.common.errors import UsageError
 from apr.kernels.nf4 import nf4_bytes
 from apr.model.config import ModelConfig
-from apr.model.load import checked_names, load_transformer
-from apr.model.packed_linear import is_packed, load_packed, stays_packed
+from apr.model.load import Form, checked_names, is_packed, load_transformer, stays_packed
 from apr.model.transformer import Transformer
 
 Method = Literal["lora", "qlora", "full"]
@@ -62,9 +61,8 @@ def load_base(
 
     keep_zeros: what is zero before it becomes NF4 is remembered.
     """
-    if method == "full":
-        return load_transformer(checkpoint, dtype, device)
-    return load_packed(checkpoint, dtype, device, method == "qlora", keep_zeros)
+    forms: dict[str, Form] = {"full": "numbers", "lora": "stored", "qlora": "nf4"}
+    return load_transformer(checkpoint, dtype, device, forms[method], keep_zeros)
 
 
 def base_size(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from apr.kernels import differentiable, products
+from apr.kernels import differentiable, ops
 from apr.model.config import ModelConfig
 from apr.model.documents import document_attention
 from apr.model.rope import needs_long_factors
@@ -57,9 +57,11 @@ def output_factors(model: Transformer, hidden: torch.Tensor) -> tuple[torch.Tens
     """
     head = model.model.embed_tokens if model.lm_head is None else model.lm_head
     if not isinstance(head, LoraLinear):
-        return hidden, head.weight
+        matrix = head.matrix
+        assert isinstance(matrix, torch.Tensor)  # embedding and output layer train as numbers
+        return hidden, matrix
     dtype = hidden.dtype
-    inner = products.linear(head.drop(hidden), head.lora_a.to(dtype)) * head.scaling
+    inner = ops.linear(head.drop(hidden), head.lora_a.to(dtype)) * head.scaling
     frozen: torch.Tensor = head.base.weight
     weight = torch.cat([frozen, head.lora_b.to(dtype)], dim=1)
     return torch.cat([hidden, inner], dim=1), weight

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from apr.common.errors import UsageError
-from apr.kernels import products
-from apr.model.packed_linear import PackedLinear
+from apr.kernels import ops
 from apr.model.transformer import Transformer
+from apr.model.weights import Embedding, Linear, Weight
 from apr.train.zeros import MaskedUpdate
 
 ALL_LINEAR = "all-linear"
@@ -71,9 +71,8 @@ class LoraSettings:
 class LoraLinear(nn.Module):
     """A frozen linear module with a low-rank update.
 
-    base: nn.Linear or PackedLinear. lora_a: fp32 (r, in),
-    lora_b: fp32 (out, r). magnitude: fp32 (out,), of DoRA, or None. keep_zeros: weights of the
-    base that are zero get no update.
+    lora_a: fp32 (r, in), lora_b: fp32 (out, r). magnitude: fp32 (out,), of DoRA, or None.
+    keep_zeros: weights of the base that are zero get no update.
     """
 
     lora_a: nn.Parameter
@@ -82,7 +81,7 @@ class LoraLinear(nn.Module):
 
     def __init__(
         self,
-        base: Any,
+        base: Linear,
         rank: int,
         scaling: float,
         dropout: float = 0.0,
@@ -91,7 +90,7 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base, self.scaling, self.dropout = base, scaling, dropout
         self.keep_zeros = keep_zeros
-        device = base.device if isinstance(base, PackedLinear) else base.weight.device
+        device = base.matrix.device
         self.lora_a = nn.Parameter(torch.zeros(rank, base.in_features, device=device))
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
         self.magnitude = None
@@ -116,7 +115,7 @@ class LoraLinear(nn.Module):
 
         |w + s b A|^2 = |w|^2 + 2 s b (A w) + s^2 b (A A^T) b^T.
         """
-        frozen = _numbers(self.base)
+        frozen = self.base.numbers(torch.float32)
         if not hasattr(self, "_squares"):
             self._squares = frozen.square().sum(1)
         a, b = self.lora_a, self.lora_b
@@ -128,7 +127,11 @@ class LoraLinear(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """fp32 (out, in): W + s B A, for the output layer, whose matrix is asked for."""
-        return _numbers(self.base) + self.scaling * (self.lora_b @ self.lora_a)
+        return self.base.numbers(torch.float32) + self.scaling * (self.lora_b @ self.lora_a)
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        return self.weight
 
     def drop(self, x: torch.Tensor) -> torch.Tensor:
         """The adapter's input."""
@@ -172,10 +175,10 @@ class LoraEmbedding(nn.Module):
     dropout = 0.0
     keep_zeros = False
 
-    def __init__(self, base: nn.Embedding, rank: int, scaling: float) -> None:
+    def __init__(self, base: Embedding, rank: int, scaling: float) -> None:
         super().__init__()
         self.base, self.scaling = base, scaling
-        device = base.weight.device
+        device = base.matrix.device
         self.lora_a = nn.Parameter(torch.zeros(rank, base.num_embeddings, device=device))
         self.lora_b = nn.Parameter(torch.zeros(base.embedding_dim, rank, device=device))
 
@@ -184,9 +187,13 @@ class LoraEmbedding(nn.Module):
         return self.lora_a.shape[0]
 
     @property
-    def weight(self) -> torch.Tensor:
+    def matrix(self) -> torch.Tensor | Weight:
         """The frozen matrix (V, C), which is what a tied output layer reads."""
-        return self.base.weight
+        return self.base.matrix
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
 
     def reset(self, generator: torch.Generator) -> None:
         """A zero, B standard normal, as PEFT draws them."""
@@ -216,8 +223,8 @@ class AddLowRank(torch.autograd.Function):
         scaling: float,
     ) -> torch.Tensor:
         narrow_a, narrow_b = a.to(x.dtype), b.to(x.dtype)
-        inner = products.matmul(x.flatten(0, -2), narrow_a.T)  # (N, r)
-        products.add_product(y.view(-1, y.shape[-1]), inner, narrow_b.T, scaling)
+        inner = ops.matmul(x.flatten(0, -2), narrow_a.T)  # (N, r)
+        ops.add_product(y.view(-1, y.shape[-1]), inner, narrow_b.T, scaling)
         ctx.save_for_backward(x, inner, narrow_a, narrow_b)
         ctx.scaling = scaling
         ctx.mark_dirty(y)
@@ -228,16 +235,16 @@ class AddLowRank(torch.autograd.Function):
         (dy,) = gradients
         x, inner, a, b = ctx.saved_tensors
         flat = dy.flatten(0, -2)
-        dinner = products.matmul(flat, b) * ctx.scaling  # (N, r)
-        dx = products.matmul(dinner, a).view(x.shape) if ctx.needs_input_grad[1] else None
-        da = products.matmul(dinner.T, x.flatten(0, -2)).float()
-        db = products.matmul(flat.T, inner).float() * ctx.scaling
+        dinner = ops.matmul(flat, b) * ctx.scaling  # (N, r)
+        dx = ops.matmul(dinner, a).view(x.shape) if ctx.needs_input_grad[1] else None
+        da = ops.matmul(dinner.T, x.flatten(0, -2)).float()
+        db = ops.matmul(flat.T, inner).float() * ctx.scaling
         return dy, dx, da, db, None
 
 
 def adaptable_modules(model: Transformer) -> list[str]:
     """Names of the embedding and of all linear modules, in the order of the model."""
-    kinds = (nn.Embedding, nn.Linear, PackedLinear, LoraLinear, LoraEmbedding)
+    kinds = (Embedding, Linear, LoraLinear, LoraEmbedding)
     return [
         name
         for name, module in model.named_modules()
@@ -315,9 +322,10 @@ def attach(
         raise UsageError(f"{name} carries an adapter already")
     parent, _, leaf = name.rpartition(".")
     adapter: Adapter
-    if isinstance(base, nn.Embedding):
+    if isinstance(base, Embedding):
         adapter = LoraEmbedding(base, rank, scaling)
     else:
+        assert isinstance(base, Linear)
         adapter = LoraLinear(base, rank, scaling, dropout, keep_zeros and name.endswith("_proj"))
     setattr(model.get_submodule(parent), leaf, adapter)
     return adapter
@@ -328,15 +336,6 @@ def adapters_of(model: Transformer) -> dict[str, Adapter]:
     return {name: m for name, m in model.named_modules() if isinstance(m, Adapter)}
 
 
-def _numbers(base: nn.Linear | PackedLinear, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """W in dtype, (out, in)."""
-    if isinstance(base, PackedLinear):
-        return base.numbers(dtype)
-    return base.weight.to(dtype)
-
-
-def _numbers_and_zeros(
-    base: nn.Linear | PackedLinear, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    weight = _numbers(base, dtype)
-    return weight, base.zeros(weight) if isinstance(base, PackedLinear) else weight == 0
+def _numbers_and_zeros(base: Linear, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    weight = base.numbers(dtype)
+    return weight, base.zeros(weight)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from apr.kernels.differentiable import entropy_in_place
-from apr.kernels.products import matmul
+from apr.kernels.ops import matmul
 
 # Positions whose logits exist at one time: with a vocabulary of 150k in bf16, 77 MB.
 CHUNK = 256

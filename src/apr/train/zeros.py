@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from apr.common.errors import UsageError
-from apr.kernels import products
-from apr.model.packed_linear import PackedLinear
+from apr.kernels import ops
+from apr.model.weights import Linear
 
 
 def keep_zeros(model: nn.Module) -> int:
@@ -38,11 +38,8 @@ def check_zeros(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if not name.endswith("_proj"):
             continue
-        if isinstance(module, PackedLinear):
-            found = module.zeros(module.numbers(torch.float32)).any()
-        else:
-            found = (module.get_parameter("weight").detach() == 0).any()
-        if found:
+        assert isinstance(module, Linear)
+        if module.zeros(module.numbers(torch.float32)).any():
             return
     raise _without_zeros()
 
@@ -76,18 +73,18 @@ class MaskedUpdate(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x, a, b)
         ctx.frozen, ctx.scaling = frozen, scaling
-        return products.linear_product(x, _updated(*frozen(), a, b, scaling), bias)
+        return ops.linear_product(x, _updated(*frozen(), a, b, scaling), bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (dy,) = gradients
         x, a, b = ctx.saved_tensors
         weight, zeros = ctx.frozen()
-        dweight = products.matmul(dy.flatten(0, -2).T, x.flatten(0, -2)).float()
+        dweight = ops.matmul(dy.flatten(0, -2).T, x.flatten(0, -2)).float()
         dweight.mul_(ctx.scaling).masked_fill_(zeros, 0)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = products.linear_gradient(dy, _updated(weight, zeros, a, b, ctx.scaling))
+            dx = ops.linear_gradient(dy, _updated(weight, zeros, a, b, ctx.scaling))
         return dx, None, None, b.T @ dweight, dweight @ a.T, None
 
 

@@ -16,7 +16,7 @@ import torch
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.common.errors import UsageError
 from apr.engine.runners.runner import Runner, StepBatch
-from apr.kernels.products import multiplies_bf16
+from apr.kernels.ops import multiplies_bf16
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
 from apr.model.load import load_transformer, load_weights

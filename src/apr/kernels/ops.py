@@ -1,24 +1,87 @@
-"""Matrix products of training, and what stands in for bf16 ones where a processor has none.
+"""The one place that chooses how a matrix is multiplied: by the form it is stored in, the device,
+the type, and whether a gradient is wanted.
 
-There torch's own bf16 products run several to a hundred times as long as fp32 ones. These widen
-a piece of each factor to fp32, small enough to stay in the caches, multiply the pieces in fp32, and
-round once to bf16: what hardware does, too. What is kept for the backward pass stays bf16.
+A matrix is a tensor, or any object with a shape (out, in), a device and `numbers(dtype, out)`: it
+stays as it is stored, becomes numbers in memory that all such matrices share for the moment of a
+product, and gets no gradient. Where a processor has no bf16 products, torch's own run several to a
+hundred times as long as fp32 ones. Those here widen a piece of each factor to fp32, small enough to
+stay in the caches, multiply the pieces in fp32, and round once to bf16: what hardware does, too.
+What is kept for the backward pass stays bf16.
+
+Large tensors that a training step keeps come from `empty`. torch asks the C library for aligned
+pieces (posix_memalign); glibc (2.36) cuts these out of larger ones, so that a freed piece does not
+fit the next of its size, and a step's activations leave holes of up to half of what is kept. Pieces
+of malloc, aligned here, fill the places of freed ones.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Sequence
+from math import prod
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from apr.kernels.activations import empty
+from apr.kernels import reference
 
 # How much of the longest dimension is wide at a time.
 PIECE = 1024
 
 _ROOMS = threading.local()
+_SCRATCH: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+# Rows of an output layer that are numbers at a time.
+_OUTPUT_ROWS = 4096
+_ALIGNMENT = 64  # bytes: a cache line, a vector of AVX-512
+_LEAST = 512 << 10  # bytes: smaller tensors are not what fills memory
+
+
+class Matrix(Protocol):
+    """A matrix (out, in) in some stored form."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def numbers(self, dtype: torch.dtype, out: torch.Tensor | None = None) -> torch.Tensor:
+        """(out, in) in dtype, written to `out` where that is given."""
+        ...
+
+
+class Table(Matrix, Protocol):
+    """A matrix some of whose rows can be taken."""
+
+    def rows(self, which: torch.Tensor | slice) -> Table: ...
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """torch.empty; on a CPU large tensors come from malloc."""
+    nbytes = torch.Size(shape).numel() * dtype.itemsize
+    if device.type != "cpu" or nbytes < _LEAST:
+        return torch.empty(shape, dtype=dtype, device=device)
+    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    storage = torch.from_numpy(memory[start : start + nbytes]).untyped_storage()
+    # No view of another tensor: autograd would not let it be added to in place.
+    return torch.empty(0, dtype=dtype).set_(storage).resize_(shape)
+
+
+def empty_like(x: torch.Tensor) -> torch.Tensor:
+    """`empty` of x's shape, contiguous."""
+    return empty(x.shape, x.dtype, x.device)
+
+
+def numbers(matrix: Matrix, dtype: torch.dtype) -> torch.Tensor:
+    """A stored matrix as dtype (out, in), in shared memory: only until another's are asked for."""
+    count, place = prod(matrix.shape), (dtype, matrix.device)
+    if place not in _SCRATCH or _SCRATCH[place].numel() < count:
+        with torch.inference_mode(False):  # training may follow an answer in one run
+            _SCRATCH[place] = torch.empty(count, dtype=dtype, device=matrix.device)
+    return matrix.numbers(dtype, _SCRATCH[place])
 
 
 def multiplies_bf16(device: torch.device) -> bool:
@@ -54,8 +117,12 @@ def add_product(y: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float)
     return y
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear(
+    x: torch.Tensor, weight: torch.Tensor | Matrix, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """x W^T + bias: x (..., in), weight (out, in), bias (out,)."""
+    if not isinstance(weight, torch.Tensor):
+        return _FrozenLinear.apply(x, weight, bias)
     if widens(x) or (x.device.type == "cpu" and torch.is_grad_enabled()):
         return _Linear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
@@ -82,6 +149,20 @@ def linear_gradient(dy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return dx
 
 
+def linear_fp32(x: torch.Tensor, weight: torch.Tensor | Table) -> torch.Tensor:
+    """x W^T with products, sums and result in fp32; a stored matrix is rounded to x's dtype first.
+
+    x: (..., C). weight: (V, C).
+    """
+    if isinstance(weight, torch.Tensor):
+        return reference.linear_fp32(x, weight)
+    wide, parts = x.float(), []
+    for start in range(0, weight.shape[0], _OUTPUT_ROWS):
+        rows = weight.rows(slice(start, start + _OUTPUT_ROWS))
+        parts.append(F.linear(wide, numbers(rows, x.dtype).float()))
+    return torch.cat(parts, dim=-1)
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -100,6 +181,22 @@ class _Linear(torch.autograd.Function):
         dweight = matmul(rows.T, x.flatten(0, -2)) if wanted[1] else None
         dbias = rows.float().sum(0).to(dy.dtype) if wanted[2] else None
         return dx, dweight, dbias
+
+
+class _FrozenLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.weight = weight
+        return linear_product(x, numbers(weight, x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
+        (dy,) = gradients
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        return linear_gradient(dy, numbers(ctx.weight, dy.dtype)), None, None
 
 
 @torch.no_grad()

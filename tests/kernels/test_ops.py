@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from apr.kernels import activations, products
+from apr.kernels import ops
 
 ROUNDING = 2.0**-8 + 2.0**-14
 # (n, k, m): each of them the longest, in one piece and in several with a rest, and thin ones.
@@ -33,7 +33,7 @@ TURNED = list(itertools.product((False, True), repeat=2))
 @pytest.fixture(autouse=True)
 def no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(products, "multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(ops, "multiplies_bf16", lambda device: False)
 
 
 def drawn(rows: int, columns: int, turned: bool = False) -> torch.Tensor:
@@ -55,12 +55,12 @@ def test_products_are_rounded_once(shape: tuple[int, int, int], turned: tuple[bo
     want, sums = a.double() @ b.double(), a.double().abs() @ b.double().abs()
     # What a result's memory holds before does not matter, even if it is no number.
     out = torch.full((n, m), float("nan"), dtype=torch.bfloat16)
-    assert products.matmul(a, b, out=out) is out
+    assert ops.matmul(a, b, out=out) is out
     assert close(out, want, sums)
-    assert torch.equal(products.matmul(a, b), out)
+    assert torch.equal(ops.matmul(a, b), out)
     y = drawn(n, m)
     want, sums = y.double() + 0.5 * want, y.double().abs() + sums
-    assert products.add_product(y, a, b, 0.5) is y
+    assert ops.add_product(y, a, b, 0.5) is y
     assert close(y, want, sums)
 
 
@@ -74,7 +74,7 @@ def test_linear_and_its_gradients(bias: bool, trained: tuple[bool, bool]) -> Non
     wanted = [*trained, trained[1]][: len(inputs)]
     wide = [x.double().requires_grad_(w) for x, w in zip(inputs, wanted, strict=True)]
     narrow = [x.requires_grad_(w) for x, w in zip(inputs, wanted, strict=True)]
-    y, want = products.linear(*narrow), F.linear(*wide)
+    y, want = ops.linear(*narrow), F.linear(*wide)
     assert y.dtype == torch.bfloat16
     assert (y - want).abs().max() < ROUNDING * want.abs().max()
     if not any(trained):
@@ -91,7 +91,7 @@ def test_linear_and_its_gradients(bias: bool, trained: tuple[bool, bool]) -> Non
 def test_a_result_can_be_added_to_in_place() -> None:
     """As adapters do; a view of other memory could not."""
     x = drawn(600, 1024).requires_grad_()
-    y = products.linear(x, drawn(512, 1024))
+    y = ops.linear(x, drawn(512, 1024))
     y += 1
     y.float().sum().backward()
     assert x.grad is not None
@@ -107,7 +107,7 @@ def test_without_gradients_nothing_is_kept_for_them() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        products.linear(x, drawn(16, 32))
+        ops.linear(x, drawn(16, 32))
     assert [tensor.shape for tensor in kept] == [(16, 32)]
 
 
@@ -116,19 +116,19 @@ def test_other_types_are_multiplied_as_torch_does() -> None:
     for some in (None, bias):
         with torch.no_grad():
             want = F.linear(x, weight, some)
-        torch.testing.assert_close(products.linear(x.requires_grad_(), weight, some), want)
+        torch.testing.assert_close(ops.linear(x.requires_grad_(), weight, some), want)
 
 
 def test_memory_of_activations() -> None:
     """Aligned for vectors, contiguous, no view, and of its own."""
-    large = activations.empty((3, 500, 700), torch.float32, torch.device("cpu"))
+    large = ops.empty((3, 500, 700), torch.float32, torch.device("cpu"))
     assert large.shape == (3, 500, 700) and large.is_contiguous() and not large._is_view()
     assert large.data_ptr() % 64 == 0 and large.storage_offset() == 0
     assert large.untyped_storage().nbytes() == 4 * large.numel()
-    other = activations.empty_like(large.mT)
+    other = ops.empty_like(large.mT)
     assert other.shape == (3, 700, 500) and other.is_contiguous()
     large.fill_(1)
     other.fill_(2)
     assert float(large.sum()) == large.numel()
-    small = activations.empty((3, 5), torch.bfloat16, torch.device("cpu"))
+    small = ops.empty((3, 5), torch.bfloat16, torch.device("cpu"))
     assert small.shape == (3, 5) and small.dtype == torch.bfloat16
