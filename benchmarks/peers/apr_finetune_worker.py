@@ -12,7 +12,7 @@ import torch
 
 from apr.checkpoint import open_checkpoint
 from apr.checkpoint.dtypes import DTYPES
-from apr.common.heap import return_large_blocks
+from apr.common.memory import return_large_blocks
 from apr.train.base import load_base
 from apr.train.forward import token_loss
 from apr.train.lora import LoraSettings, add_lora

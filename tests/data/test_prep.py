@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from apr.calibrate.sources import SourceFile, source_files
 from apr.cli.main import app
 from apr.common.errors import AprError, UsageError
 from apr.data.context import free_names
 from apr.data.definitions import Definition, Rejected, clean_docstring, definitions
 from apr.data.prep import KINDS, PrepSettings, instruction, make_pairs
 from apr.data.rows import read_examples
-from apr.data.sources import SourceFile, source_files
 from eval.shared import shared_data
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from apr.common.errors import AprError, UsageError
-from apr.data.rows import Example, read_examples, recognise, row_writer
+from apr.common.rows import row_writer
+from apr.data.rows import Example, read_examples, recognise
 
 ROWS: list[dict[str, Any]] = [
     {"instruction": "Add.", "response": "a + b", "system": "Be brief.", "input": "a, b"},
@@ -155,5 +156,5 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["out.jsonl"]
     with pytest.raises(UsageError, match=r"end it \.jsonl"), row_writer(tmp_path / "out.csv"):
         pass
-    with pytest.raises(AprError, match="cannot be written"), row_writer(path / "below.jsonl"):
+    with pytest.raises(AprError, match="cannot write"), row_writer(path / "below.jsonl"):
         pass

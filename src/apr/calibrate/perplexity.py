@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from apr.calibrate.texts import Text
 from apr.common.errors import AprError, UsageError
 from apr.common.progress import counted
-from apr.common.run_manifest import versions
+from apr.common.record import versions
 from apr.engine.runners.runtime import pick_device, pick_product_dtype
 from apr.model.load import load_transformer
 from apr.model.opened import OpenedModel, open_model

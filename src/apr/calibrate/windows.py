@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from apr.calibrate.sources import source_files
 from apr.calibrate.texts import BUILTIN, load_text
 from apr.common.errors import AprError, UsageError
-from apr.data.sources import source_files
 from apr.text import Tokenizer
 
 # Tokens drawn from for each one that is used, where the text has so many: variety for its price.

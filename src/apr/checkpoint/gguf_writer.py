@@ -7,7 +7,6 @@ it dies, leaves nothing that any program would take for a model. Layout: see `gg
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Mapping, Sequence
 from io import FileIO
 from pathlib import Path
@@ -18,11 +17,11 @@ import gguf
 import numpy as np
 import torch
 
-from apr.checkpoint.disk import beside, disk_errors, sync, write_at
 from apr.checkpoint.gguf_file import PLAIN_DTYPES
 from apr.checkpoint.gguf_header import DEFAULT_ALIGNMENT
 from apr.checkpoint.source import TensorInfo
 from apr.common.errors import AprError, UsageError
+from apr.common.files import begin, disk_errors, remove, sync, write_at
 
 _MAGIC = b"GGUF"
 _U32_MAX, _I32_MIN = 2**32 - 1, -(2**31)
@@ -71,9 +70,7 @@ class GgufWriter:
         check_gguf_target(self._target, self._overwrite)
         try:
             with disk_errors(self._target):
-                self._target.parent.mkdir(parents=True, exist_ok=True)
-                _remove_abandoned(self._target)
-                self._open()
+                self._temporary, self._file = begin(self._target, folder=False)
                 self._write_header()
         except BaseException:
             self._clean_up()
@@ -111,14 +108,6 @@ class GgufWriter:
             self._position = _aligned(self._position + tensor.nbytes)
             file.truncate(self._position)  # the padding is a hole of zeros
         self._added += 1
-
-    def _open(self) -> None:
-        # Locked before it gets the name that marks it as somebody's: nobody finds it free between.
-        unlocked = beside(self._target, "new")
-        self._temporary = unlocked
-        self._file = FileIO(unlocked, "x+")
-        fcntl.flock(self._file.fileno(), fcntl.LOCK_EX)
-        self._temporary = unlocked.rename(beside(self._target, "partial"))
 
     def _open_file(self) -> FileIO:
         if self._file is None:
@@ -161,7 +150,7 @@ class GgufWriter:
 
     def _clean_up(self) -> None:
         if self._temporary is not None:
-            self._temporary.unlink(missing_ok=True)
+            remove(self._temporary)
             self._temporary = None
         if self._file is not None:
             self._file.close()
@@ -200,15 +189,3 @@ def _packable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_packable(one) for one in value]
     return value
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Remove what killed writers to the same target left: their lock is free."""
-    prefix = f".{target.name}.partial-"
-    for path in [path for path in target.parent.iterdir() if path.name.startswith(prefix)]:
-        with FileIO(path, "r") as file:
-            try:
-                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue  # its writer is alive
-            path.unlink()

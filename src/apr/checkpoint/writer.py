@@ -7,7 +7,6 @@ that dies, however it dies, leaves nothing that any program would take for a mod
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -23,8 +22,16 @@ from typing import Any
 
 import torch
 
-from apr.checkpoint.disk import beside, disk_errors, sync, write_at
 from apr.common.errors import AprError, UsageError
+from apr.common.files import (
+    begin,
+    disk_errors,
+    remove,
+    replace_folder,
+    sync,
+    unlock_folder,
+    write_at,
+)
 
 # safetensors' names; the order of a shard's tensors is the order of writing.
 SAFETENSORS_DTYPES = {
@@ -48,7 +55,6 @@ SAFETENSORS_DTYPES = {
 # and pad it with blanks, as the format allows; small ones are copied behind their exact header.
 HEADER_ROOM = 256 * 1024
 COPY_BELOW = 64 * 1024 * 1024
-_LOCK_FILE = ".lock"
 
 
 @dataclass
@@ -127,12 +133,8 @@ class CheckpointWriter:
     def __enter__(self) -> CheckpointWriter:
         _check_target(self._target, self._overwrite)
         with disk_errors(self._target):
-            self._target.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(self._target)
-            temporary = beside(self._target, "partial")
-            temporary.mkdir()
-            self._temporary = temporary
-            self._files.append(_locked(temporary))
+            self._temporary, lock = begin(self._target, folder=True)
+            self._files.append(lock)
         return self
 
     def __exit__(
@@ -256,15 +258,15 @@ class CheckpointWriter:
                 index = {"metadata": {"total_size": size}, "weight_map": weight_map}
                 text = json.dumps(index, indent=2, sort_keys=True) + "\n"
                 (folder / f"{self._stem}.safetensors.index.json").write_text(text)
-            (folder / _LOCK_FILE).unlink()
+            unlock_folder(folder)
             _sync_folder(folder)
-            _replace(folder, self._target)
+            replace_folder(folder, self._target)
             self._temporary = None
 
     def _clean_up(self) -> None:
         """Remove the temporary folder, unless it was committed, and close all files."""
         if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            remove(self._temporary)
             self._temporary = None
         self._open_shard = None
         for file in self._files:
@@ -303,47 +305,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise UsageError(f"{target} holds other things than a model", "choose another folder")
 
 
-def _locked(folder: Path) -> FileIO:
-    """A locked file in a temporary folder: the kernel frees the lock when its writer dies.
-
-    It gets its name only once locked, so nobody finds it free in between.
-    """
-    lock = FileIO(folder / (_LOCK_FILE + ".new"), "w")
-    fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
-    (folder / (_LOCK_FILE + ".new")).rename(folder / _LOCK_FILE)
-    return lock
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Remove what killed writers to the same target left: their lock is free."""
-    prefix = f".{target.name}.partial-"
-    for folder in target.parent.iterdir():
-        if not folder.name.startswith(prefix) or not (folder / _LOCK_FILE).is_file():
-            continue
-        with FileIO(folder / _LOCK_FILE, "r") as lock:
-            try:
-                fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue  # its writer is alive
-            shutil.rmtree(folder)
-
-
 def _sync_folder(folder: Path) -> None:
     """Make the files of a folder, and the folder, survive a power failure after the rename."""
     for path in [*folder.rglob("*"), folder]:
         sync(path)
-
-
-def _replace(source: Path, target: Path) -> None:
-    """Rename a folder over another, keeping the old one until the new one stands."""
-    if not target.exists() or not any(target.iterdir()):
-        source.rename(target)
-        return
-    old = beside(target, "replaced")
-    target.rename(old)
-    try:
-        source.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)

@@ -34,8 +34,9 @@ def bench(
     for name, value in (("streams", streams), ("repeats", repeats)):
         if value < 1:
             raise UsageError(f"--{name} is {value}", "it must be 1 or more")
+    from apr.common.memory import peak_process_memory
     from apr.engine.runners.runtime import load_runtime
-    from apr.engine.throughput import measure, peak_memory_bytes
+    from apr.engine.throughput import measure
     from apr.model.opened import open_model
 
     opened = open_model(model, adapter, offline=offline)
@@ -49,7 +50,7 @@ def bench(
         print(f"apr: {name}: {number + 1} of {repeats}", file=sys.stderr)
 
     rates = measure(runtime, streams, repeats, tell)
-    peak = peak_memory_bytes()
+    peak = peak_process_memory()
     kind = str(runtime.dtype).removeprefix("torch.")
     if as_json:
         facts = {

@@ -212,7 +212,9 @@ def finetune(
     result = finished_result(prepared, output) if scores is not None and not force else None
     if result is None:
         with out.TrainProgress() as progress:
-            result = run(prepared, output, force=force, on_log=progress.show, report_to=report_to)
+            result = run(
+                prepared, output, force=force, on_log=progress.on_line, report_to=report_to
+            )
     if scores is not None:
         from apr.train.report import add_scores, score_run
 

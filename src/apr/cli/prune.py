@@ -89,7 +89,7 @@ def prune(
     offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    from apr.common.heap import use_huge_pages
+    from apr.common.memory import use_huge_pages
 
     use_huge_pages()
     from apr.cli.prune_output import show_analysis, show_prune, show_prune_plan

@@ -46,8 +46,8 @@ def prep(
     as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
 ) -> None:
     """Make instruction and response pairs from Python sources with docstrings."""
+    from apr.calibrate.sources import source_files
     from apr.data.prep import KINDS, PrepSettings, write_pairs
-    from apr.data.sources import source_files
 
     settings = PrepSettings(
         kinds=tuple(kind or KINDS[:1]),

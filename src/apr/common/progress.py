@@ -1,20 +1,141 @@
-"""How far an evaluation is: one moving line on a terminal, a plain line now and then elsewhere."""
+"""How far work is, on stderr: a bar or one moving line on a terminal, plain lines elsewhere.
+
+Nothing is shown in the first `PATIENCE` seconds: short work stays silent.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
+
+if TYPE_CHECKING:
+    import rich.progress
 
 T = TypeVar("T")
+PATIENCE = 2.0  # seconds before anything is shown
+INTERVAL = 5.0  # seconds between plain lines
+_MOVING = 0.2  # seconds between changes of what moves on a terminal
 
-PATIENCE = 2.0
-INTERVAL = 15.0
+
+def note(message: str, enabled: bool = True) -> None:
+    """One plain line on stderr."""
+    if enabled:
+        print(f"apr: {message}", file=sys.stderr, flush=True)
 
 
-class EvalProgress:
+class Display:
+    """The display of one piece of work, to be used in a `with` block.
+
+    total: how much there is to do, None when unknown. interval: seconds between plain lines; None
+    for no line at all where there is no terminal.
+    """
+
+    def __init__(
+        self,
+        total: int | None = None,
+        enabled: bool = True,
+        interval: float | None = INTERVAL,
+        stream: IO[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total = total
+        self._interval, self._clock = interval, clock
+        self._stream = stream if stream is not None else sys.stderr
+        self._moves = self._stream.isatty()
+        self.enabled = enabled and (self._moves or interval is not None)
+        self._next = clock() + PATIENCE
+        self._bar: tuple[rich.progress.Progress, rich.progress.TaskID] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take what moves from the terminal."""
+        if self._bar is not None:
+            self._bar[0].stop()
+
+    def columns(self) -> list[rich.progress.ProgressColumn]:
+        """What moves on a terminal, of rich's columns."""
+        import rich.progress
+
+        return [rich.progress.SpinnerColumn(), rich.progress.TextColumn("{task.description}")]
+
+    def show(self, line: Callable[[], str], moving: Callable[[], str], done: int = 0) -> None:
+        """Say how far the work is, unless that was said a moment ago.
+
+        line, moving: the words of a plain line, and those of what moves. done: of the total.
+        """
+        if not self.enabled or self._clock() < self._next:
+            return
+        if self._moves:
+            self._next = self._clock() + _MOVING
+            self._move(moving(), done)
+        elif self._interval is not None:
+            self._next = self._clock() + self._interval
+            self.say(line())
+
+    def say(self, message: str) -> None:
+        """A line that stays, whatever moves."""
+        if self._bar is not None:
+            self._bar[0].console.print(f"apr: {message}")
+        else:
+            print(f"apr: {message}", file=self._stream, flush=True)
+
+    def _move(self, text: str, done: int) -> None:
+        import rich.console
+        import rich.progress
+
+        if self._bar is None:
+            console = rich.console.Console(file=self._stream)
+            bar = rich.progress.Progress(*self.columns(), console=console, transient=True)
+            bar.start()
+            self._bar = (bar, bar.add_task(text, total=self.total))
+        self._bar[0].update(self._bar[1], completed=done, description=text)
+
+
+class ByteProgress(Display):
+    """Counts the bytes of one transfer. total: bytes, None when unknown."""
+
+    def __init__(
+        self,
+        label: str,
+        total: int | None,
+        enabled: bool = True,
+        stream: IO[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(total, enabled, stream=stream, clock=clock)
+        self.label, self.done = label, 0
+
+    def columns(self) -> list[rich.progress.ProgressColumn]:
+        import rich.progress as shown
+
+        return [
+            shown.TextColumn("{task.description}"),
+            shown.BarColumn(),
+            shown.DownloadColumn(),
+            shown.TransferSpeedColumn(),
+            shown.TimeRemainingColumn(),
+        ]
+
+    def advance(self, count: int) -> None:
+        """`count` more bytes are done."""
+        self.done += count
+        self.show(lambda: f"{self.label}: {self._state()}", lambda: self.label, self.done)
+
+    def _state(self) -> str:
+        if not self.total:
+            return f"{self.done / 1e6:.1f} MB"
+        percent = 100 * self.done / self.total
+        return f"{percent:.0f} % of {self.total / 1e6:.1f} MB"
+
+
+class EvalProgress(Display):
     """Counts samples generated, judged and passed.
 
     total: samples of the whole run. generated: those there are already; None where none is made.
@@ -24,67 +145,42 @@ class EvalProgress:
     def __init__(
         self, total: int, generated: int | None = None, enabled: bool = True, doing: str = ""
     ) -> None:
-        self.total, self.generated, self.judged, self.passed = total, generated, 0, 0
-        self._enabled, self._doing = enabled, doing
-        self._tokens = 0
-        self._start = time.monotonic()
-        self._next = self._start + PATIENCE
-        self._status = None
-        if enabled and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.status import Status
-
-            self._status = Status("", console=Console(stderr=True))
-            self._status.start()
+        super().__init__(total, enabled, interval=15.0)
+        self.generated, self.judged, self.passed = generated, 0, 0
+        self._doing, self._tokens, self._start = doing, 0, time.monotonic()
 
     def sample(self, tokens: int) -> None:
+        """One more is generated."""
         self.generated = (self.generated or 0) + 1
         self._tokens += tokens
-        self._show()
+        self.show(self._text, self._text)
 
     def verdict(self, passed: bool) -> None:
+        """One more is judged."""
         self.judged += 1
         self.passed += passed
-        self._show()
+        self.show(self._text, self._text)
 
-    def close(self) -> None:
-        if self._status is not None:
-            self._status.stop()
-
-    def _show(self) -> None:
-        now = time.monotonic()
-        if not self._enabled or now < self._next:
-            return
-        text = f"judged {self.judged}, passed {self.passed}"
+    def _text(self) -> str:
         if self._doing:
-            text = f"{self._doing} {self.judged} of {self.total}"
-        elif self.generated is None:
-            text = f"judged {self.judged} of {self.total}, passed {self.passed}"
-        elif self._tokens:
-            rate = self._tokens / (now - self._start)
+            return f"{self._doing} {self.judged} of {self.total}"
+        if self.generated is None:
+            return f"judged {self.judged} of {self.total}, passed {self.passed}"
+        text = f"judged {self.judged}, passed {self.passed}"
+        if self._tokens:
+            rate = self._tokens / (time.monotonic() - self._start)
             text = f"generated {self.generated} of {self.total} ({rate:.0f} tok/s), {text}"
-        if self._status is not None:
-            self._status.update(text)
-            self._next = now + 0.2
-        else:
-            print(f"apr: {text}", file=sys.stderr, flush=True)
-            self._next = now + INTERVAL
+        return text
 
 
-def counted(items: Sequence[T], label: str, enabled: bool = True) -> Iterator[T]:
-    """The items, and on a terminal, once they have taken `PATIENCE` seconds, how far they are."""
-    if not (enabled and sys.stderr.isatty()):
-        yield from items
-        return
-    from rich.console import Console
-    from rich.status import Status
+def counted(items: Iterable[T], label: str, enabled: bool = True) -> Iterator[T]:
+    """The items; on a terminal their number is shown while they pass.
 
-    shown_from = time.monotonic() + PATIENCE
-    with ExitStack() as stack:
-        status: Status | None = None
+    label: before the number ("perplexity, window"); "of how many" follows where that is known.
+    """
+    of_all = f" of {len(items)}" if isinstance(items, Sized) else ""
+    with Display(enabled=enabled, interval=None) as progress:
         for number, item in enumerate(items, 1):
-            if time.monotonic() >= shown_from:
-                if status is None:
-                    status = stack.enter_context(Status("", console=Console(stderr=True)))
-                status.update(f"{label} {number} of {len(items)}")
+            text = f"{label} {number}{of_all}"
+            progress.show(text.__str__, text.__str__)
             yield item

@@ -1,16 +1,20 @@
-"""JSON lines in, plain or gzipped, with errors that name file and line."""
+"""Rows in and out: JSON lines, JSON and Parquet; JSON may be gzipped. Errors name file and line.
+
+Reading streams, except from .json, which is one array.
+"""
 
 from __future__ import annotations
 
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-from apr.common.errors import UsageError
+from apr.common.errors import AprError, UsageError
+from apr.common.files import output_file
 
 
 def read_rows(
@@ -38,7 +42,7 @@ def read_located_rows(
             text = line.decode("utf-8-sig")
             if text.strip():
                 try:
-                    row = _object(path, number, text)
+                    row = json_object(f"{path} line {number}", text)
                 except UsageError as error:
                     if on_bad is None:
                         raise
@@ -46,6 +50,41 @@ def read_located_rows(
                 else:
                     yield number, at, row
             at += len(line)
+
+
+def read_fields(
+    path: Path, on_bad: Callable[[UsageError], None] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("PATH line N", object) of each row (.jsonl, .json, each also .gz; .parquet).
+
+    on_bad: told of a line that is no JSON object, instead of an error. Raises UsageError.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", "name a .jsonl, .json or .parquet file")
+    if path.suffix == ".parquet":
+        for number, fields in enumerate(read_parquet(path), 1):
+            yield f"{path} row {number}", fields
+        return
+    unit = "row" if path.name.removesuffix(".gz").endswith(".json") else "line"
+    for number, fields in read_rows(path, on_bad):
+        yield f"{path} {unit} {number}", fields
+
+
+def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file. Raises UsageError, and AprError where pyarrow is missing."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise AprError(f"{path} is a parquet file", "pip install pyarrow reads it") from None
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UsageError(f"{path} is not a parquet file that can be read: {error}") from None
 
 
 def read_task_rows(
@@ -78,7 +117,7 @@ def read_row_at(path: Path, at: int) -> dict[str, Any]:
     """One row again (from a packed file only as fast as it unpacks)."""
     with _opened(path) as lines:
         lines.seek(at)
-        return _object(path, 0, lines.readline().decode("utf-8-sig"))
+        return json_object(str(path), lines.readline().decode("utf-8-sig"))
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -102,6 +141,45 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def json_object(where: str, line: str) -> dict[str, Any]:
+    """The object that a line holds. where: file and line, for the UsageError."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{where} is not JSON: {error.msg}") from None
+    except RecursionError:
+        raise UsageError(f"{where} is not JSON of a reasonable depth") from None
+    except ValueError:  # Python reads no integer of more than 4300 digits
+        raise UsageError(f"{where} has a number too long to read") from None
+    if not isinstance(row, dict):
+        raise UsageError(f"{where} is not a JSON object")
+    return row
+
+
+@contextmanager
+def row_writer(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that writes one row as a JSON line (.jsonl or .jsonl.gz).
+
+    The file appears at the end, whole; after an error there is none, or the one from before.
+    The same rows give the same bytes. Raises UsageError for another kind of file.
+    """
+    if path.name.removesuffix(".gz").rpartition(".")[2] != "jsonl":
+        raise UsageError(f"-o {path}: rows are written as JSON lines", "end it .jsonl or .jsonl.gz")
+    with output_file(path) as file:
+        if path.suffix != ".gz":
+            yield lambda row: put_row(file, row)
+            return
+        with gzip.GzipFile("", "wb", mtime=0, fileobj=file) as packed:
+            yield lambda row: put_row(cast(IO[bytes], packed), row)
+
+
+def put_row(file: IO[bytes], row: Mapping[str, Any]) -> None:
+    """Write one line, escaped to ASCII: a row may hold half a surrogate pair, which UTF-8 cannot.
+    Parquet's own types (dates, decimals) become text.
+    """
+    file.write(json.dumps(row, default=str).encode() + b"\n")
 
 
 def _array(path: Path) -> list[dict[str, Any]]:
@@ -134,17 +212,3 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise UsageError(f"{path} is not UTF-8 text") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path} line {number} is not JSON: {error.msg}") from None
-    except RecursionError:
-        raise UsageError(f"{path} line {number} is not JSON of a reasonable depth") from None
-    except ValueError:  # Python reads no integer of more than 4300 digits
-        raise UsageError(f"{path} line {number} has a number too long to read") from None
-    if not isinstance(row, dict):
-        raise UsageError(f"{path} line {number} is not a JSON object")
-    return row

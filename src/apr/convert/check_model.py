@@ -12,8 +12,8 @@ import torch
 
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.checkpoint.model_manifest import read_folder_manifest, tensor_sha256
-from apr.common.byte_progress import ByteProgress
 from apr.common.errors import AprError
+from apr.common.progress import ByteProgress
 from apr.hub import Pulled, damaged_files, pull
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint

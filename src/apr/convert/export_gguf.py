@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -22,9 +23,9 @@ from apr.checkpoint import (
 )
 from apr.checkpoint.dtypes import DTYPES, check_fp16_range, choose_dtype
 from apr.checkpoint.model_folder import exact_source
-from apr.checkpoint.model_manifest import file_manifest
-from apr.common.byte_progress import ByteProgress
 from apr.common.errors import UsageError
+from apr.common.progress import ByteProgress
+from apr.common.record import model_manifest
 from apr.hub import pull
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
@@ -106,13 +107,15 @@ def export_gguf(
     tokenizer, more = _tokenizer_metadata(checkpoint, cfg, pre)
     notes += [*llama_cpp_limits(cfg), *more]
     metadata = _general_metadata(checkpoint, str(source), name) | metadata | tokenizer
-    metadata[MANIFEST_KEY] = file_manifest(
+    manifest = model_manifest(
         "export",
         source=exact_source(pulled),
         inputs=pulled.files(),
         settings={"format": "gguf", "dtype": dtype, "pre": pre},
-        notes=tuple(notes),
+        notes=notes,
+        created=False,
     )
+    metadata[MANIFEST_KEY] = json.dumps(manifest)
     plan = _tensor_plan(cfg, factors, name)
     architecture = gguf_architecture(cfg)
     total = sum(info.nbytes for info in plan)

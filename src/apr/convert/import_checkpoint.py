@@ -18,8 +18,8 @@ from apr.checkpoint.model_folder import (
     refuse_overlap,
 )
 from apr.checkpoint.model_manifest import MANIFEST_NAME, folder_manifest, tensor_sha256
-from apr.common.byte_progress import ByteProgress
 from apr.common.errors import UsageError
+from apr.common.progress import ByteProgress
 from apr.hub import pull
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint, config_to_hf

@@ -14,10 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from apr.common.counted import counted
 from apr.common.errors import UsageError
+from apr.common.files import output_file
+from apr.common.progress import counted
+from apr.common.rows import read_fields, row_writer
 from apr.data.overlap import NgramIndex
-from apr.data.rows import atomic_file, read_examples, read_fields, row_writer
+from apr.data.rows import read_examples
 from apr.eval.benchmarks.humaneval import packaged_data
 from apr.eval.benchmarks.mbpp import SPLITS
 from apr.hub.data_files import find_data_files
@@ -117,7 +119,7 @@ def decontaminate(
 
 def write_report(result: Decontamination, path: Path) -> None:
     """All of it as one JSON object."""
-    with atomic_file(path) as file:
+    with output_file(path) as file:
         file.write(json.dumps(result.to_json(), indent=1).encode() + b"\n")
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apr.common.counted import counted
+from apr.calibrate.sources import SourceFile
 from apr.common.errors import AprError, UsageError
+from apr.common.progress import counted
+from apr.common.rows import row_writer
 from apr.data.definitions import Definition, Rejected, definitions
-from apr.data.rows import row_writer
-from apr.data.sources import SourceFile
 
 TEXT = "text"
 KINDS = ("docstring-to-code", "complete", "document", TEXT)

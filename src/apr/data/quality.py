@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from apr.common.counted import counted
 from apr.common.errors import AprError, UsageError
+from apr.common.progress import counted
+from apr.common.rows import row_writer
 from apr.data.duplicates import THRESHOLD, find_duplicates
-from apr.data.rows import Example, read_examples, row_writer
+from apr.data.rows import Example, read_examples
 from apr.eval.code.extraction import FENCE, fenced_blocks
 
 # problem -> points of 100

@@ -1,26 +1,22 @@
-"""Rows of training data in and out: JSON lines, JSON and Parquet, in the field's four shapes.
+"""Rows of training data: what a row of any format (`apr.common.rows`) says, in four shapes.
 
 instruction        {instruction, response[, system, input]}; `output` is another name of response
 messages           {messages: [{role, content}, ...]}
 prompt-completion  {prompt, completion}, as texts, as lists of messages, or a list and a text
 text               {text}; `content` is another name
 
-Reading streams, except from .json, which is one array. Nothing here knows torch or tokens.
+Nothing here knows torch or tokens.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, Literal
 
-from apr.common.errors import AprError, UsageError
-from apr.common.rows import read_rows
+from apr.common.errors import UsageError
+from apr.common.rows import read_fields
 
 Shape = Literal["instruction", "messages", "prompt-completion", "text"]
 Message = Mapping[str, Any]  # role, content (text) and whatever else the row says of a turn
@@ -58,23 +54,6 @@ def read_examples(path: Path) -> Iterator[Example]:
         yield recognise(fields, where)
 
 
-def read_fields(
-    path: Path, on_bad: Callable[[UsageError], None] | None = None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file and line, object) of each row, whatever its shape. Raises UsageError.
-
-    on_bad: told of a line that is no JSON object, instead of an error.
-    """
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder", "name a .jsonl, .json or .parquet file")
-    if path.suffix == ".parquet":
-        yield from _parquet_rows(path)
-        return
-    unit = "row" if path.name.removesuffix(".gz").endswith(".json") else "line"
-    for number, fields in read_rows(path, on_bad):
-        yield f"{path} {unit} {number}", fields
-
-
 def recognise(fields: Mapping[str, Any], where: str) -> Example:
     """The example a row holds, by its keys. Raises UsageError."""
     if "messages" in fields:
@@ -95,41 +74,6 @@ def recognise(fields: Mapping[str, Any], where: str) -> Example:
             return Example(where, "text", "", _text(fields, name, where), (), fields)
     names = ", ".join(fields) or "none"
     raise UsageError(f"{where} has no known shape, its fields: {names}", f"known: {SHAPES}")
-
-
-@contextmanager
-def row_writer(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that writes one row as a JSON line (.jsonl or .jsonl.gz).
-
-    The file appears at the end, whole; after an error there is none, or the one from before.
-    The same rows give the same bytes. Raises UsageError for another kind of file.
-    """
-    if path.name.removesuffix(".gz").rpartition(".")[2] != "jsonl":
-        raise UsageError(f"-o {path}: rows are written as JSON lines", "end it .jsonl or .jsonl.gz")
-    with atomic_file(path) as file:
-        if path.suffix != ".gz":
-            yield lambda row: _put(file, row)
-            return
-        with gzip.GzipFile("", "wb", mtime=0, fileobj=file) as packed:
-            yield lambda row: _put(cast(IO[bytes], packed), row)
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes its name when the block ends well. Raises AprError, UsageError."""
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder", "name a file")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            yield file
-        temporary.replace(path)
-    except OSError as error:
-        raise AprError(f"{path} cannot be written: {error.strerror}") from None
-    finally:
-        with suppress(FileNotFoundError, NotADirectoryError):  # there is nothing to remove
-            temporary.unlink()
 
 
 def _instruction(fields: Mapping[str, Any], where: str) -> Example:
@@ -166,29 +110,3 @@ def _text(fields: Mapping[str, Any], name: str, where: str) -> str:
     if not isinstance(fields[name], str):
         raise UsageError(f"{where}: field {name!r} is not text")
     return fields[name]
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise AprError(f"{path} is a parquet file", "pip install pyarrow reads it") from None
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield f"{path} row {number}", fields
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(f"{path} is not a parquet file that can be read: {error}") from None
-
-
-def _put(file: IO[bytes], row: Mapping[str, Any]) -> None:
-    """Escaped to ASCII: a row may hold half a surrogate pair, which UTF-8 cannot. Parquet's own
-    types (dates, decimals) become text.
-    """
-    file.write(json.dumps(row, default=str).encode() + b"\n")

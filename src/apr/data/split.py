@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from apr.common.counted import counted
 from apr.common.errors import UsageError
+from apr.common.files import output_file
+from apr.common.progress import counted
+from apr.common.rows import row_writer
 from apr.data.duplicates import SHINGLE, THRESHOLD, Groups, find_duplicates
-from apr.data.rows import atomic_file, read_examples, row_writer
+from apr.data.rows import read_examples
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def split_data(
         strata={} if by is None else {name: (n[0], n[1]) for name, n in sorted(counts.items())},
         files={name: str(path) for name, path in paths.items()},
     )
-    with atomic_file(folder / "split.json") as file:
+    with output_file(folder / "split.json") as file:
         file.write(json.dumps(result.to_json(), indent=1).encode() + b"\n")
     return result
 

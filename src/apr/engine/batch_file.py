@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from apr.common.errors import UsageError
+from apr.common.rows import json_object
 from apr.engine.session import Session, TextCompletion, TextRequest
 
 
@@ -33,7 +34,7 @@ def read_requests(path: Path, template: TextRequest) -> list[TextRequest]:
         if not line.strip():
             continue
         where = f"{path} line {number}"
-        row = _json_object(where, line)
+        row = json_object(where, line)
         task_id = str(number if row.get("task_id") is None else row["task_id"])
         if task_id in requests:
             raise UsageError(f"{where}: task_id {task_id!r} occurs twice")
@@ -131,7 +132,7 @@ def _answered(out: Path) -> dict[str, set[int]]:
     for number, line in enumerate(_lines(out, whole), 1):
         if not line.strip():
             continue
-        row = _json_object(f"{out} line {number}", line)
+        row = json_object(f"{out} line {number}", line)
         sample = row.get("sample", 0)
         if not isinstance(sample, int):
             raise UsageError(f"{out} line {number}: field 'sample' is not a number")
@@ -156,20 +157,6 @@ def _lines(path: Path, content: bytes) -> list[str]:
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{path} line {number} is not UTF-8 text") from None
-
-
-def _json_object(where: str, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{where} is not JSON: {error.msg}") from None
-    except RecursionError:
-        raise UsageError(f"{where} is not JSON of a reasonable depth") from None
-    except ValueError:  # Python reads no integer of more than 4300 digits
-        raise UsageError(f"{where} has a number too long to read") from None
-    if not isinstance(row, dict):
-        raise UsageError(f"{where} is not a JSON object")
-    return row
 
 
 def _request(where: str, row: dict[str, Any], settings: TextRequest) -> TextRequest:

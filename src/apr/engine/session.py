@@ -7,11 +7,11 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import psutil
 import torch
 
 from apr import __version__
 from apr.common.errors import AprError, UsageError
+from apr.common.memory import available_memory
 from apr.engine.engine import Engine
 from apr.engine.request import (
     Completion,
@@ -59,7 +59,7 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    return psutil.virtual_memory().available
+    return available_memory()
 
 
 def plan_cache(

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import psutil
 
 from apr.engine.engine import Engine
 from apr.engine.request import Request
@@ -63,16 +60,6 @@ def measure(
         bandwidth = middle / width * runtime.weight_bytes / 1e9 if width else None
         rates.append(Rate(name, middle, min(found), max(found), bandwidth))
     return rates
-
-
-def peak_memory_bytes() -> int:
-    """The largest resident size of this process so far."""
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def prefill(engine: Engine) -> float:

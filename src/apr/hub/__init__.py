@@ -5,7 +5,7 @@ package costs nothing: network and package-index code is imported when a downloa
 """
 
 from apr.hub.cache import cache_root
-from apr.hub.manifest import FileRecord, Manifest, damaged_files, read_manifest, write_manifest
+from apr.hub.pull_record import FileRecord, Manifest, damaged_files, read_manifest, write_manifest
 from apr.hub.refs import SHORT_NAMES, parse_ref
 from apr.hub.resolve import Pulled, pull, resolve
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from apr.common.byte_progress import note
 from apr.common.errors import AprError
+from apr.common.progress import note
 
 
 def cache_root() -> Path:

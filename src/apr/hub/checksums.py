@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from apr.common.errors import AprError
+from apr.common.files import write_whole
+from apr.common.record import FileRecord
 from apr.hub.cache import cache_root
-from apr.hub.manifest import FileRecord
 from apr.hub.resolve import Pulled
 
 _PIECE = 4 << 20
@@ -61,10 +63,5 @@ def _entry(path: Path, status: os.stat_result) -> Path:
 
 def _remember(entry: Path, value: str) -> None:
     """Best effort: a cache that cannot be written only makes the next use slower."""
-    temporary = entry.with_name(f".{entry.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(value)
-        temporary.replace(entry)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    with suppress(OSError):
+        write_whole(entry, value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 import zlib
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from apr.common.errors import AprError, UsageError
+from apr.common.files import new_file
+from apr.common.rows import read_parquet
 from apr.hub.cache import cache_lock, cache_root, unwritable
 from apr.hub.data_registry import DataFile, DataSet, find_dataset
 
@@ -131,7 +132,7 @@ def _obtain(file: DataFile, target: Path, source: Path | None, progress: bool) -
             _copy(_find_copy(file, source), incoming)
         target.parent.mkdir(parents=True, exist_ok=True)
         if file.is_parquet:
-            _write_rows(_parquet_rows(incoming), target)
+            _write_rows(read_parquet(incoming), target)
             incoming.unlink()
         else:
             if zipfile.is_zipfile(incoming):
@@ -210,12 +211,10 @@ def _copy(path: Path, target: Path) -> None:
 
 def _unzip(archive: Path, name: str) -> None:
     """Put a file of the archive, packed with gzip, in the archive's place."""
-    temporary = archive.with_name(f".{archive.name}.{os.getpid()}.tmp")
-    with zipfile.ZipFile(archive) as found:
+    with new_file(archive) as temporary, zipfile.ZipFile(archive) as found:
         member = next(entry for entry in found.namelist() if Path(entry).name == name)
         with found.open(member) as text, gzip.GzipFile(temporary, "wb", mtime=0) as out:
             shutil.copyfileobj(text, out)
-    temporary.replace(archive)
 
 
 def _need_parquet(file: DataFile) -> None:
@@ -225,20 +224,11 @@ def _need_parquet(file: DataFile) -> None:
         raise AprError(f"{file.url} is a parquet file", "pip install pyarrow")
 
 
-def _parquet_rows(path: Path) -> Iterator[dict[str, object]]:
-    import pyarrow.parquet
-
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-        yield from batch.to_pylist()
-
-
 def _write_rows(rows: Iterable[dict[str, object]], target: Path) -> None:
     """Gzipped JSON lines; the same rows give the same bytes."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    with gzip.GzipFile(temporary, "wb", mtime=0) as out:
+    with new_file(target) as temporary, gzip.GzipFile(temporary, "wb", mtime=0) as out:
         for row in rows:
             out.write(json.dumps(row).encode() + b"\n")
-    temporary.replace(target)
 
 
 def _sha256(stream: IO[bytes]) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import httpx
 
-from apr.common.byte_progress import ByteProgress
 from apr.common.errors import AprError
+from apr.common.progress import ByteProgress
 from apr.hub.cache import unwritable
 from apr.hub.web import Unreachable, Web, file_path, redacted, refused, unreachable
 

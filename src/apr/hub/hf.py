@@ -21,13 +21,13 @@ from typing import Any
 
 import httpx
 
-from apr.common.byte_progress import note
 from apr.common.errors import AprError
+from apr.common.progress import note
 from apr.hub.cache import cache_lock, cache_root
 from apr.hub.download import download
 from apr.hub.hf_errors import endpoint, hub_errors, hub_offline
 from apr.hub.hf_files import choose_files
-from apr.hub.manifest import (
+from apr.hub.pull_record import (
     FileRecord,
     Manifest,
     missing_files,

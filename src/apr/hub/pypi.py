@@ -18,10 +18,12 @@ from typing import Any
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from apr.common.byte_progress import note
 from apr.common.errors import AprError, UsageError
+from apr.common.files import replace_folder, write_whole
+from apr.common.progress import note
 from apr.hub.cache import CacheFull, cache_lock, cache_root, unwritable
-from apr.hub.manifest import (
+from apr.hub.model_files import models_among
+from apr.hub.pull_record import (
     FileRecord,
     Manifest,
     damaged_files,
@@ -30,7 +32,6 @@ from apr.hub.manifest import (
     sha256_of,
     write_manifest,
 )
-from apr.hub.model_files import models_among
 from apr.hub.refs import PypiRef
 
 _MODEL_SUFFIXES = {".gguf", ".safetensors", ".json", ".jinja", ".model"}
@@ -134,9 +135,7 @@ def _discard(fetched: list[_Fetched]) -> None:
 
 
 def _point_to(pointer: Path, version: str) -> None:
-    temporary = pointer.with_name(".current.tmp")
-    temporary.write_text(version + "\n", encoding="utf-8")
-    temporary.replace(pointer)
+    write_whole(pointer, version + "\n")
 
 
 @dataclass(frozen=True)
@@ -205,9 +204,7 @@ def _unpack(ref: str, fetched: list[_Fetched], entry: Path) -> Manifest:
         model = models[0] if len(models) == 1 else "."
         manifest = Manifest(ref, files, model, tuple(records), source)
         write_manifest(stage / "manifest.json", manifest)
-        if entry.exists():
-            shutil.rmtree(entry)
-        stage.rename(entry)
+        replace_folder(stage, entry)
     except OSError as error:
         raise unwritable(stage, error) from None
     finally:

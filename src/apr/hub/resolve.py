@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from apr.common.errors import UsageError
-from apr.hub.manifest import FileRecord, Manifest, record_files
+from apr.common.record import FileRecord, record_files
 from apr.hub.model_files import gguf_models, split_siblings
+from apr.hub.pull_record import Manifest
 from apr.hub.refs import HfRef, LocalRef, PypiRef, parse_ref
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from apr.common.byte_progress import ByteProgress
 from apr.common.errors import AprError, UsageError
+from apr.common.progress import ByteProgress
 from apr.kernels.cpu.delta_statistics import delta_statistics
 from apr.kernels.cpu.threads import default_threads
 from apr.merge.inputs import ModelInput, layer_of, missing, open_input

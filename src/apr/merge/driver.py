@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import torch
 
 from apr.checkpoint.writer import CheckpointWriter, Slot
-from apr.common.byte_progress import ByteProgress
 from apr.common.errors import AprError
+from apr.common.progress import ByteProgress
 from apr.kernels.cpu.threads import default_threads
 from apr.merge.inputs import KEPT_BYTES, FileReader, Memory
 from apr.merge.methods import start

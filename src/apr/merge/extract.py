@@ -13,8 +13,8 @@ import torch
 from apr.checkpoint import CheckpointWriter
 from apr.checkpoint.adapter import CONFIG_FILE
 from apr.checkpoint.model_folder import refuse_existing
-from apr.common.byte_progress import ByteProgress
 from apr.common.errors import AprError, UsageError
+from apr.common.progress import ByteProgress
 from apr.kernels.cpu.threads import default_threads
 from apr.merge.inputs import ModelInput, layer_of, missing, open_input
 from apr.merge.operands import Operands, gram_matrix

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from apr.checkpoint import CheckpointWriter
 from apr.checkpoint.adapter import WEIGHTS_FILE
 from apr.checkpoint.model_folder import (
@@ -24,7 +22,8 @@ from apr.checkpoint.model_folder import (
 )
 from apr.checkpoint.model_manifest import MANIFEST_NAME, folder_manifest
 from apr.common.errors import UsageError
-from apr.hub import FileRecord
+from apr.common.memory import process_memory
+from apr.common.record import FileRecord
 from apr.hub.checksums import file_records, file_sha256
 from apr.kernels.cpu.threads import default_threads
 from apr.merge.card import model_card
@@ -54,7 +53,7 @@ class PreparedMerge:
     def summary(self, threads: int | None = None) -> dict[str, Any]:
         """What will happen, as `--plan` shows it; sizes in bytes."""
         plan, used = self.plan, threads or default_threads()
-        idle = psutil.Process().memory_info().rss
+        idle = process_memory()
         return {
             "method": plan.method_name.replace("_", "-"),
             "models": [model.ref for model in plan.inputs],

@@ -9,17 +9,19 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from apr.calibrate.stream import ModelStream, layer_number, with_number
 from apr.calibrate.windows import Calibration, calibration
 from apr.checkpoint import CheckpointWriter, open_checkpoint
 from apr.checkpoint.model_folder import exact_source, refuse_existing, refuse_overlap
 from apr.checkpoint.model_manifest import MANIFEST_NAME, folder_manifest
 from apr.common.errors import UsageError
-from apr.common.heap import return_free_memory, return_large_blocks
+from apr.common.memory import (
+    peak_process_memory,
+    process_memory,
+    return_free_memory,
+    return_large_blocks,
+)
 from apr.engine.runners.runtime import pick_device, pick_product_dtype
-from apr.engine.throughput import peak_memory_bytes
 from apr.hub import Pulled, pull
 from apr.hub.checksums import file_records
 from apr.model.config import ModelConfig
@@ -76,7 +78,7 @@ class PreparedPrune:
             "calibration": self.calibration.to_json() if self.calibration else None,
             "dtype": str(self.stream.dtype).removeprefix("torch."),
             "device": str(self.stream.device),
-            "peak_memory_bytes": psutil.Process().memory_info().rss + self._working_bytes(),
+            "peak_memory_bytes": process_memory() + self._working_bytes(),
             "notes": list(self.notes),
         }
 
@@ -268,7 +270,7 @@ def run_prune(
         nbytes=output.nbytes,
         shapes_kept=not shrinks,
         seconds=time.perf_counter() - begin,
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=peak_process_memory(),
         damping=pruner.damping,
         notes=notes,
     )

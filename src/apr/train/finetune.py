@@ -24,7 +24,7 @@ from apr.checkpoint.model_folder import exact_source, files_from_folder, refuse_
 from apr.checkpoint.model_manifest import MANIFEST_NAME, folder_manifest
 from apr.checkpoint.source import read_json_object
 from apr.common.errors import UsageError
-from apr.common.heap import return_free_memory, return_large_blocks
+from apr.common.memory import return_free_memory, return_large_blocks
 from apr.convert.import_checkpoint import files_from_gguf
 from apr.hub.checksums import file_records, file_sha256
 from apr.model.opened import OpenedModel, open_model

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
 from apr.checkpoint.adapter import open_adapter
 from apr.checkpoint.dtypes import DTYPES
+from apr.common.memory import process_memory
 from apr.model.config import ModelConfig
 from apr.model.transformer import Transformer
 from apr.train.base import BaseSize
@@ -21,7 +21,7 @@ _GRADIENT = 4
 _STATE_BYTES = 4 + _GRADIENT + 8
 # Measured on Linux with glibc: compiled kernels and libraries that load with the first step, and
 # what the allocator holds for each byte of activations (freed pieces between kept ones) unless it
-# was told to return them (`apr.common.heap`); then it keeps a pool of small pieces.
+# was told to return them (`apr.common.memory`); then it keeps a pool of small pieces.
 _LIBRARIES, _HOLES, _POOL = 110_000_000, 1.2, 100_000_000
 # In fp32 torch's products and attention hold what goes in and what comes out side by side.
 _SIDE_BY_SIDE = 2
@@ -87,7 +87,7 @@ def plan_memory(
     return MemoryPlan(
         parameters=parameters,
         trainable=trainable,
-        process=psutil.Process().memory_info().rss + _LIBRARIES + pool,
+        process=process_memory() + _LIBRARIES + pool,
         weights=base.weights,
         trained=masters,
         activations=activations,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from apr.common.errors import AprError, UsageError
+from apr.common.files import new_file, write_whole
 
 REPORTS = ("none", "tensorboard", "trackio")
 PICTURE = "loss.png"
@@ -30,9 +31,7 @@ class MetricsFile:
         lines = path.read_text().splitlines() if count else []
         if len(lines) < count:
             raise AprError(f"{path} has {len(lines)} lines, its checkpoint knows {count}")
-        temporary = path.with_name(path.name + ".new")
-        temporary.write_text("".join(line + "\n" for line in lines[:count]))
-        temporary.replace(path)
+        write_whole(path, "".join(line + "\n" for line in lines[:count]))
         for line in lines[:count]:
             self._remember(json.loads(line))
 
@@ -120,9 +119,8 @@ def draw_losses(metrics: Path, picture: Path) -> bool:
     axes.set_ylabel("nats per token")
     axes.grid(alpha=0.3)
     axes.legend()
-    temporary = picture.with_name(f".{picture.name}.new.png")
-    figure.savefig(temporary, dpi=120)
-    temporary.replace(picture)
+    with new_file(picture) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     return True
 
 

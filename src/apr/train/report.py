@@ -17,6 +17,7 @@ from typing import Any
 from apr.checkpoint.dtypes import DTYPES
 from apr.checkpoint.source import read_json_object
 from apr.common.errors import UsageError
+from apr.common.files import write_json, write_whole
 from apr.engine.engine import Engine
 from apr.engine.request import Request, Sampling
 from apr.engine.runners.compiled_runner import CompiledRunner
@@ -104,22 +105,22 @@ def sample_before(
         "reference": shown.text(reference),
         "before": answer(),
     }
-    _write(path, json.dumps({"sample": sample}, indent=1))
+    write_json(path, {"sample": sample})
     return sample
 
 
 def write_report(folder: Path, result: dict[str, Any], sample: dict[str, str | None]) -> None:
     """Both files. result: what `--json` prints of the run, its model and its method."""
     content = {**result, **_perplexities(result), "sample": sample}
-    _write(folder / REPORT, json.dumps(content, indent=1))
-    _write(folder / PAGE, _page(content, (folder / PICTURE).is_file()))
+    write_json(folder / REPORT, content)
+    write_whole(folder / PAGE, _page(content, (folder / PICTURE).is_file()) + "\n")
 
 
 def add_scores(folder: Path, scores: list[dict[str, Any]]) -> None:
     """Put what `score_run` found into the report of a complete run."""
     content = {**read_json_object(folder / REPORT), "scores": scores}
-    _write(folder / REPORT, json.dumps(content, indent=1))
-    _write(folder / PAGE, _page(content, (folder / PICTURE).is_file()))
+    write_json(folder / REPORT, content)
+    write_whole(folder / PAGE, _page(content, (folder / PICTURE).is_file()) + "\n")
 
 
 def _perplexities(result: dict[str, Any]) -> dict[str, float | None]:
@@ -127,12 +128,6 @@ def _perplexities(result: dict[str, Any]) -> dict[str, float | None]:
         f"perplexity_{name}": None if loss is None else math.exp(min(loss, 700.0))
         for name, loss in (("before", result["first_eval"]), ("after", result["best_eval"]))
     }
-
-
-def _write(path: Path, content: str) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(content + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def _page(content: dict[str, Any], picture: bool) -> str:

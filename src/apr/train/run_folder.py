@@ -21,6 +21,7 @@ from apr.checkpoint.model_manifest import MANIFEST_NAME
 from apr.checkpoint.safetensors_folder import SafetensorsSource
 from apr.checkpoint.source import read_json_object
 from apr.common.errors import AprError, UsageError
+from apr.common.files import new_file, write_json
 
 RUN_FILE = "run.json"
 SCORES, CHECKPOINTS = "scores", "checkpoints"
@@ -45,11 +46,8 @@ def open_run(target: Path, request: dict[str, Any], force: bool) -> None:
         else:
             _check_same(target, json.loads(record.read_text()), request)
             return
-    temporary = record.with_name(record.name + ".new")
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(request, indent=1) + "\n")
-        temporary.replace(record)
+        write_json(record, request)
     except OSError as error:
         raise AprError(
             f"{target} cannot be written: {error.strerror}", "choose another folder"
@@ -106,14 +104,11 @@ def publish(source: Path, target: Path) -> None:
     paths = sorted((p for p in source.rglob("*") if p.is_file()), key=lambda p: p.name in last)
     for path in paths:
         goal = target / path.relative_to(source)
-        goal.parent.mkdir(parents=True, exist_ok=True)
-        temporary = goal.with_name(f".{goal.name}.new")
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(path, temporary)
-        except OSError:
-            shutil.copyfile(path, temporary)
-        temporary.replace(goal)
+        with new_file(goal) as temporary:
+            try:
+                os.link(path, temporary)
+            except OSError:
+                shutil.copyfile(path, temporary)
 
 
 @dataclass

@@ -140,7 +140,7 @@ class FinetuneRequest:
 
     @property
     def little_memory(self) -> bool:
-        """Whether memory counts more than the last bit of speed: see `apr.common.heap`."""
+        """Whether memory counts more than the last bit of speed: see `apr.common.memory`."""
         return self.recompute or self.method == "qlora"
 
     def to_json(self) -> dict[str, Any]:

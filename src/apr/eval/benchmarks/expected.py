@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from apr.common.errors import AprError
+from apr.common.files import write_whole
 from apr.common.progress import EvalProgress
 from apr.hub.cache import cache_root, unwritable
 from apr.sandbox import Job, Outcome, Sandbox
@@ -118,10 +118,7 @@ def _write(folder: Path, known: dict[str, Expected]) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        write_whole(path, data)
     except OSError as error:
         raise unwritable(path, error) from None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apr.common.errors import AprError, UsageError
+from apr.common.files import write_json
 from apr.eval.benchmarks import ALL
 from apr.eval.generators.model import Model, find_model
 from apr.eval.history.compare import Comparison, chance, compare, holm
@@ -22,7 +23,7 @@ from apr.eval.history.sweep_file import Row, read_sweep, sweep_rows
 from apr.eval.history.table import more_scores
 from apr.eval.run.evaluate import Interrupted, evaluate
 from apr.eval.run.request import check
-from apr.eval.run.result import percent, write_atomically
+from apr.eval.run.result import percent
 from apr.eval.run.settings import EvalSettings
 from apr.eval.run.suite import names_of, settings_of
 
@@ -112,7 +113,7 @@ def run_sweep(
             cells.append(_cell(row, benchmark, models))
     found = [cell for name in benchmarks for cell in _compared(cells, name)]
     result = SweepResult(found, (base.out or Path("runs")) / f"sweep-{path.stem}.json")
-    write_atomically(result.path, json.dumps(result.to_json(), indent=1) + "\n")
+    write_json(result.path, result.to_json())
     return result
 
 

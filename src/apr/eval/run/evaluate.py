@@ -14,8 +14,9 @@ from time import perf_counter
 from typing import Any
 
 from apr.common.errors import AprError
+from apr.common.files import write_whole
 from apr.common.progress import EvalProgress
-from apr.common.run_manifest import make_manifest
+from apr.common.record import run_manifest
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.task import (
     Benchmark,
@@ -32,7 +33,7 @@ from apr.eval.run.contamination import repeated_references
 from apr.eval.run.judging import Judging, judged_by_reference
 from apr.eval.run.references import References, check_references
 from apr.eval.run.request import check, folder_of, identity_of, style_of
-from apr.eval.run.result import Result, make_result, natural, write_atomically
+from apr.eval.run.result import Result, make_result, natural
 from apr.eval.run.settings import EvalSettings
 from apr.eval.run.store import Generation, Store, StoredVerdict
 from apr.eval.run.suspect import suspects
@@ -320,7 +321,7 @@ def _write(
         },
         **traits_of(benchmark).export((g.task_id, g.completion, g.text) for g in rows),
     }
-    manifest = make_manifest(
+    manifest = run_manifest(
         "eval",
         inputs={"model": result.settings["model"], "data": benchmark.data_sha256},
         settings={k: _plain(v) for k, v in asdict(settings).items()},
@@ -333,7 +334,7 @@ def _write(
     )
     files["manifest.json"] = json.dumps(manifest, indent=1) + "\n"
     for name, text in files.items():
-        write_atomically(out / name, text)
+        write_whole(out / name, text)
 
 
 def _lines(generations: Iterable[Generation]) -> str:

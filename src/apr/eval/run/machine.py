@@ -22,9 +22,9 @@ def examine() -> dict[str, Any]:
     """All of it as plain data; sizes in bytes. Tries out the sandbox levels (about a second)."""
     import psutil
 
+    from apr.common.memory import available_memory, total_memory
     from apr.hub import cache_root
 
-    memory = psutil.virtual_memory()
     levels = available_levels()
     cache = cache_root()
     return {
@@ -37,7 +37,7 @@ def examine() -> dict[str, Any]:
         },
         "cpu": _cpu(),
         "torch": _torch(),
-        "memory": {"available": memory.available, "total": memory.total},
+        "memory": {"available": available_memory(), "total": total_memory()},
         "cache": {"path": str(cache), "free": psutil.disk_usage(str(_existing(cache))).free},
     }
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from apr.common.errors import AprError
+from apr.common.files import write_whole
 from apr.common.progress import EvalProgress
 from apr.eval.benchmarks.task import Benchmark, Task, traits_of
 from apr.eval.run.judging import reference_job
-from apr.eval.run.result import natural, write_atomically
+from apr.eval.run.result import natural
 from apr.hub.cache import cache_root, unwritable
 from apr.sandbox import Sandbox
 from apr.sandbox.interpreter import Interpreter
@@ -165,6 +166,6 @@ def _read(path: Path) -> dict[str, float | str]:
 
 def _write(path: Path, known: Mapping[str, float | str]) -> None:
     try:
-        write_atomically(path, json.dumps(known))
+        write_whole(path, json.dumps(known))
     except OSError as error:
         raise unwritable(path, error) from None

@@ -6,11 +6,10 @@ import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apr.common.errors import AprError
-from apr.common.run_manifest import versions
+from apr.common.record import versions
 from apr.eval.run.scoring import benchmark_pass_at_k, confidence_interval
 from apr.eval.run.store import StoredVerdict
 
@@ -273,14 +272,6 @@ def task_table(result: Result) -> Table:
         failure = next((v.detail for v in verdicts if v.verdict != "passed"), "")
         table.add_row(task, f"{passed}/{len(verdicts)}", failure[:80])
     return table
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The whole text, or the file as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def natural(task_id: str) -> tuple[str, int | str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from apr.common.errors import AprError, UsageError
-from apr.data.rows import read_fields
+from apr.common.rows import read_fields
 
 CORPORA = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "dist-packages"})

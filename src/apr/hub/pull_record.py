@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from apr.common.errors import AprError
-
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """path: relative to the manifest's root. size: bytes. sha256: hexadecimal."""
-
-    path: str
-    size: int
-    sha256: str
+from apr.common.files import write_json
+from apr.common.record import FORMAT, FileRecord, sha256_of
 
 
 @dataclass(frozen=True)
@@ -56,10 +45,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         "files": [asdict(file) for file in manifest.files],
         "source": manifest.source,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, value)
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -114,17 +100,3 @@ def damaged_files(manifest: Manifest) -> Iterator[str]:
             continue
         if actual != file.sha256:
             yield f"{path} has sha256 {actual}, expected {file.sha256}"
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file. Raises OSError."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def record_files(root: Path, paths: Iterable[Path]) -> tuple[FileRecord, ...]:
-    """Records of files below root, read in full."""
-    return tuple(
-        FileRecord(path.relative_to(root).as_posix(), path.stat().st_size, sha256_of(path))
-        for path in paths
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from apr.common.byte_progress import ByteProgress
+from apr.common.progress import ByteProgress
 
 
 class Clock:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from apr.common.errors import AprError
-from apr.hub.manifest import (
+from apr.common.record import record_files
+from apr.hub.pull_record import (
     FileRecord,
     Manifest,
     damaged_files,
     missing_files,
     read_manifest,
-    record_files,
     write_manifest,
 )
 

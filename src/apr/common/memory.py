@@ -1,4 +1,7 @@
-"""Freed memory goes back to the system, for work in little memory (glibc on Linux)."""
+"""How much memory there is and is in use; and how freed memory goes back to the system.
+
+Main memory only: what a GPU has, torch says.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,38 @@ import ctypes
 import gc
 import os
 import platform
+import sys
+
+import psutil
 
 # mallopt's parameters (malloc.h), and how much the heap grows at a time, in bytes.
 _M_TOP_PAD, _M_MMAP_THRESHOLD = -2, -3
 _TOP_PAD = 64 << 20
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated now without making the machine swap."""
+    return psutil.virtual_memory().available
+
+
+def total_memory() -> int:
+    """Bytes of main memory in this machine."""
+    return psutil.virtual_memory().total
+
+
+def process_memory() -> int:
+    """Resident bytes of this process now."""
+    return psutil.Process().memory_info().rss
+
+
+def peak_process_memory() -> int:
+    """The largest number of resident bytes of this process so far."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def use_huge_pages() -> None:
