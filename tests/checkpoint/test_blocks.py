@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apr.checkpoint.blocks import CHUNK_ELEMENTS, DECODERS, dequantize
-from apr.checkpoint.ggml_types import GGML_TYPES
+from apr.checkpoint.gguf_header import GGML_TYPES
 from apr.common.errors import AprError
 
 # Byte offsets of the fp16 numbers of a block.

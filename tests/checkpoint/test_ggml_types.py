@@ -1,6 +1,6 @@
 import gguf
 
-from apr.checkpoint.ggml_types import GGML_TYPES, REMOVED_TYPES, TYPE_BY_NUMBER
+from apr.checkpoint.gguf_header import GGML_TYPES, REMOVED_TYPES, TYPE_BY_NUMBER
 
 
 def test_the_table_equals_the_gguf_package():

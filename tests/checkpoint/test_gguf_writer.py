@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from apr.checkpoint import GgufWriter, TensorInfo, open_checkpoint, read_gguf_header
-from apr.checkpoint.gguf_file import PLAIN_DTYPES
+from apr.checkpoint.dtypes import GGUF_DTYPES
 from apr.common.errors import AprError, UsageError
 
 METADATA = {
@@ -32,7 +32,7 @@ METADATA = {
 
 
 def info(name, tensor, kind=None):
-    kind = kind or next(k for k, dtype in PLAIN_DTYPES.items() if dtype == tensor.dtype)
+    kind = kind or next(k for k, dtype in GGUF_DTYPES.items() if dtype == tensor.dtype)
     return TensorInfo(name, tuple(tensor.shape), kind, tensor.nbytes)
 
 
@@ -49,7 +49,7 @@ def names_in(folder):
 
 
 def test_the_package_reads_every_type_and_stride(tmp_path):
-    tensors = {str(d): torch.randint(0, 100, (3, 5)).to(d) for d in PLAIN_DTYPES.values()}
+    tensors = {str(d): torch.randint(0, 100, (3, 5)).to(d) for d in GGUF_DTYPES.values()}
     tensors |= {
         "transposed": torch.randn(4, 6).T,
         "sliced": torch.randn(4, 6)[1:, ::2],

@@ -18,9 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from apr.checkpoint import CheckpointWriter, open_checkpoint, writer
+from apr.checkpoint.dtypes import STORED_NAMES
 from apr.common.errors import AprError, UsageError
 
-DTYPES = [*writer.SAFETENSORS_DTYPES]
+DTYPES = [*STORED_NAMES]
 
 
 def names_in(folder):

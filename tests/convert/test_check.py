@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from apr.checkpoint.model_manifest import MANIFEST_NAME
+from apr.checkpoint.model_folder import MANIFEST_NAME
 from apr.convert.check_model import CheckReport, check_model
 from apr.convert.import_checkpoint import import_checkpoint
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from apr.checkpoint.model_manifest import MANIFEST_NAME
+from apr.checkpoint.model_folder import MANIFEST_NAME
 from apr.common.errors import AprError, UsageError
 from apr.convert import import_checkpoint as module
 from apr.convert.import_checkpoint import import_checkpoint

@@ -118,7 +118,7 @@ def test_what_lies_beside_the_weights(models: Path, tmp_path: Path) -> None:
 
 
 def test_the_manifest_has_the_checksums_of_what_was_written(models: Path, tmp_path: Path) -> None:
-    from apr.checkpoint.model_manifest import tensor_sha256
+    from apr.checkpoint.model_folder import tensor_sha256
 
     merged = merge(linear("a", "b"), tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "apr_manifest.json").read_text())

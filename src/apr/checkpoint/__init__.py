@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apr.checkpoint.blocks import dequantize
-    from apr.checkpoint.ggml_types import GGML_TYPES, GgmlType
-    from apr.checkpoint.gguf_header import GgufHeader, read_gguf_header
-    from apr.checkpoint.gguf_writer import GgufWriter, check_gguf_target
+    from apr.checkpoint.gguf_file import GgufWriter, check_gguf_target
+    from apr.checkpoint.gguf_header import GGML_TYPES, GgmlType, GgufHeader, read_gguf_header
     from apr.checkpoint.names import gguf_to_hf, hf_to_gguf, is_rope_table
-    from apr.checkpoint.source import Checkpoint, TensorInfo, TensorSource, open_checkpoint
+    from apr.checkpoint.open import open_checkpoint
+    from apr.checkpoint.tensors import Checkpoint, TensorInfo, TensorSource
     from apr.checkpoint.writer import CheckpointWriter
 
 __all__ = [
@@ -37,20 +37,20 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "GGML_TYPES": "ggml_types",
-    "Checkpoint": "source",
+    "GGML_TYPES": "gguf_header",
+    "Checkpoint": "tensors",
     "CheckpointWriter": "writer",
-    "GgmlType": "ggml_types",
+    "GgmlType": "gguf_header",
     "GgufHeader": "gguf_header",
-    "GgufWriter": "gguf_writer",
-    "TensorInfo": "source",
-    "TensorSource": "source",
-    "check_gguf_target": "gguf_writer",
+    "GgufWriter": "gguf_file",
+    "TensorInfo": "tensors",
+    "TensorSource": "tensors",
+    "check_gguf_target": "gguf_file",
     "dequantize": "blocks",
     "gguf_to_hf": "names",
     "hf_to_gguf": "names",
     "is_rope_table": "names",
-    "open_checkpoint": "source",
+    "open_checkpoint": "open",
     "read_gguf_header": "gguf_header",
 }
 

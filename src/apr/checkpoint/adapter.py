@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from apr.checkpoint.safetensors_folder import SafetensorsSource
-from apr.checkpoint.source import read_json_object
+from apr.checkpoint.tensors import read_json_object
 from apr.common.errors import AprError, UsageError
 
 EMBEDDING, OUTPUT_LAYER = "model.embed_tokens.weight", "lm_head.weight"

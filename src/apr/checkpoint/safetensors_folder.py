@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from apr.checkpoint.source import TensorInfo, read_json_object
+from apr.checkpoint.tensors import TensorInfo, read_json_object
 from apr.common.errors import AprError, UsageError
 
 WEIGHTS_FILE = "model.safetensors"

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from apr.checkpoint.dtypes import STORED_NAMES
 from apr.common.errors import AprError, UsageError
 from apr.common.files import (
     begin,
@@ -33,24 +34,6 @@ from apr.common.files import (
     write_at,
 )
 
-# safetensors' names; the order of a shard's tensors is the order of writing.
-SAFETENSORS_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 # The header comes first in the file but is known last. Large shards leave this much room for it
 # and pad it with blanks, as the format allows; small ones are copied behind their exact header.
 HEADER_ROOM = 256 * 1024
@@ -162,7 +145,7 @@ class CheckpointWriter:
         """
         if name in self._names:
             raise AprError(f"{self._target}: tensor {name!r} is written twice")
-        stored = SAFETENSORS_DTYPES.get(dtype)
+        stored = STORED_NAMES.get(dtype)
         if stored is None or name == "__metadata__":
             raise AprError(f"safetensors cannot store {name!r} of type {dtype}")
         nbytes = prod(shape) * dtype.itemsize

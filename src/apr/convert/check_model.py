@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from apr.checkpoint import Checkpoint, open_checkpoint
-from apr.checkpoint.model_manifest import read_folder_manifest, tensor_sha256
+from apr.checkpoint.model_folder import read_folder_manifest, tensor_sha256
 from apr.common.errors import AprError
 from apr.common.progress import ByteProgress
 from apr.hub import Pulled, damaged_files, pull

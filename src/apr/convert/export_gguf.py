@@ -21,8 +21,8 @@ from apr.checkpoint import (
     hf_to_gguf,
     open_checkpoint,
 )
-from apr.checkpoint.dtypes import DTYPES, check_fp16_range, choose_dtype
-from apr.checkpoint.model_folder import exact_source
+from apr.checkpoint.dtypes import DTYPES, FLOATS, STORED_NAMES
+from apr.checkpoint.model_folder import check_fp16_range, choose_dtype, exact_source
 from apr.common.errors import UsageError
 from apr.common.progress import ByteProgress
 from apr.common.record import model_manifest
@@ -41,7 +41,6 @@ from apr.text import load_tokenizer
 from apr.text.gguf_export import tokenizer_to_gguf
 
 MANIFEST_KEY = "apr.manifest"
-_GGML_NAMES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 _FILE_TYPES = {
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
     "fp16": gguf.LlamaFileType.MOSTLY_F16,
@@ -144,7 +143,7 @@ def _check_dtype(dtype: str | None) -> None:
         return
     asked = dtype.upper()
     kind = next((k for k in GGML_TYPES if asked == k or asked.startswith(k + "_")), None)
-    if kind in GGML_TYPES and kind not in _GGML_NAMES.values():
+    if kind in GGML_TYPES and kind not in FLOATS:
         raise UsageError(
             f"dtype {dtype!r} is a quantized type, which apr export does not write",
             f"dense types only: {', '.join(DTYPES)}",
@@ -189,7 +188,7 @@ def _tensor_plan(
     plan = [_info(name, tuple(tensor.shape), "F32") for name, tensor in factors.items()]
     for name, shape in expected_shapes(cfg).items():
         stored = hf_to_gguf(name, gguf_architecture(cfg))
-        plan.append(_info(stored, shape, "F32" if len(shape) == 1 else _GGML_NAMES[dtype]))
+        plan.append(_info(stored, shape, "F32" if len(shape) == 1 else STORED_NAMES[DTYPES[dtype]]))
     return plan
 
 

@@ -9,15 +9,19 @@ from pathlib import Path
 import torch
 
 from apr.checkpoint import Checkpoint, CheckpointWriter, open_checkpoint
-from apr.checkpoint.dtypes import DTYPES, check_fp16_range, choose_dtype
+from apr.checkpoint.dtypes import DTYPES
 from apr.checkpoint.model_folder import (
+    MANIFEST_NAME,
+    check_fp16_range,
+    choose_dtype,
     exact_source,
     files_from_folder,
+    folder_manifest,
     json_bytes,
     refuse_existing,
     refuse_overlap,
+    tensor_sha256,
 )
-from apr.checkpoint.model_manifest import MANIFEST_NAME, folder_manifest, tensor_sha256
 from apr.common.errors import UsageError
 from apr.common.progress import ByteProgress
 from apr.hub import pull

@@ -6,16 +6,22 @@ import re
 from collections.abc import Collection
 from pathlib import PurePosixPath
 
-_SPLIT = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<total>\d{5})\.gguf")
+_SPLIT = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<parts>\d{5})\.gguf")
+
+
+def split_names(name: str) -> list[str]:
+    """The names of all files of the split GGUF model `name` belongs to; [name] if it is whole."""
+    match = _SPLIT.fullmatch(name)
+    count = int(match["parts"]) if match else 0
+    if match is None or count == 0:
+        return [name]
+    return [f"{match['stem']}-{part:05d}-of-{count:05d}.gguf" for part in range(1, count + 1)]
 
 
 def split_siblings(name: str, names: Collection[str]) -> list[str]:
-    """All files of the split GGUF model `name` belongs to, or just `name` if it is whole."""
-    match = _SPLIT.fullmatch(name)
-    if match is None:
-        return [name]
-    pattern = re.compile(rf"{re.escape(match['stem'])}-\d{{5}}-of-{match['total']}\.gguf")
-    return sorted(filter(pattern.fullmatch, names))
+    """Those of `names` that `name` makes a split GGUF model with; just `name` if it is whole."""
+    whole = split_names(name)
+    return [part for part in whole if part in names] if len(whole) > 1 else [name]
 
 
 def gguf_models(names: Collection[str]) -> list[str]:

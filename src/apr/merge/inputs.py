@@ -16,6 +16,7 @@ import torch
 
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.checkpoint.adapter import EMBEDDING, OUTPUT_LAYER, Adapter, is_adapter, open_adapter
+from apr.checkpoint.dtypes import FLOATS
 from apr.checkpoint.safetensors_folder import SafetensorsSource
 from apr.common.errors import AprError, UsageError
 from apr.hub import Pulled, pull
@@ -24,8 +25,6 @@ from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint, config_to_hf
 from apr.model.load import read_weight, stored_names
 
-# How safetensors and GGUF files call the types that blocks are handed out in.
-_FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 KEPT_BYTES = 10 << 20
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _LAYER = re.compile(r"^(.*?\.)(\d+)(\..*)$")
@@ -74,7 +73,7 @@ class ModelInput:
 
     def dtype(self, name: str) -> torch.dtype | None:
         """The float type a tensor is stored in; None for quantized blocks."""
-        return _FLOATS.get(self.checkpoint.tensors.info(self.stored[name]).dtype)
+        return FLOATS.get(self.checkpoint.tensors.info(self.stored[name]).dtype)
 
     def is_float(self, name: str) -> bool:
         dtype = self.checkpoint.tensors.info(self.stored[name]).dtype
@@ -127,7 +126,7 @@ class FileReader:
         assert isinstance(model.checkpoint.tensors, SafetensorsSource)
         self.label = model.label
         self._source, self._name = model.checkpoint.tensors, model.stored[name]
-        self._dtype = _FLOATS[self._source.info(self._name).dtype]
+        self._dtype = FLOATS[self._source.info(self._name).dtype]
         self._nbytes = model.nbytes(name)
         self._memory, self._room = memory, memory.take()
         self._held = (0, 0)

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from apr.checkpoint import CheckpointWriter
 from apr.checkpoint.adapter import WEIGHTS_FILE
 from apr.checkpoint.model_folder import (
+    MANIFEST_NAME,
     exact_source,
     files_from_folder,
+    folder_manifest,
     refuse_existing,
     refuse_overlap,
 )
-from apr.checkpoint.model_manifest import MANIFEST_NAME, folder_manifest
 from apr.common.errors import UsageError
 from apr.common.memory import process_memory
 from apr.common.record import FileRecord

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from apr.checkpoint.dtypes import LONG_NAMES
 from apr.common.errors import AprError, UsageError
 from apr.merge.inputs import (
     EMBEDDING,
@@ -21,7 +22,6 @@ from apr.merge.inputs import (
 from apr.merge.methods import REQUIRED, Method, method_named
 from apr.merge.settings import MergeSettings, Parameters, Slice, SliceSource, value_of
 
-TORCH_DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32")}
 # Accepted for MergeKit's sake; they change no result here.
 _IGNORED = {"int8_mask"}
 
@@ -303,7 +303,7 @@ class _Planner:
     def _dtype(self, lead: Source) -> torch.dtype:
         asked = self.settings.out_dtype or self.settings.dtype
         if asked is not None:
-            return TORCH_DTYPES[asked]
+            return LONG_NAMES[asked]
         return self.inputs[lead.model].dtype(lead.name) or torch.bfloat16
 
     def _setting(

@@ -15,6 +15,7 @@ from torch import nn
 
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.checkpoint.blocks import DECODERS
+from apr.checkpoint.dtypes import FLOATS
 from apr.checkpoint.names import gguf_to_hf, hf_to_gguf, is_rope_table
 from apr.checkpoint.safetensors_folder import SafetensorsSource
 from apr.common.errors import AprError
@@ -26,7 +27,6 @@ from apr.model.weights import Blocks, Dense, Embedding, Linear, Weight
 
 # What becomes of matrices; see `load_transformer`.
 Form = Literal["numbers", "blocks", "stored", "nf4"]
-FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 # Where multimodal Gemma checkpoints keep the language model: what is written there -> our name.
 _TEXT_PREFIXES = {
     "language_model.model.": "model.",

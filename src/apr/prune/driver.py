@@ -12,8 +12,13 @@ from typing import Any
 from apr.calibrate.stream import ModelStream, layer_number, with_number
 from apr.calibrate.windows import Calibration, calibration
 from apr.checkpoint import CheckpointWriter, open_checkpoint
-from apr.checkpoint.model_folder import exact_source, refuse_existing, refuse_overlap
-from apr.checkpoint.model_manifest import MANIFEST_NAME, folder_manifest
+from apr.checkpoint.model_folder import (
+    MANIFEST_NAME,
+    exact_source,
+    folder_manifest,
+    refuse_existing,
+    refuse_overlap,
+)
 from apr.common.errors import UsageError
 from apr.common.memory import (
     peak_process_memory,

@@ -20,9 +20,14 @@ import torch
 from apr.checkpoint import CheckpointWriter, open_checkpoint
 from apr.checkpoint.adapter import open_adapter
 from apr.checkpoint.dtypes import DTYPES
-from apr.checkpoint.model_folder import exact_source, files_from_folder, refuse_overlap
-from apr.checkpoint.model_manifest import MANIFEST_NAME, folder_manifest
-from apr.checkpoint.source import read_json_object
+from apr.checkpoint.model_folder import (
+    MANIFEST_NAME,
+    exact_source,
+    files_from_folder,
+    folder_manifest,
+    refuse_overlap,
+)
+from apr.checkpoint.tensors import read_json_object
 from apr.common.errors import UsageError
 from apr.common.memory import return_free_memory, return_large_blocks
 from apr.convert.import_checkpoint import files_from_gguf

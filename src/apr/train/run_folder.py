@@ -17,9 +17,9 @@ import torch
 
 from apr.checkpoint import CheckpointWriter
 from apr.checkpoint.adapter import CONFIG_FILE
-from apr.checkpoint.model_manifest import MANIFEST_NAME
+from apr.checkpoint.model_folder import MANIFEST_NAME
 from apr.checkpoint.safetensors_folder import SafetensorsSource
-from apr.checkpoint.source import read_json_object
+from apr.checkpoint.tensors import read_json_object
 from apr.common.errors import AprError, UsageError
 from apr.common.files import new_file, write_json
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from apr.checkpoint import Checkpoint, open_checkpoint
+from apr.checkpoint.dtypes import DTYPES, LONG_NAMES
 from apr.common.errors import UsageError
 from apr.engine.runners.runner import Runner, StepBatch
 from apr.kernels.ops import multiplies_bf16
@@ -22,14 +23,7 @@ from apr.model.families import config_from_checkpoint
 from apr.model.load import load_transformer, load_weights
 from apr.model.rope import short_context
 
-DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-    "float32": torch.float32,
-    "fp32": torch.float32,
-}
+_DTYPES = {**LONG_NAMES, **DTYPES}
 KERNEL_CHOICES = ("auto", "compiled", "torch")
 # Whether zeros of pruned matrices are left out of memory; auto: where that is faster.
 SPARSE_CHOICES = {"auto": None, "always": True, "never": False}
@@ -77,9 +71,9 @@ def pick_dtype(name: str = "auto") -> torch.dtype:
     """bf16 unless another is named. Raises UsageError for an unknown name."""
     if name == "auto":
         return torch.bfloat16
-    if name not in DTYPES:
-        raise UsageError(f"--dtype {name} is unknown", f"one of auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+    if name not in _DTYPES:
+        raise UsageError(f"--dtype {name} is unknown", f"one of auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
 
 
 def pick_product_dtype(name: str, device: torch.device) -> torch.dtype:

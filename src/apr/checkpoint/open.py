@@ -1,65 +1,15 @@
-"""What a checkpoint looks like to the rest of `apr`, whatever file format it comes from."""
+"""Opening a checkpoint: which format a path holds."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any
 
-from apr.common.errors import AprError, UsageError
-
-if TYPE_CHECKING:
-    import torch
+from apr.checkpoint.gguf_header import split_parts
+from apr.checkpoint.tensors import Checkpoint, read_json_object
+from apr.common.errors import UsageError
 
 REFUSED_SUFFIXES = {".bin": "a pickle", ".pt": "a pickle", ".pth": "a pickle", ".ckpt": "a pickle"}
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """shape: torch order (out, in). dtype: as the file names it ("BF16", "F32", "Q4_K", ...).
-
-    nbytes: bytes on disk.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    nbytes: int
-
-
-class TensorSource(Protocol):
-    """Named tensors on disk, read when asked for. Unknown names raise AprError."""
-
-    def names(self) -> list[str]:
-        """All names, in file order."""
-        ...
-
-    def info(self, name: str) -> TensorInfo: ...
-
-    def get(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The tensor on the CPU, a view of the file where its storage allows.
-
-        dtype None keeps F32, F16, BF16 and integers as stored and dequantizes blocks to fp32;
-        otherwise floating-point tensors are converted to dtype and integers pass unchanged.
-        Writing into the result never changes the file, but may be seen by later calls.
-        """
-        ...
-
-    def get_packed(self, name: str) -> tuple[torch.Tensor, str]:
-        """(uint8 tensor (..., bytes per row), ggml type name). AprError outside GGUF."""
-        ...
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """An opened model. config: config.json of a Hugging Face folder. metadata: GGUF pairs."""
-
-    format: Literal["safetensors", "gguf"]
-    path: Path
-    config: dict[str, Any] | None
-    metadata: dict[str, Any] | None
-    tensors: TensorSource
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -116,8 +66,6 @@ def _open_gguf(path: Path) -> Checkpoint:
 
 def _gguf_models(folder: Path) -> list[Path]:
     """GGUF files of a folder, a split model counted once (by its first part)."""
-    from apr.checkpoint.gguf_header import split_parts
-
     models = {split_parts(file)[0] for file in folder.glob("*.gguf") if file.is_file()}
     return sorted(models)
 
@@ -126,17 +74,6 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     return read_json_object(path)
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; AprError naming the file when it holds anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise AprError(f"{path} cannot be read as JSON: {error}", "download it again") from None
-    if not isinstance(value, dict):
-        raise AprError(f"{path} holds a JSON {type(value).__name__}, expected an object")
-    return value
 
 
 def _refused(path: Path) -> UsageError:
