@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from apr.common.errors import UsageError
-from apr.data.rows import read_fields
+from apr.common.rows import read_fields
 from apr.text import Tokenizer
 from apr.train.examples import BadRow, document_of, is_text
 from apr.train.packing import Document
