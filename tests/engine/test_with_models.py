@@ -59,7 +59,7 @@ def test_tokens_do_not_depend_on_the_batch(
         if kind == "torch fp32":
             runner = TorchRunner(ours, 160)
         else:
-            packed = PackedWeights(config, ours.state_dict().items())
+            packed = PackedWeights(config, ours.state_dict().__getitem__)
             runner = CompiledRunner(packed, 160)
         return Engine(runner, max_concurrency=concurrency, max_step_tokens=step_tokens)
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from apr.kernels.cpu.matmul import linear
+from apr.kernels.cpu.matmul import WIDE, linear
 from apr.kernels.cpu.microkernel import PANEL
 from apr.kernels.cpu.packing import aligned_zeros, pack_panels, padded
+from apr.kernels.cpu.panels import Panels, dense_panels
 
 
 def bf16_bits(x: torch.Tensor, width: int) -> np.ndarray:
@@ -17,13 +18,15 @@ def bf16_bits(x: torch.Tensor, width: int) -> np.ndarray:
     return out
 
 
-def product(a: np.ndarray, packed: np.ndarray, threads: int = 1) -> np.ndarray:
-    panels, k = packed.shape[0], packed.shape[1] * 2
-    c = aligned_zeros((a.shape[0], panels * PANEL), np.float32)
+def product(a: np.ndarray, packed: np.ndarray | Panels, threads: int = 1) -> np.ndarray:
+    panels = packed if isinstance(packed, Panels) else dense_panels(packed)
+    count = len(panels.table)
+    c = aligned_zeros((a.shape[0], count * PANEL), np.float32)
+    wide = aligned_zeros((WIDE,), np.uint16)
     for tid in range(threads):
         linear(
-            tid, threads, a.ctypes.data, a.strides[0], a.shape[0], packed.ctypes.data,
-            panels, k, c.ctypes.data, c.strides[0],
+            tid, threads, a.ctypes.data, a.strides[0], a.shape[0], panels.table, 0, count,
+            c.ctypes.data, c.strides[0], wide.ctypes.data,
         )  # fmt: skip
     return c
 

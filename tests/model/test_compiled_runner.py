@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import cycle
 
 import numpy as np
 import pytest
 import torch
 
+from apr.checkpoint.blocks import DECODERS
 from apr.common.errors import AprError
 from apr.engine.runners.compiled_runner import CompiledRunner, PackedWeights
 from apr.engine.runners.runner import StepBatch
-from apr.kernels.cpu.sparse import HAS_SHUFFLE
+from apr.kernels.cpu.panels import HAS_SHUFFLE
 from apr.model.config import ModelConfig, RopeScaling
 from apr.model.transformer import Transformer
+from apr.model.weights import Blocks
+from kernels.test_blocks import random_blocks
 
 LLAMA = ModelConfig(
     family="llama", vocab_size=200, hidden_size=96, intermediate_size=160, num_layers=3,
@@ -58,7 +62,9 @@ def random_model(config: ModelConfig, seed: int = 0) -> Transformer:
 
 
 def runner_of(model: Transformer, threads: int = 2, blocks: int = 24) -> CompiledRunner:
-    return CompiledRunner(PackedWeights(model.config, model.state_dict().items()), blocks, threads)
+    return CompiledRunner(
+        PackedWeights(model.config, model.state_dict().__getitem__), blocks, threads
+    )
 
 
 def batch(sequences: list[tuple[np.ndarray, int, list[int]]], rows: str = "all") -> StepBatch:
@@ -124,14 +130,42 @@ def test_matrices_without_zeros_give_the_same_bits(name: str) -> None:
     ids = tokens_of(model.config, 150)
     runners, logits = {}, {}
     for sparse in (False, True):
-        packed = PackedWeights(model.config, model.state_dict().items(), sparse)
+        packed = PackedWeights(model.config, model.state_dict().__getitem__, sparse)
         runners[sparse] = CompiledRunner(packed, 24, threads=3)
-        assert {layer for layer, _ in packed.thin} == ({1} if sparse else set())
+        kinds = [bool(matrix.table[:, 1].any()) for matrix in packed.matrices]
+        assert kinds == [sparse and i // 4 == 1 for i in range(len(kinds))]
         first = runners[sparse].forward(batch([(ids[:149], 0, [3, 1, 7])])).clone()
         one = runners[sparse].forward(batch([(ids[149:], 149, [3, 1, 7])])).clone()
         logits[sparse] = torch.cat([first, one])
     assert torch.equal(logits[True], logits[False])
     assert runners[True]._packed.nbytes < runners[False]._packed.nbytes
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_blocks_give_the_bits_of_their_numbers(name: str) -> None:
+    """Every matrix of another type, embedding and output layer included."""
+    config = dataclasses.replace(CONFIGS[name], hidden_size=256, intermediate_size=512)
+    model, kinds = random_model(config), cycle(DECODERS)
+    weights: dict[str, torch.Tensor | Blocks] = dict(model.state_dict())
+    for i, (key, tensor) in enumerate(model.state_dict().items()):
+        if tensor.ndim == 2 and not tensor.shape[1] % 256:
+            kind = next(kinds)
+            data = random_blocks(kind, *tensor.shape, seed=i)
+            weights[key] = Blocks(data, kind, tuple(tensor.shape))
+    numbers = {
+        key: weight.numbers(torch.bfloat16) if isinstance(weight, Blocks) else weight
+        for key, weight in weights.items()
+    }
+    ids, found = tokens_of(config, 90), []
+    for read in (weights, numbers):
+        packed = PackedWeights(config, read.__getitem__)
+        runner = CompiledRunner(packed, 24, threads=2)
+        first = runner.forward(batch([(ids[:89], 0, [3, 1])])).clone()
+        one = runner.forward(batch([(ids[89:], 89, [3, 1])])).clone()
+        found.append((packed.nbytes, torch.cat([first, one])))
+    assert torch.equal(found[0][1], found[1][1])
+    assert found[0][1].isfinite().all()
+    assert found[0][0] < 0.7 * found[1][0]
 
 
 def test_only_wanted_rows_and_prompt_chunks_without_logits() -> None:
@@ -163,6 +197,4 @@ def test_samples_can_share_blocks_and_part_ways() -> None:
 def test_what_the_kernels_cannot_do_is_refused_by_name() -> None:
     config = dataclasses.replace(LLAMA, logit_softcap=30.0)
     with pytest.raises(AprError, match="soft-capped"):
-        PackedWeights(config, [])
-    with pytest.raises(AprError, match="no place"):
-        PackedWeights(LLAMA, [("model.layers.0.mlp.experts.weight", torch.zeros(4, 4))])
+        PackedWeights(config, {}.__getitem__)

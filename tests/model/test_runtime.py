@@ -10,7 +10,7 @@ import torch
 from apr.common.errors import UsageError
 from apr.engine.runners.runtime import load_runtime, pick_product_dtype
 from apr.kernels.cpu import target
-from apr.kernels.cpu.sparse import HAS_SHUFFLE
+from apr.kernels.cpu.panels import HAS_SHUFFLE
 from model.zoo import Case, make_hf
 
 CPU = torch.device("cpu")

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from apr.common.errors import AprError
-from apr.engine.runners.cache import bytes_per_block
 from apr.engine.runners.runner import StepBatch
-from apr.engine.runners.torch_runner import TorchRunner
+from apr.engine.runners.torch_runner import TorchRunner, bytes_per_block
 from apr.kernels import reference
 from apr.model.transformer import Transformer
 

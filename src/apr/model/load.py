@@ -6,7 +6,7 @@ architecture are interleaved for another rotary layout, and Gemma's norms have 1
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -254,6 +254,16 @@ def stored_matrix(
     data, kind = checkpoint.tensors.get_packed(stored)
     shape = checkpoint.tensors.info(stored).shape
     return Blocks(_reordered(checkpoint, name, data, cfg), kind, shape)
+
+
+def stored_weights(checkpoint: Checkpoint, cfg: ModelConfig) -> Callable[[str], Dense | Blocks]:
+    """A function that reads a weight by its Hugging Face name, to be copied and dropped.
+
+    Raises AprError as `load_weights` does.
+    """
+    _, stored = checked_names(checkpoint, cfg)
+    _check_tied(checkpoint, cfg, stored)
+    return lambda name: stored_matrix(checkpoint, stored[name], name, cfg, kept=False)
 
 
 def is_packed(checkpoint: Checkpoint, stored: str) -> bool:

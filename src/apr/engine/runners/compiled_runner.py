@@ -1,32 +1,45 @@
 """A model whose whole forward step is one compiled call on the CPU, in bf16.
 
-Weights are packed once into the panels of `apr.kernels.cpu`; the residual stream, norms, rotary
-embedding, softmax and all sums are fp32. Results of a row never depend on the other rows.
+Matrices are packed once into the panels of `apr.kernels.cpu`: floats as bf16, quantized blocks of a
+GGUF file as they are. The residual stream, norms, rotary embedding, softmax and all sums are fp32.
+Results of a row never depend on the other rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from apr.common.errors import AprError
 from apr.engine.runners.runner import StepBatch
-from apr.engine.runners.step_inputs import RopeTables, step_inputs
 from apr.kernels.cpu import network
 from apr.kernels.cpu.attention import TILE_ROWS
-from apr.kernels.cpu.packing import aligned_zeros, pack_panels, padded
-from apr.kernels.cpu.sparse import SHUFFLES, WIDE, gains, without_zeros
+from apr.kernels.cpu.blocks import KINDS
+from apr.kernels.cpu.matmul import WIDE
+from apr.kernels.cpu.microkernel import PANEL
+from apr.kernels.cpu.packing import Arena, aligned_zeros, pack_panels, padded
+from apr.kernels.cpu.panels import (
+    Panels,
+    block_panels,
+    dense_panels,
+    gains,
+    joined,
+    thin_panels,
+)
 from apr.kernels.cpu.threads import Team, default_threads
 from apr.model.config import ModelConfig
+from apr.model.rope import inverse_frequencies
+from apr.model.weights import Blocks, Dense
 
-PANEL = 64
 # Part of a matrix that must be zero for it to be kept without zeros, and the step between rows that
 # are looked at first.
 LEAST_ZEROS = 0.3
 _SAMPLED_ROWS = 64
 BLOCK_SIZE = PANEL  # positions per cache block: one panel of keys
+# Tiles of a prompt longer than this are rows enough to keep the micro-kernel full.
+TILE_TARGET = 24
 
 
 def unsupported(config: ModelConfig) -> str | None:
@@ -49,150 +62,100 @@ def block_bytes(config: ModelConfig) -> int:
 class PackedWeights:
     """The weights of one model in panels, shared by every runner made from it.
 
-    sparse: leave zeros out where enough of a matrix is zero; None where this machine gains by it.
-    Results are the same, bit by bit.
+    read: a weight by its Hugging Face name. sparse: leave zeros out where enough of a matrix is
+    zero; None where this machine gains by it. Results are the same, bit by bit. nbytes: read from
+    memory for one decoding step (all matrices, output layer included).
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        tensors: Iterable[tuple[str, torch.Tensor]],
+        read: Callable[[str], Dense | Blocks | torch.Tensor],
         sparse: bool | None = None,
     ) -> None:
         reason = unsupported(config)
         if reason is not None:
             raise AprError(f"compiled CPU kernels do not support {reason}", "use APR_KERNELS=torch")
-        self.config, self._sparse = config, sparse
-        layers, hidden, dim = config.num_layers, config.hidden_size, config.head_dim
-        kv = config.num_kv_heads * dim
-        self._q_rows, self._kv_rows = config.num_heads * dim, kv
-        qkv, k = padded(self._q_rows + 2 * kv), padded(hidden)
-        attended, ffn = padded(self._q_rows), padded(config.intermediate_size)
-        self.qkv = aligned_zeros((layers, qkv // PANEL, k // 2, PANEL, 2), np.uint16)
-        self.output = aligned_zeros((layers, k // PANEL, attended // 2, PANEL, 2), np.uint16)
-        self.gate_up = aligned_zeros((layers, ffn // PANEL, 2, k // 2, PANEL, 2), np.uint16)
-        self.down = aligned_zeros((layers, k // PANEL, ffn // 2, PANEL, 2), np.uint16)
-        vocab = padded(config.vocab_size)
-        self.head = aligned_zeros((vocab // PANEL, k // 2, PANEL, 2), np.uint16)
-        self.norms = np.zeros((layers, 4, hidden), np.float32)
-        self.qk_norms = np.zeros((layers, 2, dim), np.float32)
-        self.bias = np.zeros((layers, qkv), np.float32)
-        self.final_norm = np.zeros(hidden, np.float32)
-        self.embedding = np.zeros((1, 1), np.uint16)
-        # What stands in place of a matrix: it without its zeros.
-        self.thin: dict[tuple[int, int], np.ndarray] = {}
-        # q, k and v meet in one matrix; they arrive one by one and wait here for the others.
-        self._parts: dict[tuple[int, str], dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors:
-            self._place(name, tensor)
-        if self._parts:
-            layer, kind = next(iter(self._parts))
-            raise AprError(f"layer {layer} lacks a part of its {kind} weights")
+        c, layers = config, range(config.num_layers)
+        self.config, self._read, self._sparse = config, read, sparse
+        self._arena = Arena()
+        self.matrices = [matrix for index in layers for matrix in self._layer(index)]
+        self.embedding = self.head = self._matrix("model.embed_tokens.weight")
+        if not c.tie_embeddings:
+            self.head = self._matrix("lm_head.weight")
+        self.nbytes = sum(matrix.nbytes for matrix in (*self.matrices, self.head))
+        self.norms = np.zeros((c.num_layers, 4, c.hidden_size), np.float32)
+        self.qk_norms = np.zeros((c.num_layers, 2, c.head_dim), np.float32)
+        self.bias = np.zeros((c.num_layers, PANEL * len(self.matrices[0].table)), np.float32)
+        self.final_norm = self._norm("model.norm")
+        for index in layers:
+            self._place_vectors(index, f"model.layers.{index}.")
+        del self._read, self._arena
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes read from memory for one decoding step (packed matrices, output layer included)."""
-        dense = sum(
-            array[layer].nbytes
-            for which, array in enumerate(self._matrices())
-            for layer in range(self.config.num_layers)
-            if (layer, which) not in self.thin
-        )
-        return dense + sum(array.nbytes for array in self.thin.values()) + self.head.nbytes
-
-    def _matrices(self) -> tuple[np.ndarray, ...]:
-        """In the order of their numbers in `network`."""
-        return self.qkv, self.output, self.gate_up, self.down
-
-    def _place(self, name: str, tensor: torch.Tensor) -> None:
-        if name == "model.embed_tokens.weight":
-            if self.config.tie_embeddings:
-                pack_panels(tensor, self.head)
-            else:
-                self.embedding = tensor.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
-            return
-        if name == "lm_head.weight":
-            if not self.config.tie_embeddings:
-                pack_panels(tensor, self.head)
-            return
-        if name == "model.norm.weight":
-            self.final_norm[:] = self._norm(tensor)
-            return
-        _, _, index, rest = name.split(".", 3)
-        self._place_layer(int(index), rest, tensor)
-
-    def _norm(self, tensor: torch.Tensor) -> np.ndarray:
-        return (tensor.float() + self.config.norm_offset).numpy()
-
-    def _place_layer(self, layer: int, name: str, tensor: torch.Tensor) -> None:
-        sandwich = self.config.sandwich_norms
-        norm_rows = {
-            "input_layernorm.weight": network.NORM_INPUT,
-            "post_attention_layernorm.weight": (
-                network.NORM_ATTENTION_OUT if sandwich else network.NORM_MLP
-            ),
-            "pre_feedforward_layernorm.weight": network.NORM_MLP,
-            "post_feedforward_layernorm.weight": network.NORM_MLP_OUT,
-        }
-        module, _, kind = name.rpartition(".")
-        if name in norm_rows:
-            self.norms[layer, norm_rows[name]] = self._norm(tensor)
-        elif module in ("self_attn.q_norm", "self_attn.k_norm"):
-            self.qk_norms[layer, int(module.endswith("k_norm"))] = self._norm(tensor)
-        elif module == "self_attn.o_proj":
-            self._pack(layer, network.OUTPUT, tensor)
-        elif module == "mlp.down_proj":
-            self._pack(layer, network.DOWN, tensor)
-        elif module == "self_attn.qkv_proj" and kind == "weight":
-            self._pack(layer, network.QKV, tensor)
-        elif module == "mlp.gate_up_proj":
-            gate, up = tensor.chunk(2, dim=0)
-            self._pack(layer, network.GATE_UP, gate, up)
-        elif module in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
-            parts = self._gather(layer, f"qkv {kind}", module[-6], tensor, 3)
-            if parts and kind == "bias":
-                joined = torch.cat([parts[p] for p in "qkv"]).float().numpy()
-                self.bias[layer, : joined.shape[0]] = joined
-            elif parts:
-                self._pack(layer, network.QKV, torch.cat([parts[p] for p in "qkv"]))
-        elif module in ("mlp.gate_proj", "mlp.up_proj"):
-            parts = self._gather(layer, "mlp", module[4:-5], tensor, 2)
-            if parts:
-                self._pack(layer, network.GATE_UP, parts["gate"], parts["up"])
+    def _layer(self, index: int) -> tuple[Panels, Panels, Panels, Panels]:
+        """In the order of `network.QKV` to `network.DOWN`."""
+        attention, mlp = (f"model.layers.{index}.{part}." for part in ("self_attn", "mlp"))
+        if self.config.fused_projections:
+            qkv = self._matrix(f"{attention}qkv_proj.weight")
+            both, size = self._get(f"{mlp}gate_up_proj.weight"), self.config.intermediate_size
+            parts = [self._panels(both.rows(slice(i, i + size))) for i in (0, size)]
         else:
-            raise AprError(f"tensor model.layers.{layer}.{name} has no place in a compiled model")
+            qkv = self._matrix(*(f"{attention}{part}_proj.weight" for part in "qkv"))
+            parts = [self._matrix(f"{mlp}{part}_proj.weight") for part in ("gate", "up")]
+        output = self._matrix(f"{attention}o_proj.weight")
+        down = self._matrix(f"{mlp}down_proj.weight")
+        return qkv, output, joined(*parts, alternate=True), down
 
-    def _gather(
-        self, layer: int, kind: str, part: str, tensor: torch.Tensor, count: int
-    ) -> dict[str, torch.Tensor] | None:
-        parts = self._parts.setdefault((layer, kind), {})
-        parts[part] = tensor
-        return self._parts.pop((layer, kind)) if len(parts) == count else None
+    def _place_vectors(self, index: int, prefix: str) -> None:
+        c, norms = self.config, self.norms[index]
+        norms[network.NORM_INPUT] = self._norm(f"{prefix}input_layernorm")
+        behind = self._norm(f"{prefix}post_attention_layernorm")
+        norms[network.NORM_ATTENTION_OUT if c.sandwich_norms else network.NORM_MLP] = behind
+        if c.sandwich_norms:
+            norms[network.NORM_MLP] = self._norm(f"{prefix}pre_feedforward_layernorm")
+            norms[network.NORM_MLP_OUT] = self._norm(f"{prefix}post_feedforward_layernorm")
+        attention = f"{prefix}self_attn."
+        if c.qk_norm:
+            for i, part in enumerate("qk"):
+                self.qk_norms[index, i] = self._norm(f"{attention}{part}_norm")
+        if c.qkv_bias:
+            parts = [self._get(f"{attention}{part}_proj.bias") for part in "qkv"]
+            bias = torch.cat([_floats(part) for part in parts]).float()
+            self.bias[index, : len(bias)] = bias.numpy()
 
-    def _pack(self, layer: int, which: int, *parts: torch.Tensor) -> None:
-        """One matrix into its panels, or two whose panels alternate; without zeros if that gains.
+    def _norm(self, module: str) -> np.ndarray:
+        weight = _floats(self._get(f"{module}.weight")).float()
+        return (weight + self.config.norm_offset).numpy()
 
-        What is left out of the dense array is memory that is never touched, so never taken.
-        """
-        target = self._matrices()[which][layer]
-        thin = self._worth_thinning(parts)
-        room = aligned_zeros(target.shape, np.uint16) if thin else target
-        if len(parts) == 1:
-            pack_panels(parts[0], room)
-        else:
-            for place, part in enumerate(parts):
-                room[:, place] = pack_panels(part)
-        if thin:
-            self.thin[layer, which] = without_zeros(room.reshape(-1, *room.shape[-3:]))
+    def _get(self, name: str) -> Dense | Blocks:
+        found = self._read(name)
+        return Dense(found) if isinstance(found, torch.Tensor) else found
 
-    def _worth_thinning(self, parts: tuple[torch.Tensor, ...]) -> bool:
+    def _matrix(self, *names: str) -> Panels:
+        """Matrices below one another, each in its own form unless a panel would hold two."""
+        parts = [self._get(name) for name in names]
+        if all(part.shape[0] % PANEL == 0 for part in parts[:-1]):
+            return joined(*map(self._panels, parts))
+        return self._panels(Dense(torch.cat([_floats(part) for part in parts])))
+
+    def _panels(self, matrix: Dense | Blocks) -> Panels:
+        if isinstance(matrix, Blocks) and matrix.kind in KINDS:
+            found = block_panels(matrix.data, matrix.kind, self._arena.zeros)
+            if found is not None:
+                return found
+        numbers = _floats(matrix)
+        if self._worth_thinning(numbers):
+            return thin_panels(pack_panels(numbers), self._arena.zeros)
+        return dense_panels(pack_panels(numbers, self._arena.zeros))
+
+    def _worth_thinning(self, weight: torch.Tensor) -> bool:
         if self._sparse is False:
             return False
         # A few rows tell most models, which have hardly a zero.
         for step in (_SAMPLED_ROWS, 1):
-            looked_at = [part[::step] for part in parts]
-            zeros = sum(part.numel() - int(part.count_nonzero()) for part in looked_at)
-            if zeros < LEAST_ZEROS * sum(part.numel() for part in looked_at):
+            looked_at = weight[::step]
+            zeros = looked_at.numel() - int(looked_at.count_nonzero())
+            if zeros < LEAST_ZEROS * looked_at.numel():
                 return False
             if self._sparse is None and not gains(default_threads()):
                 return False
@@ -201,6 +164,7 @@ class PackedWeights:
     def shape(self) -> network.Shape:
         c = self.config
         scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
+        qkv, output, gate_up, _ = self.matrices[:4]
         return network.Shape(
             layers=c.num_layers,
             hidden=c.hidden_size,
@@ -208,11 +172,10 @@ class PackedWeights:
             kv_heads=c.num_kv_heads,
             head_dim=c.head_dim,
             value_dim=padded(c.head_dim),
-            qkv_panels=self.qkv.shape[1],
-            hidden_panels=self.output.shape[1],
-            ffn_panels=self.gate_up.shape[1],
-            vocab_panels=self.head.shape[0],
-            tied=int(c.tie_embeddings),
+            qkv_panels=len(qkv.table),
+            hidden_panels=len(output.table),
+            ffn_panels=len(gate_up.table) // 2,
+            vocab_panels=len(self.head.table),
             biased=int(c.qkv_bias),
             qk_norm=int(c.qk_norm),
             sandwich=int(c.sandwich_norms),
@@ -224,33 +187,28 @@ class PackedWeights:
 
     def weights(self) -> network.Weights:
         c = self.config
-        matrices = np.array(
-            [
-                [self.thin.get((i, n), m[i]).ctypes.data for n, m in enumerate(self._matrices())]
-                for i in range(c.num_layers)
-            ],
-            dtype=np.int64,
-        )
-        sparse = np.zeros_like(matrices)
-        for place in self.thin:
-            sparse[place] = 1
         sliding = c.sliding_layers or (False,) * c.num_layers
         windows = [(c.sliding_window or 0) if slides else 0 for slides in sliding]
         local = c.rope_local_theta is not None
-        ropes = [int(local and slides) for slides in sliding]
+        tables = [matrix.table for matrix in (*self.matrices, self.embedding, self.head)]
+        starts = np.cumsum([0, *(len(table) for table in tables)])
         return network.Weights(
-            matrices=matrices,
-            sparse=sparse,
-            shuffles=SHUFFLES,
+            panels=np.concatenate(tables),
+            matrices=starts[: 4 * c.num_layers].reshape(-1, 4),
+            embedding=int(starts[-3]),
+            head=int(starts[-2]),
             norms=self.norms,
             qk_norms=self.qk_norms,
             bias=self.bias,
             final_norm=self.final_norm,
-            head=self.head,
-            embedding=self.embedding,
             windows=np.array(windows, np.int64),
-            ropes=np.array(ropes, np.int64),
+            ropes=np.array([int(local and slides) for slides in sliding], np.int64),
         )
+
+
+def _floats(matrix: Dense | Blocks) -> torch.Tensor:
+    """As the file has them, or in bf16 where it has blocks."""
+    return matrix.tensor if isinstance(matrix, Dense) else matrix.numbers(torch.bfloat16)
 
 
 class CompiledRunner:
@@ -306,7 +264,8 @@ class CompiledRunner:
             return have
         if have is not None:
             rows, wanted = max(rows, have.stream.shape[0]), max(wanted, have.logits.shape[0])
-        s, threads, thin = self._shape, self._team.threads, bool(self._packed.thin)
+        s, threads = self._shape, self._team.threads
+        widened = bool(self._weights.panels[:, 1].any())
         self._scratch = network.Scratch(
             stream=aligned_zeros((rows, s.hidden), np.float32),
             normed=aligned_zeros((rows, PANEL * s.hidden_panels), np.uint16),
@@ -316,8 +275,8 @@ class CompiledRunner:
             inner=aligned_zeros((rows, PANEL * s.ffn_panels), np.uint16),
             update=aligned_zeros((rows, PANEL * s.hidden_panels), np.float32),
             logits=aligned_zeros((max(1, wanted), PANEL * s.vocab_panels), np.float32),
-            gates=aligned_zeros((threads, 2, max(6, rows) if thin else 6, PANEL), np.float32),
-            wide=aligned_zeros((threads, WIDE if thin else 0), np.uint16),
+            gates=aligned_zeros((threads, 2, max(6, rows) if widened else 6, PANEL), np.float32),
+            wide=aligned_zeros((threads, WIDE), np.uint16),
             scores=aligned_zeros((threads, TILE_ROWS, PANEL), np.float32),
             probabilities=aligned_zeros((threads, TILE_ROWS, PANEL), np.uint16),
             totals=aligned_zeros((threads, TILE_ROWS, s.value_dim), np.float32),
@@ -326,3 +285,65 @@ class CompiledRunner:
             sync=np.zeros(0, np.int64),  # one for each step
         )
         return self._scratch
+
+
+class RopeTables:
+    """cos and sin of every position so far asked for, in fp32.
+
+    One table, or two where sliding-window layers rotate with frequencies of their own (Gemma 3):
+    the full-attention layers' first.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        frequencies, factor = inverse_frequencies(config)
+        self._frequencies, self._factors = [frequencies.numpy()], [factor]
+        if config.rope_local_theta is not None:
+            local, local_factor = inverse_frequencies(config, local=True)
+            self._frequencies.append(local.numpy())
+            self._factors.append(local_factor)
+        self._grow(1024)
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """cos, sin: fp32 (tables, T, rotary / 2) of int32 positions (T,)."""
+        longest = int(positions.max())
+        if longest >= self._cos.shape[1]:
+            self._grow(max(longest + 1, 2 * self._cos.shape[1]))
+        return self._cos[:, positions], self._sin[:, positions]
+
+    def _grow(self, length: int) -> None:
+        angles = np.arange(length, dtype=np.float32)[None, :, None]
+        angles = angles * np.stack(self._frequencies)[:, None, :]
+        factors = np.array(self._factors, np.float32)[:, None, None]
+        self._cos, self._sin = np.cos(angles) * factors, np.sin(angles) * factors
+
+
+def step_inputs(batch: StepBatch, rope: RopeTables, config: ModelConfig) -> network.Inputs:
+    """Expand per-sequence numbers to rows and cut each sequence's new tokens into tiles."""
+    starts = batch.query_starts.astype(np.int64)
+    counts = np.diff(starts)
+    sequences = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    offsets = (batch.context_lens - starts[:-1]).astype(np.int32)
+    positions = np.arange(len(batch.token_ids), dtype=np.int32) + offsets[sequences]
+    cos, sin = rope.at(positions)
+    return network.Inputs(
+        token_ids=np.ascontiguousarray(batch.token_ids, np.int32),
+        positions=positions,
+        sequences=sequences,
+        tables=np.ascontiguousarray(batch.block_tables, np.int32),
+        tiles=_tiles(starts, counts, config.num_heads // config.num_kv_heads),
+        cos=cos,
+        sin=sin,
+        logit_rows=np.ascontiguousarray(batch.logit_rows, np.int32),
+    )
+
+
+def _tiles(starts: np.ndarray, counts: np.ndarray, group: int) -> np.ndarray:
+    """int32 (U, 3): sequence, first row, tokens; at most TILE_ROWS query rows each."""
+    size = max(1, min(TILE_TARGET, TILE_ROWS) // group)
+    per_sequence = -(-counts // size)
+    sequence = np.repeat(np.arange(len(counts)), per_sequence)
+    first_tile = np.cumsum(per_sequence) - per_sequence
+    index = np.arange(len(sequence)) - first_tile[sequence]
+    first = starts[sequence] + index * size
+    tokens = np.minimum(size, starts[sequence + 1] - first)
+    return np.stack([sequence, first, tokens], axis=1).astype(np.int32)

@@ -20,7 +20,7 @@ from apr.engine.runners.runner import Runner, StepBatch
 from apr.kernels.ops import multiplies_bf16
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
-from apr.model.load import load_transformer, load_weights
+from apr.model.load import load_transformer, stored_weights
 from apr.model.rope import short_context
 
 _DTYPES = {**LONG_NAMES, **DTYPES}
@@ -104,11 +104,11 @@ def load_runtime(source: Path | Checkpoint, dtype: str = "auto", device: str = "
             PackedWeights,
             block_bytes,
         )
-        from apr.kernels.cpu.sparse import HAS_SHUFFLE
+        from apr.kernels.cpu.panels import HAS_SHUFFLE
 
         if sparse and not HAS_SHUFFLE:
             raise UsageError("APR_SPARSE=always: this processor cannot shuffle bytes", "auto")
-        packed = PackedWeights(config, load_weights(checkpoint, config, kept=False), sparse)
+        packed = PackedWeights(config, stored_weights(checkpoint, config), sparse)
         return Runtime(
             config=config,
             make=lambda blocks: CompiledRunner(packed, blocks),
@@ -140,8 +140,7 @@ def _torch_runtime(
     dtype: torch.dtype,
     note: str,
 ) -> Runtime:
-    from apr.engine.runners.cache import bytes_per_block
-    from apr.engine.runners.torch_runner import TorchRunner
+    from apr.engine.runners.torch_runner import TorchRunner, bytes_per_block
 
     transformer = load_transformer(checkpoint, dtype=dtype, device=str(device))
     block_size = 64
@@ -205,7 +204,7 @@ def parity_failure() -> str | None:
         torch.manual_seed(0)
         model = Transformer(config).to(torch.bfloat16)
     ids = (np.arange(70, dtype=np.int32) * 7) % config.vocab_size
-    runner = CompiledRunner(PackedWeights(config, model.state_dict().items()), num_blocks=2)
+    runner = CompiledRunner(PackedWeights(config, model.state_dict().__getitem__), num_blocks=2)
     rows = np.arange(len(ids), dtype=np.int32)
     starts, none = np.array([0, len(ids)], np.int32), np.zeros(1, np.int32)
     table = np.array([[0, 1]], np.int32)

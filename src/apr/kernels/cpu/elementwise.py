@@ -107,9 +107,12 @@ def gelu_product(gate, up, out):
 
 
 @njit(nogil=True, cache=True)
-def panel_row(panels, row, scale, out):
-    """Read one row of a packed matrix (an embedding) into fp32. panels: (N/64, K/2, 64, 2)."""
-    block, lane = row // PANEL, row % PANEL
-    for i in range(out.shape[0] // 2):
-        out[2 * i] = from_bf16(panels[block, i, lane, 0]) * scale
-        out[2 * i + 1] = from_bf16(panels[block, i, lane, 1]) * scale
+def panel_row(piece, lane, scale, out):
+    """Read a column of a piece of panel (an embedding's row) into fp32, as far as out reaches.
+
+    piece: bf16 bits of a panel, flat.
+    """
+    for i in range(min(piece.shape[0] // (2 * PANEL), out.shape[0] // 2)):
+        at = (i * PANEL + lane) * 2
+        out[2 * i] = from_bf16(piece[at]) * scale
+        out[2 * i + 1] = from_bf16(piece[at + 1]) * scale

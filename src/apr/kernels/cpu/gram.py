@@ -11,9 +11,10 @@ import torch
 from numba import carray, cfunc, njit
 
 from apr.kernels.cpu.elementwise import FAST
-from apr.kernels.cpu.matmul import PAIR_BYTES, linear
+from apr.kernels.cpu.matmul import linear
 from apr.kernels.cpu.microkernel import PANEL
 from apr.kernels.cpu.packing import aligned_zeros, pack_panels
+from apr.kernels.cpu.panels import dense_panels
 from apr.kernels.cpu.parallel import BODY, WORDS, floats_at, next_chunk, run_chunks
 from apr.kernels.cpu.threads import Team
 from apr.kernels.cpu.training import BF16, FP32, number, numbers_at
@@ -31,17 +32,15 @@ def add_upper_gram(x: torch.Tensor, total: torch.Tensor, team: Team) -> None:
     depth = -(-rows // PANEL) * PANEL
     turned = torch.zeros(size, depth, dtype=torch.bfloat16)
     turned[:, :rows] = x.t()
-    panels = pack_panels(turned)
+    panels = dense_panels(pack_panels(turned))
     scratch = aligned_zeros((size, STRIP * PANEL), np.float32)
     result = torch.from_numpy(scratch)
-    panel_bytes = depth // 2 * PAIR_BYTES
-    for first in range(0, len(panels), STRIP):
-        count = min(STRIP, len(panels) - first)
+    for first in range(0, len(panels.table), STRIP):
+        count = min(STRIP, len(panels.table) - first)
         left, right = first * PANEL, min((first + count) * PANEL, size)
         team.run(
-            linear, turned.data_ptr(), 2 * depth, right,
-            panels.ctypes.data + first * panel_bytes, count, depth,
-            scratch.ctypes.data, scratch.strides[0],
+            linear, turned.data_ptr(), 2 * depth, right, panels.table, first, count,
+            scratch.ctypes.data, scratch.strides[0], 0,
             keep=(turned, panels, scratch),
         )  # fmt: skip
         total[:right, left:right] += result[:right, : right - left]

@@ -46,6 +46,18 @@ def load_int64(typingctx, address):
 
 
 @intrinsic
+def call_widener(typingctx, function, panel, first, pairs, out):
+    """Call the C function at an address with four int64."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(ir.VoidType(), [_I64] * 4)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), codegen
+
+
+@intrinsic
 def atomic_add(typingctx, address, amount):
     """Sequentially consistent fetch-and-add on the int64 at `address`; returns the old value."""
 

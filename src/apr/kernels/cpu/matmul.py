@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from numba import njit
 
+from apr.kernels.cpu.intrinsics import call_widener
 from apr.kernels.cpu.microkernel import (
+    PAIR_BYTES,
     PANEL,
     micro_1,
     micro_2,
@@ -20,11 +22,14 @@ from apr.kernels.cpu.microkernel import (
 )
 from apr.kernels.cpu.target import MAX_ROWS, vectors_for
 
-# Bytes between two k pairs of a panel, and of them those that one micro-kernel call covers.
-PAIR_BYTES = 4 * PANEL
+# Bytes of a k pair that one micro-kernel call covers.
 _SPLIT_1, _SPLIT_2, _SPLIT_MORE = (64 * vectors_for(rows) for rows in (1, 2, 3))
 # A panel slice of this many k stays in a core's second-level cache (64 x 2048 x 2 bytes).
 K_CHUNK = 2048
+# k pairs widened at a time where a panel is not bf16 as it lies in memory, and the numbers of the
+# buffer they are widened into, which stays in the first-level cache.
+CHUNK_PAIRS = 64
+WIDE = CHUNK_PAIRS * 2 * PANEL
 
 
 @njit(nogil=True, cache=True)
@@ -63,28 +68,55 @@ def row_blocks(rows):
 
 
 @njit(nogil=True, cache=True)
-def linear(tid, threads, a, lda, rows, weight, panels, k, c, ldc):
-    """This thread's share of C[rows, 64 * panels] = A[rows, k] @ weight; no barrier."""
+def panel_rows(rows, first, last, a, lda, panels, p, c, ldc, wide, following):
+    """C[:, 64] = A @ panel p, for row blocks `first` to `last` of all rows.
+
+    panels: int64 (.., 4), see `apr.kernels.cpu.panels`. c: address of the panel's columns in row 0.
+    wide: of a buffer for CHUNK_PAIRS. following: of the dense panel that comes next.
+    """
+    blocks = row_blocks(rows)
+    address, widen, pairs, stride = panels[p, 0], panels[p, 1], panels[p, 2], panels[p, 3]
+    if widen == 0:
+        for p0 in range(0, pairs, K_CHUNK // 2):
+            depth = min(K_CHUNK // 2, pairs - p0)
+            base = address + p0 * PAIR_BYTES
+            ahead = base + depth * PAIR_BYTES if p0 + depth < pairs else following
+            for i in range(first, last):
+                r0, r1 = i * rows // blocks, (i + 1) * rows // blocks
+                panel_product(
+                    r1 - r0, a + r0 * lda + p0 * 4, lda, base, depth, c + r0 * ldc, ldc, p0, i,
+                    ahead,
+                )  # fmt: skip
+        return
+    for p0 in range(0, pairs, CHUNK_PAIRS):
+        depth = min(CHUNK_PAIRS, pairs - p0)
+        call_widener(widen, address, p0, depth, wide)
+        ahead = address + (p0 // CHUNK_PAIRS + 2) * stride if stride else wide
+        for i in range(first, last):
+            r0, r1 = i * rows // blocks, (i + 1) * rows // blocks
+            block_product(
+                r1 - r0, a + r0 * lda + p0 * 4, lda, wide, depth, c + r0 * ldc, ldc, p0, ahead
+            )
+
+
+@njit(nogil=True, cache=True)
+def linear(tid, threads, a, lda, rows, panels, start, count, c, ldc, wide):
+    """This thread's share of C[rows, 64 * count] = A @ panels `start` and on; no barrier.
+
+    panels, wide: see `panel_rows`. A is as wide as the panels are deep.
+    """
     if rows == 0:
         return
     blocks = row_blocks(rows)
-    units = panels * blocks
+    units = count * blocks
     first, last = tid * units // threads, (tid + 1) * units // threads
-    panel_bytes = (k // 2) * PAIR_BYTES
     unit = first
     while unit < last:
         panel, block = unit // blocks, unit % blocks
         until = min(blocks, block + last - unit)
-        for k0 in range(0, k, K_CHUNK):
-            depth = min(K_CHUNK, k - k0)
-            base = weight + panel * panel_bytes + (k0 // 2) * PAIR_BYTES
-            following = base + (depth // 2) * PAIR_BYTES
-            if k0 + depth == k and panel + 1 == panels:
-                following = base
-            for i in range(block, until):
-                r0, r1 = i * rows // blocks, (i + 1) * rows // blocks
-                panel_product(
-                    r1 - r0, a + r0 * lda + k0 * 2, lda, base, depth // 2,
-                    c + r0 * ldc + panel * 4 * PANEL, ldc, k0, i, following,
-                )  # fmt: skip
+        p = start + panel
+        following = panels[p + 1, 0] if panel + 1 < count else panels[p, 0]
+        panel_rows(
+            rows, block, until, a, lda, panels, p, c + panel * PAIR_BYTES, ldc, wide, following
+        )
         unit += until - block

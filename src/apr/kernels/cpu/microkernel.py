@@ -24,6 +24,7 @@ from numba.extending import intrinsic
 from apr.kernels.cpu.target import HAS_BF16_DOT, vectors_for
 
 PANEL = 64
+PAIR_BYTES = 4 * PANEL  # between two k pairs of a panel
 LANES = 16
 _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)

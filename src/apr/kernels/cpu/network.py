@@ -25,10 +25,10 @@ from apr.kernels.cpu.elementwise import (
     store_key,
     store_value,
 )
-from apr.kernels.cpu.intrinsics import atomic_add, barrier, from_bf16
-from apr.kernels.cpu.matmul import PAIR_BYTES, linear, panel_product, row_blocks
-from apr.kernels.cpu.microkernel import PANEL
-from apr.kernels.cpu.sparse import panel_address, sparse_linear, sparse_panel
+from apr.kernels.cpu.intrinsics import atomic_add, barrier, call_widener
+from apr.kernels.cpu.matmul import CHUNK_PAIRS, linear, panel_rows, row_blocks
+from apr.kernels.cpu.microkernel import PAIR_BYTES, PANEL
+from apr.kernels.cpu.parallel import bits_at
 
 # Columns of `Weights.matrices` and rows of `Weights.norms`.
 QKV, OUTPUT, GATE_UP, DOWN = 0, 1, 2, 3
@@ -48,7 +48,6 @@ class Shape(NamedTuple):
     hidden_panels: int
     ffn_panels: int
     vocab_panels: int
-    tied: int
     biased: int
     qk_norm: int
     sandwich: int
@@ -59,24 +58,23 @@ class Shape(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """matrices: int64 (L, 4) addresses of packed QKV, OUTPUT, GATE_UP, DOWN weights. sparse: int64
-    (L, 4), 1 where the address is of panels without zeros. shuffles: uint8 (256, 16), for these.
+    """panels: int64 (.., 4), all panels of all matrices (see `apr.kernels.cpu.panels`). matrices:
+    int64 (L, 4), where the panels of a layer's QKV, OUTPUT, GATE_UP, DOWN begin in it. embedding,
+    head: where these begin, the same when tied.
 
     GATE_UP alternates one gate panel with one up panel. norms: fp32 (L, 4, C); qk_norms: fp32
-    (L, 2, D); bias: fp32 (L, 64 * qkv_panels); final_norm: fp32 (C,); head: packed uint16
-    (vocab_panels, C'/2, 64, 2); embedding: uint16 (V, C), or (1, 1) when tied to the head;
-    windows: int64 (L,), 0 for full attention; ropes: int64 (L,), which rotary table.
+    (L, 2, D); bias: fp32 (L, 64 * qkv_panels); final_norm: fp32 (C,); windows: int64 (L,), 0 for
+    full attention; ropes: int64 (L,), which rotary table.
     """
 
+    panels: np.ndarray
     matrices: np.ndarray
-    sparse: np.ndarray
-    shuffles: np.ndarray
+    embedding: int
+    head: int
     norms: np.ndarray
     qk_norms: np.ndarray
     bias: np.ndarray
     final_norm: np.ndarray
-    head: np.ndarray
-    embedding: np.ndarray
     windows: np.ndarray
     ropes: np.ndarray
 
@@ -115,8 +113,8 @@ class Scratch(NamedTuple):
     inner: np.ndarray  # bf16 bits (T, 64 * ffn_panels)
     update: np.ndarray  # fp32 (T, 64 * hidden_panels)
     logits: np.ndarray  # fp32 (R, 64 * vocab_panels)
-    gates: np.ndarray  # fp32 (threads, 2, 6, 64); T rows where a GATE_UP is sparse
-    wide: np.ndarray  # bf16 bits (threads, sparse.WIDE)
+    gates: np.ndarray  # fp32 (threads, 2, 6, 64); T rows where a panel is widened
+    wide: np.ndarray  # bf16 bits (threads, matmul.WIDE)
     scores: np.ndarray  # fp32 (threads, TILE_ROWS, 64)
     probabilities: np.ndarray  # bf16 bits (threads, TILE_ROWS, 64)
     totals: np.ndarray  # fp32 (threads, TILE_ROWS, D')
@@ -126,16 +124,23 @@ class Scratch(NamedTuple):
 
 
 @njit(nogil=True, cache=True, forceinline=True)
-def _embed(tid, threads, shape, weights, inputs, stream):
+def _embed(tid, threads, shape, weights, inputs, stream, wide):
     rows = inputs.token_ids.shape[0]
     scale = float32(shape.embedding_scale)
+    buffer = wide.ctypes.data
     for r in range(tid * rows // threads, (tid + 1) * rows // threads):
         token = inputs.token_ids[r]
-        if shape.tied:
-            panel_row(weights.head, token, scale, stream[r])
-        else:
-            for i in range(shape.hidden):
-                stream[r, i] = from_bf16(weights.embedding[token, i]) * scale
+        panel = weights.panels[weights.embedding + token // PANEL]
+        address, widen, pairs = panel[0], panel[1], panel[2]
+        for first in range(0, pairs, CHUNK_PAIRS):
+            depth = min(CHUNK_PAIRS, pairs - first)
+            piece = address + first * PAIR_BYTES
+            if widen != 0:
+                call_widener(widen, address, first, depth, buffer)
+                piece = buffer
+            panel_row(
+                bits_at(piece, depth * 2 * PANEL), token % PANEL, scale, stream[r, 2 * first :]
+            )
 
 
 @njit(nogil=True, cache=True, forceinline=True)
@@ -220,19 +225,6 @@ def _attention(tid, layer, shape, weights, inputs, cache, scratch):
 
 
 @njit(nogil=True, cache=True, forceinline=True)
-def _product(tid, threads, layer, which, rows, a, lda, panels, k, c, ldc, weights, wide):
-    """One of a layer's matrices times rows, dense or without zeros."""
-    address = weights.matrices[layer, which]
-    if weights.sparse[layer, which]:
-        sparse_linear(
-            tid, threads, a, lda, rows, address, panels, k, c, ldc,
-            weights.shuffles.ctypes.data, wide[tid].ctypes.data,
-        )  # fmt: skip
-    else:
-        linear(tid, threads, a, lda, rows, address, panels, k, c, ldc)
-
-
-@njit(nogil=True, cache=True, forceinline=True)
 def _activate(shape, gate, up, out):
     if shape.gelu:
         gelu_product(gate, up, out)
@@ -240,54 +232,35 @@ def _activate(shape, gate, up, out):
         silu_product(gate, up, out)
 
 
-@njit(nogil=True, cache=True)
-def _sparse_gate_up(tid, threads, rows, shape, weight, normed, gates, inner, shuffles, wide):
-    """As `_gate_up`, of panels without zeros, each widened once for all row blocks of a thread."""
+@njit(nogil=True, cache=True, forceinline=True)
+def _gate_up(tid, threads, rows, shape, panels, start, normed, gates, inner, wide):
+    """inner = act(normed @ gate) * (normed @ up), one panel of both at a time: of one block of
+    rows, or, where panels are widened, of all row blocks of a thread.
+    """
     blocks = row_blocks(rows)
     units = shape.ffn_panels * blocks
     first, last = tid * units // threads, (tid + 1) * units // threads
-    pairs = normed.shape[1] // 2
+    a, lda = normed.ctypes.data, normed.strides[0]
     gate, up = gates[0], gates[1]
     unit = first
     while unit < last:
         panel, block = unit // blocks, unit % blocks
-        until = min(blocks, block + last - unit)
+        p = start + 2 * panel
+        until = block + 1
+        if panels[p, 1] != 0 or panels[p + 1, 1] != 0:
+            until = min(blocks, block + last - unit)
+        r0 = block * rows // blocks
+        after = p + 2 if panel + 1 < shape.ffn_panels else p
         for which in range(2):
-            sparse_panel(
-                rows, block, until, normed.ctypes.data, normed.strides[0],
-                panel_address(weight, 2 * panel + which), pairs,
-                gates[which].ctypes.data, 4 * PANEL, shuffles, wide,
+            panel_rows(
+                rows, block, until, a, lda, panels, p + which,
+                gates[which].ctypes.data - r0 * PAIR_BYTES, PAIR_BYTES, wide,
+                panels[after + which, 0],
             )  # fmt: skip
-        for r in range(block * rows // blocks, until * rows // blocks):
-            _activate(shape, gate[r], up[r], inner[r, panel * PANEL : (panel + 1) * PANEL])
+        for r in range(r0, until * rows // blocks):
+            out = inner[r, panel * PANEL : (panel + 1) * PANEL]
+            _activate(shape, gate[r - r0], up[r - r0], out)
         unit += until - block
-
-
-@njit(nogil=True, cache=True, forceinline=True)
-def _gate_up(tid, threads, rows, shape, weight, normed, gates, inner):
-    """inner = act(normed @ gate) * (normed @ up), one block of rows and columns at a time."""
-    blocks = row_blocks(rows)
-    units = shape.ffn_panels * blocks
-    k = normed.shape[1]
-    panel_bytes = (k // 2) * PAIR_BYTES
-    a, lda = normed.ctypes.data, normed.strides[0]
-    gate, up = gates[0], gates[1]
-    for unit in range(tid * units // threads, (tid + 1) * units // threads):
-        panel, block = unit // blocks, unit % blocks
-        r0, r1 = block * rows // blocks, (block + 1) * rows // blocks
-        base = weight + 2 * panel * panel_bytes
-        following = base + 2 * panel_bytes if panel + 1 < shape.ffn_panels else base
-        panel_product(
-            r1 - r0, a + r0 * lda, lda, base, k // 2,
-            gate.ctypes.data, 4 * PANEL, 0, block, following,
-        )  # fmt: skip
-        panel_product(
-            r1 - r0, a + r0 * lda, lda, base + panel_bytes, k // 2,
-            up.ctypes.data, 4 * PANEL, 0, block, following + panel_bytes,
-        )  # fmt: skip
-        for i in range(r1 - r0):
-            out = inner[r0 + i, panel * PANEL : (panel + 1) * PANEL]
-            _activate(shape, gate[i], up[i], out)
 
 
 @njit(nogil=True, cache=True, forceinline=True)
@@ -308,15 +281,16 @@ def step(tid, threads, shape, weights, inputs, cache, scratch):
     stream, normed, update = scratch.stream, scratch.normed, scratch.update
     eps = float32(shape.eps)
     hidden_bytes = normed.strides[0]
-    _embed(tid, threads, shape, weights, inputs, stream)
+    panels, wide = weights.panels, scratch.wide[tid].ctypes.data
+    _embed(tid, threads, shape, weights, inputs, stream, scratch.wide[tid])
     for layer in range(shape.layers):
-        norms = weights.norms[layer]
+        norms, matrices = weights.norms[layer], weights.matrices[layer]
         # The same split of rows as in the step before, so no barrier is needed in between.
         _norm(tid, threads, rows, stream, norms[NORM_INPUT], eps, normed)
         barrier(sync, threads)
-        _product(
-            tid, threads, layer, QKV, rows, normed.ctypes.data, hidden_bytes, shape.qkv_panels,
-            normed.shape[1], scratch.qkv.ctypes.data, scratch.qkv.strides[0], weights, scratch.wide,
+        linear(
+            tid, threads, normed.ctypes.data, hidden_bytes, rows, panels, matrices[QKV],
+            shape.qkv_panels, scratch.qkv.ctypes.data, scratch.qkv.strides[0], wide,
         )  # fmt: skip
         barrier(sync, threads)
         _place_heads(tid, threads, layer, shape, weights, inputs, cache, scratch)
@@ -331,34 +305,28 @@ def step(tid, threads, shape, weights, inputs, cache, scratch):
                 _keep_logit_rows(inputs.logit_rows, stream, scratch.attended)
             rows = inputs.logit_rows.shape[0]
             barrier(sync, threads)
-        _product(
-            tid, threads, layer, OUTPUT, rows, scratch.attended.ctypes.data,
-            scratch.attended.strides[0], shape.hidden_panels, scratch.attended.shape[1],
-            update.ctypes.data, update.strides[0], weights, scratch.wide,
+        linear(
+            tid, threads, scratch.attended.ctypes.data, scratch.attended.strides[0], rows, panels,
+            matrices[OUTPUT], shape.hidden_panels, update.ctypes.data, update.strides[0], wide,
         )  # fmt: skip
         barrier(sync, threads)
         _add_update(tid, threads, rows, shape, norms[NORM_ATTENTION_OUT], stream, update)
         _norm(tid, threads, rows, stream, norms[NORM_MLP], eps, normed)
         barrier(sync, threads)
-        gate_up = weights.matrices[layer, GATE_UP]
-        if weights.sparse[layer, GATE_UP]:
-            _sparse_gate_up(
-                tid, threads, rows, shape, gate_up, normed, scratch.gates[tid], scratch.inner,
-                weights.shuffles.ctypes.data, scratch.wide[tid].ctypes.data,
-            )  # fmt: skip
-        else:
-            _gate_up(tid, threads, rows, shape, gate_up, normed, scratch.gates[tid], scratch.inner)
+        _gate_up(
+            tid, threads, rows, shape, panels, matrices[GATE_UP], normed, scratch.gates[tid],
+            scratch.inner, wide,
+        )  # fmt: skip
         barrier(sync, threads)
-        _product(
-            tid, threads, layer, DOWN, rows, scratch.inner.ctypes.data, scratch.inner.strides[0],
-            shape.hidden_panels, PANEL * shape.ffn_panels, update.ctypes.data, update.strides[0],
-            weights, scratch.wide,
+        linear(
+            tid, threads, scratch.inner.ctypes.data, scratch.inner.strides[0], rows, panels,
+            matrices[DOWN], shape.hidden_panels, update.ctypes.data, update.strides[0], wide,
         )  # fmt: skip
         barrier(sync, threads)
         _add_update(tid, threads, rows, shape, norms[NORM_MLP_OUT], stream, update)
     _norm(tid, threads, rows, stream, weights.final_norm, eps, normed)
     barrier(sync, threads)
     linear(
-        tid, threads, normed.ctypes.data, hidden_bytes, rows, weights.head.ctypes.data,
-        shape.vocab_panels, normed.shape[1], scratch.logits.ctypes.data, scratch.logits.strides[0],
+        tid, threads, normed.ctypes.data, hidden_bytes, rows, panels, weights.head,
+        shape.vocab_panels, scratch.logits.ctypes.data, scratch.logits.strides[0], wide,
     )  # fmt: skip

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
 from apr.kernels.cpu.microkernel import PANEL
 
 ALIGNMENT = 64
+Zeros = Callable[[tuple[int, ...], type], np.ndarray]
 
 
 def padded(size: int) -> int:
@@ -23,18 +26,36 @@ def aligned_zeros(shape: tuple[int, ...], dtype: type) -> np.ndarray:
     return raw[start : start + count].view(dtype).reshape(shape)
 
 
-def pack_panels(weight: torch.Tensor, out: np.ndarray | None = None) -> np.ndarray:
+class Arena:
+    """Zeroed arrays out of few large pieces of memory: Linux gives these huge pages."""
+
+    PIECE = 64 << 20
+
+    def __init__(self) -> None:
+        self._rest = np.empty(0, np.uint8)
+
+    def zeros(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        """As `aligned_zeros`."""
+        count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        taken = -(-count // ALIGNMENT) * ALIGNMENT
+        if taken > len(self._rest):
+            # What is left of the piece before was never touched, so never taken.
+            self._rest = aligned_zeros((max(taken, self.PIECE),), np.uint8)
+        found, self._rest = self._rest[:count], self._rest[taken:]
+        return found.view(dtype).reshape(shape)
+
+
+def pack_panels(weight: torch.Tensor, zeros: Zeros = aligned_zeros) -> np.ndarray:
     """(N, K) float tensor -> uint16 (ceil(N/64), ceil(K/64)*32, 64, 2) of bf16 bits.
 
-    Both sizes are padded with zeros to multiples of 64. `out`, when given, receives the panels.
+    Both sizes are padded with zeros to multiples of 64.
     """
     n, k = weight.shape
     if (n % PANEL) or (k % PANEL):
         weight = torch.nn.functional.pad(weight, (0, padded(k) - k, 0, padded(n) - n))
     n, k = weight.shape
     shape = (n // PANEL, k // 2, PANEL, 2)
-    if out is None:
-        out = aligned_zeros(shape, np.uint16)
+    out = zeros(shape, np.uint16)
     # A pair along k is one 32-bit word, so packing is a transposition of words.
     pairs = weight.to(torch.bfloat16).contiguous().view(torch.int32)
     target = torch.from_numpy(out.view(np.int32).reshape(shape[:3]))

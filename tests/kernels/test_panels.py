@@ -8,30 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apr.kernels.cpu.packing import aligned_zeros, pack_panels, padded
-from apr.kernels.cpu.sparse import (
-    HAS_SHUFFLE,
-    SHUFFLES,
-    WIDE,
-    sparse_linear,
-    without_zeros,
-)
+from apr.kernels.cpu.packing import pack_panels, padded
+from apr.kernels.cpu.panels import HAS_SHUFFLE, thin_panels
 from kernels.test_matmul import bf16_bits, product
 
 pytestmark = pytest.mark.skipif(not HAS_SHUFFLE, reason="this processor shuffles no bytes")
-
-
-def sparse_product(a: np.ndarray, packed: np.ndarray, threads: int = 1) -> np.ndarray:
-    panels, k = packed.shape[0], packed.shape[1] * 2
-    thin = without_zeros(packed)
-    c = aligned_zeros((a.shape[0], panels * 64), np.float32)
-    wide = aligned_zeros((threads, WIDE), np.uint16)
-    for tid in range(threads):
-        sparse_linear(
-            tid, threads, a.ctypes.data, a.strides[0], a.shape[0], thin.ctypes.data, panels, k,
-            c.ctypes.data, c.strides[0], SHUFFLES.ctypes.data, wide[tid].ctypes.data,
-        )  # fmt: skip
-    return c
 
 
 def pruned(n: int, k: int, zeros: float, seed: int) -> torch.Tensor:
@@ -48,7 +29,7 @@ def test_product_is_the_dense_one(rows: int, n: int, k: int, zeros: float) -> No
     packed = pack_panels(pruned(n, k, zeros, seed=n))
     want = product(a, packed)
     for threads in (1, 2, 3):
-        assert np.array_equal(sparse_product(a, packed, threads), want)
+        assert np.array_equal(product(a, thin_panels(packed), threads), want)
 
 
 @settings(max_examples=30, deadline=None)
@@ -65,12 +46,11 @@ def test_any_bits_come_back(seed: int) -> None:
 
 def widened(packed: np.ndarray) -> np.ndarray:
     """A panel from the form without zeros, by its definition."""
-    thin, count = without_zeros(packed), packed[0].size
-    start = int(thin[:8].view(np.int64)[0])
+    thin, count = thin_panels(packed).memory[0], packed[0].size
+    start, values = thin[:16].view(np.int64)
     kept = np.unpackbits(thin[start : start + count // 8], bitorder="little").astype(bool)
     out = np.zeros(count, np.uint16)
-    values = thin[start + count // 8 :][: 2 * int(kept.sum())].view(np.uint16)
-    out[kept] = values
+    out[kept] = thin[values:][: 2 * int(kept.sum())].view(np.uint16)
     return out
 
 
@@ -79,6 +59,6 @@ def test_size(zeros: float) -> None:
     """The bytes are those of the numbers, a bit for each place, and rounding of panels."""
     packed = pack_panels(pruned(256, 1024, zeros, seed=1))
     density = np.count_nonzero(packed) / packed.size
-    rounding = 64 * (packed.shape[0] + 2)
-    found = without_zeros(packed).nbytes
+    rounding = 2 * 64 * (packed.shape[0] + 2)  # and where the numbers of each 128 rows begin
+    found = thin_panels(packed).nbytes
     assert 0 <= found - packed.nbytes * (density + 1 / 16) <= rounding
