@@ -85,6 +85,7 @@ def test_errors_are_one_line(apr: Command, index: Index, monkeypatch: pytest.Mon
         assert (done.code, done.out, done.err.count("\n")) == (code, "", 1)
         assert text in done.err
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
     done = apr("pull", "pypi://nothing", "--json")
     assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
-    assert done.err.startswith("apr: cannot reach http://127.0.0.1:9/")
+    assert done.err.startswith("apr: pypi://nothing: cannot reach http://127.0.0.1:9/")

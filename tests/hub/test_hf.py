@@ -11,7 +11,7 @@ import pytest
 
 from apr.common.errors import AprError, UsageError
 from apr.hub import pull, resolve
-from apr.hub.hf_files import choose_files
+from apr.hub.model_files import choose_files
 from apr.hub.refs import HfRef
 
 from .server import FakeHub, git_blob_id, running_server, sha256

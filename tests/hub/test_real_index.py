@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from apr.hub import pull
-from apr.hub.web import Unreachable
+from apr.hub.download import Unreachable
 
 pytestmark = pytest.mark.slow
 

@@ -4,8 +4,14 @@
 package costs nothing: network and package-index code is imported when a download needs it.
 """
 
-from apr.hub.cache import cache_root
-from apr.hub.pull_record import FileRecord, Manifest, damaged_files, read_manifest, write_manifest
+from apr.hub.cache import (
+    FileRecord,
+    Manifest,
+    cache_root,
+    damaged_files,
+    read_manifest,
+    write_manifest,
+)
 from apr.hub.refs import SHORT_NAMES, parse_ref
 from apr.hub.resolve import Pulled, pull, resolve
 

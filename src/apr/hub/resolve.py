@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from apr.common.errors import UsageError
 from apr.common.record import FileRecord, record_files
+from apr.hub.cache import Manifest
 from apr.hub.model_files import gguf_models, split_siblings
-from apr.hub.pull_record import Manifest
 from apr.hub.refs import HfRef, LocalRef, PypiRef, parse_ref
 
 

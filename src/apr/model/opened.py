@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.hub import Pulled, pull
-from apr.hub.fingerprint import fingerprint
+from apr.hub.checksums import fingerprint
 from apr.text import Tokenizer, fim_tokens_of, load_tokenizer
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import pytest
 
 from apr.common.errors import AprError
 from apr.common.record import record_files
-from apr.hub.pull_record import (
+from apr.hub.cache import (
     FileRecord,
     Manifest,
     damaged_files,
