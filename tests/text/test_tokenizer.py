@@ -9,7 +9,7 @@ import pytest
 
 from apr.common.errors import UsageError
 from apr.text import load_tokenizer, tokenizer_from_gguf
-from apr.text.end_tokens import find_end_ids
+from apr.text.tokenizer import find_end_ids
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -3,8 +3,7 @@
 from apr.text.chat import render_chat
 from apr.text.fim import FimFormat, FimOrder, around, fim_format, fim_format_for
 from apr.text.hf_folder import FIM_FILE, fim_file, fim_tokens_of
-from apr.text.stops import StopMatcher
-from apr.text.stream import StreamDecoder
+from apr.text.stream import StopMatcher, StreamDecoder
 from apr.text.tokenizer import (
     Tokenizer,
     load_tokenizer,

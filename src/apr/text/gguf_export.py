@@ -15,10 +15,9 @@ from typing import Any
 from tokenizers import AddedToken
 
 from apr.common.errors import AprError
-from apr.text.end_tokens import END_OF_TEXT, END_OF_TURN
 from apr.text.gguf_tokenizer import FIM_KEYS, TokenType
-from apr.text.pre_tokenizer_names import pre_tokenizer_name, uses_bytes
-from apr.text.tokenizer import Tokenizer, tokenizer_from_gguf
+from apr.text.pre_tokenizers import pre_tokenizer_name, uses_bytes
+from apr.text.tokenizer import END_OF_TEXT, END_OF_TURN, Tokenizer, tokenizer_from_gguf
 
 _KEY = "tokenizer.ggml."
 _SPACE = "▁"

@@ -13,7 +13,7 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
 
 from apr.common.errors import AprError
-from apr.text.pre_tokenizer_names import pre_tokenizer_name
+from apr.text.pre_tokenizers import pre_tokenizer_name
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 DEEPSEEK_CODER = ["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+"]
