@@ -1,4 +1,5 @@
 """A runner without a network: its logits are a hash of the whole history in its paged cache.
+With it, requests to make up and what each of their samples must be.
 
 Any mistake with block tables, shared blocks, copies or positions changes the tokens.
 """
@@ -9,7 +10,10 @@ import hashlib
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 
+from apr.engine import sampling
+from apr.engine.request import Request, Sampling
 from apr.engine.runners.runner import StepBatch
 from apr.model.config import ModelConfig
 
@@ -62,3 +66,45 @@ class HashRunner:
     def copy_block(self, source: int, target: int) -> None:
         self.copies += 1
         self.cache[target] = self.cache[source]
+
+
+def plain(request: Request, index: int, context: int = 200) -> tuple[list[int], str]:
+    """What a sample must be: its own loop, nothing shared."""
+    tokens = list(request.prompt_ids)
+    limit = min(request.max_tokens, context - len(tokens))
+    for step in range(limit):
+        logits = torch.from_numpy(history_logits(tokens))[None]
+        if request.sampling.repetition_penalty != 1:
+            logits = sampling.penalize(logits[0], tokens, request.sampling.repetition_penalty)[None]
+        if request.sampling.greedy:
+            token = int(logits[0].argmax())
+        else:
+            number = sampling.uniform(request.seed, index, step)
+            token = sampling.draw(logits, request.sampling, [number])[0]
+        if token in request.stop_ids:
+            return tokens[len(request.prompt_ids) :], "stop"
+        tokens.append(token)
+    return tokens[len(request.prompt_ids) :], "length"
+
+
+REQUESTS = st.builds(
+    Request,
+    # Few distinct tokens and a common beginning make shared prefixes likely.
+    prompt_ids=st.tuples(st.integers(0, 2), st.lists(st.integers(0, 1), max_size=30)).map(
+        lambda pair: (7,) * (5 * pair[0] + 1) + tuple(pair[1])
+    ),
+    n=st.integers(1, 4),
+    first_sample=st.integers(0, 2),
+    max_tokens=st.integers(1, 20),
+    sampling=st.sampled_from(
+        [
+            Sampling(),
+            Sampling(temperature=1.0),
+            Sampling(temperature=0.7, top_k=5),
+            Sampling(temperature=1.3, top_p=0.8),
+            Sampling(temperature=1.0, min_p=0.1, repetition_penalty=1.3),
+        ]
+    ),
+    stop_ids=st.sampled_from([frozenset(), frozenset({3, 4, 5, 6, 7, 8})]),
+    seed=st.integers(0, 3),
+)
