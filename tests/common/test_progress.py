@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 
-from apr.common.progress import ByteProgress
+import pytest
+
+from apr.common.progress import ByteProgress, EvalProgress, counted
 
 
 class Clock:
@@ -52,3 +54,21 @@ def test_silent_when_short_or_switched_off() -> None:
         progress.advance(10)
     assert stream.getvalue() == ""
     assert transfer(io.StringIO(), enabled=False) == ""
+
+
+def test_samples_are_counted_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with EvalProgress(4, 0) as shown:
+        shown._next = 0.0
+        shown.sample(10)
+        shown._next = 0.0
+        shown.verdict(True)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("apr: generated 1 of 4 (")
+    assert first.endswith("tok/s), judged 0, passed 0")
+    assert second.endswith("judged 1, passed 1")
+
+
+def test_counted_items_pass_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(counted(range(3), "rows")) == [0, 1, 2]
+    assert list(counted(iter("ab"), "rows")) == ["a", "b"]
+    assert capsys.readouterr().err == ""
