@@ -124,6 +124,8 @@ def test_what_cannot_run_is_refused_with_the_numbers() -> None:
         list(engine.generate([Request((1,) * 200)]))
     with pytest.raises(UsageError, match=r"need 6 cache blocks of 4 positions.* has 5"):
         list(engine.generate([Request((1,) * 14, max_tokens=10)]))
+    with pytest.raises(UsageError, match="token 50 is none of the model's 50"):
+        engine.add(Request((1, 50, 2)))
     with pytest.raises(UsageError, match="temperature is -1"):
         Sampling(temperature=-1)
     with pytest.raises(UsageError, match="top_p is 0"):

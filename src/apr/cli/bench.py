@@ -10,25 +10,26 @@ from dataclasses import asdict
 import typer
 
 from apr.cli.options import ADAPTER_HELP, MODEL_HELP
+from apr.cli.run import DEVICE_HELP, DTYPE_HELP, OFFLINE_HELP
 from apr.common.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
     app.command(
         "bench",
-        help="Measure prefill and decode speed, bandwidth and memory."
-        " Compiled kernels use APR_NUM_THREADS threads (default: every core).",
+        help="Measure how fast a model reads prompts and writes, and the memory it takes."
+        " On a CPU, APR_NUM_THREADS sets the number of threads (default: one a core).",
     )(bench)
 
 
 def bench(
     model: str = typer.Argument(help=MODEL_HELP),
     adapter: str = typer.Option(None, help=ADAPTER_HELP),
-    streams: int = typer.Option(32, help="Samples decoded side by side."),
-    repeats: int = typer.Option(5, help="The median of so many is shown."),
-    dtype: str = typer.Option("auto", help="bfloat16, float16 or float32."),
-    device: str = typer.Option("auto", help="cpu, cuda, mps."),
-    offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
+    streams: int = typer.Option(32, help="Answers written side by side, in the last test."),
+    repeats: int = typer.Option(5, help="How often each test runs; its median is shown."),
+    dtype: str = typer.Option("auto", help=DTYPE_HELP),
+    device: str = typer.Option("auto", help=DEVICE_HELP),
+    offline: bool = typer.Option(False, "--offline", help=OFFLINE_HELP),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     for name, value in (("streams", streams), ("repeats", repeats)):

@@ -10,6 +10,20 @@ from contextlib import closing, contextmanager
 import typer
 
 from apr.cli.options import ADAPTER_HELP, MODEL_HELP, show_session, text_request
+from apr.cli.run import (
+    ASK,
+    DEVICE_HELP,
+    DTYPE_HELP,
+    MIN_P_HELP,
+    MODEL,
+    OFFLINE_HELP,
+    OUTPUT,
+    PENALTY_HELP,
+    SAMPLING,
+    TEMPERATURE_HELP,
+    TOP_K_HELP,
+    TOP_P_HELP,
+)
 from apr.common.errors import UsageError
 
 HELP = "/reset forgets the conversation, /system TEXT sets the system message, /exit leaves"
@@ -21,19 +35,28 @@ def register(app: typer.Typer) -> None:
 
 def chat(
     model: str = typer.Argument(help=MODEL_HELP),
-    adapter: str = typer.Option(None, help=ADAPTER_HELP),
-    system: str = typer.Option(None, help="System message."),
-    max_tokens: int = typer.Option(1024, help="At most so many new tokens an answer."),
-    temperature: float = typer.Option(0.7, help="0 is greedy."),
-    top_p: float = typer.Option(0.95, help="Nucleus sampling."),
-    top_k: int = typer.Option(0, help="0 is off."),
-    min_p: float = typer.Option(0.0, help="0 is off."),
-    repetition_penalty: float = typer.Option(1.0, help="1 is off."),
-    seed: int = typer.Option(0, help="Of the random numbers."),
-    dtype: str = typer.Option("auto", help="bfloat16, float16 or float32."),
-    device: str = typer.Option("auto", help="cpu, cuda, mps."),
-    offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
-    as_json: bool = typer.Option(False, "--json", help="Print the whole conversation at the end."),
+    adapter: str = typer.Option(None, help=ADAPTER_HELP, rich_help_panel=MODEL),
+    dtype: str = typer.Option("auto", help=DTYPE_HELP, rich_help_panel=MODEL),
+    device: str = typer.Option("auto", help=DEVICE_HELP, rich_help_panel=MODEL),
+    offline: bool = typer.Option(False, "--offline", help=OFFLINE_HELP, rich_help_panel=MODEL),
+    system: str = typer.Option(
+        None, help="What the model is told before the first question.", rich_help_panel=ASK
+    ),
+    max_tokens: int = typer.Option(
+        1024, help="Most new tokens of an answer.", rich_help_panel=SAMPLING
+    ),
+    temperature: float = typer.Option(0.7, help=TEMPERATURE_HELP, rich_help_panel=SAMPLING),
+    top_p: float = typer.Option(0.95, help=TOP_P_HELP, rich_help_panel=SAMPLING),
+    top_k: int = typer.Option(0, help=TOP_K_HELP, rich_help_panel=SAMPLING),
+    min_p: float = typer.Option(0.0, help=MIN_P_HELP, rich_help_panel=SAMPLING),
+    repetition_penalty: float = typer.Option(1.0, help=PENALTY_HELP, rich_help_panel=SAMPLING),
+    seed: int = typer.Option(0, help="Fixes the random numbers.", rich_help_panel=SAMPLING),
+    as_json: bool = typer.Option(
+        False,
+        "--json",
+        help="Print no answers, but the whole conversation at the end.",
+        rich_help_panel=OUTPUT,
+    ),
 ) -> None:
     import json
 

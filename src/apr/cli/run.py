@@ -23,45 +23,95 @@ from apr.cli.options import (
 )
 from apr.common.errors import UsageError
 
+# Headings of flags in the help, and texts that `apr chat` and `apr bench` use too.
+MODEL, ASK, SAMPLING, OUTPUT = "Model", "Prompt", "Sampling", "Output"
+DTYPE_HELP = "Number type of the computation: bfloat16, float16 or float32."
+DEVICE_HELP = "cpu, cuda or mps; auto takes a GPU where there is one."
+OFFLINE_HELP = "Download nothing: use the files that are on this disk."
+TEMPERATURE_HELP = "0 always takes the likeliest token; higher values vary more."
+TOP_P_HELP = "Draw only from the likeliest tokens that have this probability together; 1 is off."
+TOP_K_HELP = "Draw only from so many likeliest tokens; 0 is off."
+MIN_P_HELP = "Leave out tokens less likely than this part of the likeliest; 0 is off."
+PENALTY_HELP = "Above 1: makes tokens less likely that are already in the text; 1 is off."
+
 if TYPE_CHECKING:
     from apr.engine.session import Session, TextRequest
 
 
 def register(app: typer.Typer) -> None:
-    app.command("run", help="Complete a prompt, streaming; or all prompts of a file.")(run)
+    app.command("run", help="Continue a text, fill a gap, or answer every prompt of a file.")(run)
 
 
 def run(
     model: str = typer.Argument(help=MODEL_HELP),
     prompt: str = typer.Argument(None, help="The text to continue; - reads standard input."),
-    chat: bool = typer.Option(False, "--chat", help="Ask in the model's chat template."),
-    system: str = typer.Option(None, help="System message; implies --chat."),
-    max_tokens: int = typer.Option(256, help="At most so many new tokens."),
-    temperature: float = typer.Option(0.0, help="0 is greedy."),
-    top_p: float = typer.Option(1.0, help="Nucleus sampling."),
-    top_k: int = typer.Option(0, help="0 is off."),
-    min_p: float = typer.Option(0.0, help="0 is off."),
-    repetition_penalty: float = typer.Option(1.0, help="1 is off."),
-    stop: list[str] = typer.Option([], help="End at this text; may be given several times."),
-    seed: int = typer.Option(0, help="Of the random numbers; a file's rows differ by task_id."),
-    n: int = typer.Option(1, help="Samples."),
-    logprobs: bool = typer.Option(False, "--logprobs", help="Log-probabilities (with --json)."),
-    prefix: Path = typer.Option(None, help="Fill in the middle: the file before the gap."),
-    suffix: Path = typer.Option(None, help="Fill in the middle: the file after the gap."),
-    fim: Path = typer.Option(
-        None, help="Or one file, with --marker in place of the gap; - reads standard input."
+    adapter: str = typer.Option(None, help=ADAPTER_HELP, rich_help_panel=MODEL),
+    dtype: str = typer.Option("auto", help=DTYPE_HELP, rich_help_panel=MODEL),
+    device: str = typer.Option("auto", help=DEVICE_HELP, rich_help_panel=MODEL),
+    offline: bool = typer.Option(False, "--offline", help=OFFLINE_HELP, rich_help_panel=MODEL),
+    fim_tokens: str = typer.Option("", help=FIM_TOKENS_HELP, rich_help_panel=MODEL),
+    chat: bool = typer.Option(
+        False, "--chat", help="Put the prompt into the model's chat template.", rich_help_panel=ASK
     ),
-    marker: str = typer.Option("<FILL>", help="What stands for the gap in --fim's file."),
-    fim_order: str = typer.Option("psm", help="psm (prefix first) or spm (suffix first)."),
-    fim_tokens: str = typer.Option("", help=FIM_TOKENS_HELP),
-    adapter: str = typer.Option(None, help=ADAPTER_HELP),
-    batch_jsonl: Path = typer.Option(None, help="Rows with task_id and prompt or messages."),
-    out: Path = typer.Option(None, "--out", "-o", help="Where the answers of a file go."),
-    dtype: str = typer.Option("auto", help="bfloat16, float16 or float32."),
-    device: str = typer.Option("auto", help="cpu, cuda, mps."),
-    offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
-    verbose: bool = typer.Option(False, "--verbose", "-v", help="Say how the model runs."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    system: str = typer.Option(None, help="System message; implies --chat.", rich_help_panel=ASK),
+    prefix: Path = typer.Option(
+        None, help="Fill a gap: the file that comes before it.", rich_help_panel=ASK
+    ),
+    suffix: Path = typer.Option(
+        None, help="Fill a gap: the file that comes after it.", rich_help_panel=ASK
+    ),
+    fim: Path = typer.Option(
+        None,
+        help="Fill the gap that --marker marks in this file; - reads standard input.",
+        rich_help_panel=ASK,
+    ),
+    marker: str = typer.Option("<FILL>", help="What marks the gap.", rich_help_panel=ASK),
+    fim_order: str = typer.Option(
+        "psm",
+        help="What the model is shown first: psm, the text before the gap; spm, that after it.",
+        rich_help_panel=ASK,
+    ),
+    batch_jsonl: Path = typer.Option(
+        None,
+        help="Answer every row of this file: JSON objects with prompt or messages, and task_id.",
+        rich_help_panel=ASK,
+    ),
+    max_tokens: int = typer.Option(
+        256, help="Most new tokens of an answer.", rich_help_panel=SAMPLING
+    ),
+    n: int = typer.Option(1, help="Answers to each prompt.", rich_help_panel=SAMPLING),
+    temperature: float = typer.Option(0.0, help=TEMPERATURE_HELP, rich_help_panel=SAMPLING),
+    top_p: float = typer.Option(1.0, help=TOP_P_HELP, rich_help_panel=SAMPLING),
+    top_k: int = typer.Option(0, help=TOP_K_HELP, rich_help_panel=SAMPLING),
+    min_p: float = typer.Option(0.0, help=MIN_P_HELP, rich_help_panel=SAMPLING),
+    repetition_penalty: float = typer.Option(1.0, help=PENALTY_HELP, rich_help_panel=SAMPLING),
+    stop: list[str] = typer.Option(
+        [], help="End before this text; may be given several times.", rich_help_panel=SAMPLING
+    ),
+    seed: int = typer.Option(
+        0,
+        help="Fixes the random numbers; rows of a file differ by their task_id.",
+        rich_help_panel=SAMPLING,
+    ),
+    out: Path = typer.Option(
+        None, "--out", "-o", help="The file for --batch-jsonl's answers.", rich_help_panel=OUTPUT
+    ),
+    logprobs: bool = typer.Option(
+        False,
+        "--logprobs",
+        help="Give each token's log-probability (with --json or a file).",
+        rich_help_panel=OUTPUT,
+    ),
+    verbose: bool = typer.Option(
+        False,
+        "--verbose",
+        "-v",
+        help="Say in which type, where and with what memory the model runs.",
+        rich_help_panel=OUTPUT,
+    ),
+    as_json: bool = typer.Option(
+        False, "--json", help="Print one JSON object.", rich_help_panel=OUTPUT
+    ),
 ) -> None:
     gap = read_gap(prefix, suffix, fim, marker)
     if [prompt is None, batch_jsonl is None, gap is None].count(False) != 1:

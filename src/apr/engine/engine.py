@@ -9,6 +9,7 @@ from contextlib import closing
 import numpy as np
 import torch
 
+from apr.common.errors import UsageError
 from apr.engine import sampling
 from apr.engine.blocks import BlockPool
 from apr.engine.request import (
@@ -68,6 +69,10 @@ class Engine:
 
         Raises UsageError if it can never run here.
         """
+        vocabulary = self.runner.config.vocab_size
+        for token in (min(request.prompt_ids), max(request.prompt_ids)):
+            if not 0 <= token < vocabulary:
+                raise UsageError(f"token {token} is none of the model's {vocabulary}")
         ticket = self._next_ticket
         self.scheduler.add(ticket, request)
         self._next_ticket += 1

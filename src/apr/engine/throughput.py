@@ -64,7 +64,7 @@ def measure(
 
 def prefill(engine: Engine) -> float:
     """Tokens per second of one long prompt."""
-    engine.add(Request(_prompt(PREFILL_TOKENS, 0), max_tokens=1))
+    engine.add(Request(_prompt(engine, PREFILL_TOKENS, 0), max_tokens=1))
     start = time.perf_counter()
     engine.step()
     return PREFILL_TOKENS / (time.perf_counter() - start)
@@ -74,7 +74,8 @@ def decode(engine: Engine, streams: int, prompt_tokens: int) -> float:
     """Tokens per second of `streams` samples together, after their prompts have been read."""
     for number in range(streams):
         # One token more: the first comes with the prompt's last step, before the clock starts.
-        engine.add(Request(_prompt(prompt_tokens, number), max_tokens=DECODE_TOKENS + 1))
+        prompt = _prompt(engine, prompt_tokens, number)
+        engine.add(Request(prompt, max_tokens=DECODE_TOKENS + 1))
     while engine.scheduler.reading_prompts:
         engine.step()
     start = time.perf_counter()
@@ -83,5 +84,6 @@ def decode(engine: Engine, streams: int, prompt_tokens: int) -> float:
     return streams * DECODE_TOKENS / (time.perf_counter() - start)
 
 
-def _prompt(length: int, salt: int) -> tuple[int, ...]:
-    return tuple(100 + (i * 37 + salt * 101) % 900 for i in range(length))
+def _prompt(engine: Engine, length: int, salt: int) -> tuple[int, ...]:
+    vocabulary = engine.runner.config.vocab_size
+    return tuple((100 + (i * 37 + salt * 101) % 900) % vocabulary for i in range(length))
