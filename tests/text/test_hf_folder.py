@@ -163,10 +163,10 @@ def test_missing_and_damaged_files_are_named(folder, tmp_path_factory):
     with pytest.raises(UsageError, match="no such file or folder"):
         load_tokenizer(empty / "nothing")
     (folder / "generation_config.json").write_text("[1]")
-    with pytest.raises(AprError, match=r"generation_config\.json: not a JSON object"):
+    with pytest.raises(AprError, match=r"generation_config\.json holds a JSON"):
         load_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(AprError, match=r"tokenizer_config\.json: not valid JSON"):
+    with pytest.raises(AprError, match=r"tokenizer_config\.json cannot be read as JSON"):
         load_tokenizer(folder)
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(AprError, match=r"tokenizer\.json: ") as caught:

@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from apr.checkpoint.tensors import read_json_object
 from apr.common.errors import AprError, UsageError
 
 SPECIAL_NAMES = (
@@ -205,12 +206,4 @@ def fim_tokens_of(folder: Path) -> tuple[str, ...]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AprError(f"{path}: not valid JSON ({error})", "download the file again") from error
-    if not isinstance(value, dict):
-        raise AprError(f"{path}: not a JSON object", "download the file again")
-    return value
+    return read_json_object(path) if path.is_file() else {}
