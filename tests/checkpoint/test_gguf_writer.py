@@ -147,7 +147,7 @@ def test_existing_targets(tmp_path):
     tensors = {"w": torch.ones(1)}
     for name, message in [
         ("folder.gguf", "is a folder"),
-        ("m.gguf", "--force to replace it"),
+        ("m.gguf", "`force` to replace it"),
         ("m.bin", "does not end in .gguf"),
     ]:
         with pytest.raises(UsageError, match=message):

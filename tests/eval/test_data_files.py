@@ -214,7 +214,7 @@ def test_finding_data(server: LocalServer, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="apr data pull mbpp fetches it"):
         find_data("mbpp")
     own = tmp_path / "own.jsonl"
-    with pytest.raises(UsageError, match=r"--data .*own.jsonl: no such file"):
+    with pytest.raises(UsageError, match=r"`data` .*own.jsonl: no such file"):
         find_data("mbpp", own)
     own.write_text("{}")
     assert find_data("mbpp", own) == own

@@ -167,7 +167,7 @@ def test_offline_adopts_what_another_program_fetched(hub: FakeHub) -> None:
 
 def test_offline_without_a_copy(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add_repo("org/model", MODEL)
-    with pytest.raises(AprError, match=r"hf://org/model is not in the cache .*without --offline"):
+    with pytest.raises(AprError, match=r"hf://org/model is not in the cache .*without `offline`"):
         resolve(REF, offline=True, progress=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(AprError, match="is not in the cache"):

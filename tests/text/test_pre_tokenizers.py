@@ -114,4 +114,4 @@ def test_unknown_rules_are_named(pre, message):
     with pytest.raises(AprError) as caught:
         pre_tokenizer_name(spec(pre))
     assert message in str(caught.value)
-    assert "--pre NAME" in caught.value.hint and "\n" not in str(caught.value)
+    assert "`pre` NAME" in caught.value.hint and "\n" not in str(caught.value)

@@ -158,7 +158,7 @@ def test_rows_of_a_file(tmp_path: Path, tokenizer: Tokenizer) -> None:
 def test_named_tokens_and_what_is_missing(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, extra=("<a>", "<b>", "<c>"))
     other = load_tokenizer(tmp_path)
-    with pytest.raises(UsageError, match=r"no tokens for filling in the middle.*--fim-tokens"):
+    with pytest.raises(UsageError, match=r"no tokens for filling in the middle.*`fim_tokens`"):
         fim_transform(FimSettings(0.5), other, 64)
     with pytest.raises(UsageError, match="no token <d>"):
         fim_transform(FimSettings(0.5, tokens=("<a>", "<b>", "<d>")), other, 64)

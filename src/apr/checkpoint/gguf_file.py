@@ -286,7 +286,7 @@ def check_gguf_target(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise UsageError(f"{path} is a folder", "name a file to write")
     if path.exists() and not overwrite:
-        raise UsageError(f"{path} exists", "choose another name, or --force to replace it")
+        raise UsageError(f"{path} exists", "choose another name, or `force` to replace it")
 
 
 def _aligned(position: int) -> int:

@@ -64,7 +64,7 @@ def refuse_existing(target: Path) -> None:
         raise UsageError(f"{target} is a file", "name a folder for the model")
     if target.is_dir() and any(target.iterdir()):
         raise UsageError(
-            f"{target} exists and is not empty", "choose another folder, or --force to replace it"
+            f"{target} exists and is not empty", "choose another folder, or `force` to replace it"
         )
 
 
@@ -100,7 +100,7 @@ def check_fp16_range(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) ->
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
         raise AprError(
             f"{checkpoint.path}: tensor {name} has values that fp16 cannot hold (above 65504)",
-            "use --dtype bf16 or fp32",
+            "use `dtype` bf16 or fp32",
         )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import inspect
 import os
+import re
 import sys
 
 import typer
@@ -58,7 +60,7 @@ def main() -> None:
     except AprError as error:
         if os.environ.get("APR_DEBUG"):
             raise
-        _fail(str(error), error.exit_code)
+        _fail(_with_flags(str(error)), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except SystemExit as end:
@@ -70,6 +72,21 @@ def main() -> None:
         # from the interpreter when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _with_flags(message: str) -> str:
+    """A message in which the parameters it names (`like_this`) are called by their flags."""
+    known = {
+        name
+        for verb in app.registered_commands
+        if verb.callback is not None
+        for name in inspect.signature(verb.callback).parameters
+    }
+    return re.sub(
+        r"`(\w+)`",
+        lambda found: f"--{found[1].replace('_', '-')}" if found[1] in known else found[0],
+        message,
+    )
 
 
 def _fail(message: str, exit_code: int) -> None:

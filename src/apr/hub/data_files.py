@@ -45,7 +45,7 @@ def find_data_files(name: str, data: Path | None = None) -> tuple[Path, ...]:
     """As `find_data`, for a data set of one or more files."""
     if data is not None:
         if not data.is_file():
-            raise UsageError(f"--data {data}: no such file", f"apr data pull {name} fetches it")
+            raise UsageError(f"`data` {data}: no such file", f"apr data pull {name} fetches it")
         return (data,)
     dataset = find_dataset(name)
     paths = tuple(cached_path(file) for file in dataset.files)
@@ -53,7 +53,7 @@ def find_data_files(name: str, data: Path | None = None) -> tuple[Path, ...]:
     if missing is not None:
         raise UsageError(
             f"the data of {name} is not here ({missing})",
-            f"apr data pull {name} fetches it; apr eval and score take a file by --data",
+            f"apr data pull {name} fetches it; apr eval and score take a file as `data`",
         )
     return paths
 
@@ -71,7 +71,7 @@ def pull_data(dataset: DataSet, source: Path | None = None, progress: bool = Tru
     disk); what was in the cache stays then.
     """
     if source is not None and not source.exists():
-        raise UsageError(f"--from {source}: no such file or folder")
+        raise UsageError(f"{source}: no such file or folder")
     paths, fetched = [], False
     for file in dataset.files:
         target = cached_path(file)
@@ -151,7 +151,9 @@ def _download(file: DataFile, target: Path, progress: bool) -> None:
         with _public_web() as web:
             download(web, url, target, file.sha256, label=file.name, progress=progress)
     except Unreachable as error:
-        raise Unreachable(error.message, "try again later, or give a copy: --from FILE") from None
+        raise Unreachable(
+            error.message, "try again later, or give a copy: apr data pull --from FILE"
+        ) from None
 
 
 @contextmanager
@@ -190,7 +192,7 @@ def _find_copy(file: DataFile, source: Path) -> Path:
             f"{candidates[0]} is not {file.published_name} as published: another checksum",
             f"its source is {file.url}",
         )
-    raise UsageError(f"--from {source} holds no {file.published_name}", f"from {file.url}")
+    raise UsageError(f"{source} holds no {file.published_name}", f"it is published at {file.url}")
 
 
 def _copy(path: Path, target: Path) -> None:

