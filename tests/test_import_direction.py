@@ -34,7 +34,7 @@ LEAVES: dict[str, frozenset[str]] = {
 # These run before or without a model.
 TORCH_FREE = (
     "sandbox",
-    "eval/run/scoring.py",
+    "eval/run/result.py",
     "eval/code/extraction.py",
     "eval/run/store.py",
     "common/errors.py",

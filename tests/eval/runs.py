@@ -14,7 +14,7 @@ from typing import Any
 
 from apr.common.errors import AprError
 from apr.eval.benchmarks.task import Benchmark, Task
-from apr.eval.generators.model import Answer, Ask, Generator, Model
+from apr.eval.generators import Answer, Ask, Generator, Model
 from apr.eval.run.evaluate import evaluate
 from apr.eval.run.settings import EvalSettings
 

@@ -21,7 +21,7 @@ from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.bigcodebench import BigCodeBench
 from apr.eval.benchmarks.task import PromptStyle, Task
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.samples import run_references, score_samples
+from apr.eval.run.score import run_references, score_samples
 from apr.eval.run.settings import EvalSettings
 from apr.sandbox import Job, Sandbox
 from apr.sandbox.interpreter import find_interpreter
@@ -349,7 +349,7 @@ def mutants(body: str, count: int) -> list[str]:
 
 def by_both(jobs: dict[str, Job], python: str, bench: BigCodeBench) -> list[dict[str, bool]]:
     """What passes here, and by the official function in the same interpreter."""
-    ours = judge(list(jobs.values()), python, bench.traits.preload)
+    ours = judge(list(jobs.values()), python, bench.preload)
     done = subprocess.run(
         [python, str(Path(__file__).with_name("bigcodebench_official.py"))],
         input=json.dumps({name: [job.program, job.test] for name, job in jobs.items()}),

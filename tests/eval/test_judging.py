@@ -10,6 +10,7 @@ import pytest
 
 from apr.common.errors import AprError
 from apr.eval.benchmarks.humaneval import REFERENCE_FACTOR, TIME_LIMIT, HumanEval
+from apr.eval.generators import Submission
 from apr.eval.run.judging import Judging, judge_distinct, judged_by_reference
 from apr.sandbox import Job, Outcome, Sandbox
 
@@ -131,14 +132,22 @@ class SlowMachine:
 
 
 def test_a_slow_reference_gives_its_programs_more_time(humaneval: HumanEval) -> None:
-    task, other = humaneval.tasks["HumanEval/0"], humaneval.tasks["HumanEval/1"]
-    late = [(task, "program 0", "a"), (task, "program 1", "b"), (other, "program 2", "c")]
+    names = ("HumanEval/0", "HumanEval/1")
+    late = [
+        Submission(names[0], 0, "program 0"),
+        Submission(names[0], 1, "program 1"),
+        Submission(names[1], 0, "program 2"),
+    ]
     machine = SlowMachine(0.5)
     found = list(judged_by_reference(humaneval, cast(Any, machine), late))
-    assert [outcome.job_id for outcome in found] == ["a", "b", "c"]
+    assert [outcome.job_id for outcome in found] == [
+        "HumanEval/0#0",
+        "HumanEval/0#1",
+        "HumanEval/1#0",
+    ]
     references, again = machine.jobs[:2], machine.jobs[2:]
     assert [job.program for job in references] == [
-        t.prompt + t.canonical_solution for t in (task, other)
+        humaneval.tasks[name].prompt + humaneval.tasks[name].canonical_solution for name in names
     ]
     assert [job.program for job in again] == ["program 0", "program 1", "program 2"]
     assert {job.time_limit for job in again} == {0.5 * REFERENCE_FACTOR}
@@ -149,7 +158,7 @@ def test_a_fast_or_failing_reference_changes_nothing(
     humaneval: HumanEval, seconds: float, verdict: str
 ) -> None:
     machine = SlowMachine(seconds, verdict)
-    late = [(humaneval.tasks["HumanEval/0"], "program", "a")]
+    late = [Submission("HumanEval/0", 0, "program")]
     assert list(judged_by_reference(humaneval, cast(Any, machine), late)) == []
     assert len(machine.jobs) == 1
 

@@ -33,7 +33,7 @@ from apr.eval.benchmarks.livecodebench import LiveCodeBench, last_block
 from apr.eval.benchmarks.livecodebench_data import unpack_tests
 from apr.eval.benchmarks.task import PromptStyle, Window
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.samples import score_samples
+from apr.eval.run.score import score_samples
 from apr.eval.run.settings import EvalSettings
 from apr.sandbox import Outcome, Sandbox
 
@@ -84,7 +84,7 @@ def test_the_problems_of_the_sample(benchmark: LiveCodeBench) -> None:
     jobs = {name: benchmark.job(task, "", name) for name, task in benchmark.tasks.items()}
     assert sum(job.judge == "functional" for job in jobs.values()) == 18
     assert jobs["2728"].entry_point == "matrixSum"
-    assert list(benchmark.traits.groups.values()).count(("hard",)) == 9
+    assert list(benchmark.groups.values()).count(("hard",)) == 9
     for row in rows():
         packed = zlib.decompress(base64.b64decode(row["private_test_cases"]))
         tests = json.loads(row["public_test_cases"]) + json.loads(pickle.loads(packed))
@@ -289,7 +289,7 @@ def judged(programs: tuple[Program, ...], folder: Path) -> dict[str, int]:
         )
         for program in programs
     ]
-    with Sandbox(2, allow_weak=True, preload=benchmark.traits.preload) as sandbox:
+    with Sandbox(2, allow_weak=True, preload=benchmark.preload) as sandbox:
         return {outcome.job_id: code_of(outcome) for outcome in sandbox.run_many(jobs)}
 
 
@@ -357,7 +357,7 @@ def test_window_keeps_what_the_official_filter_keeps(benchmark: LiveCodeBench) -
     window = LiveCodeBench([data_file()], Window(first, last))
     assert list(window.tasks) == wanted
     assert 0 < len(wanted) < 40
-    note, unknown = window.traits.notes
+    note, unknown = window.notes
     assert note == f"{len(wanted)} of 40 problems, contests of 2023-09-02 to 2023-12-23"
     assert unknown.startswith("contamination: unknown; --cutoff")
     assert window.data_sha256 == benchmark.data_sha256
@@ -365,12 +365,12 @@ def test_window_keeps_what_the_official_filter_keeps(benchmark: LiveCodeBench) -
 
 def test_a_window_that_reaches_before_the_cutoff_says_so() -> None:
     cutoff = datetime(2024, 1, 27)
-    (_, note) = LiveCodeBench([data_file()], Window(cutoff=cutoff)).traits.notes
+    (_, note) = LiveCodeBench([data_file()], Window(cutoff=cutoff)).notes
     assert note.startswith("contamination: 36 of 40 problems are not newer than the cut-off 2024-")
     clean = LiveCodeBench([data_file()], Window(first=datetime(2024, 1, 28), cutoff=cutoff))
     assert len(clean.tasks) == 4
-    assert len(clean.traits.notes) == 1
-    dated = LiveCodeBench([data_file()], Window(cutoff=cutoff)).traits.groups
+    assert len(clean.notes) == 1
+    dated = LiveCodeBench([data_file()], Window(cutoff=cutoff)).groups
     newer = {name for name, groups in dated.items() if groups[1] == "after 2024-01-27"}
     assert newer == {*clean.tasks}
 
@@ -574,7 +574,7 @@ def test_recorded_samples_and_mutants_get_the_official_verdicts(
         programs.append([row["question_id"], inputs, outputs, job.entry_point or None, code])
         jobs.append(job)
     theirs = official("verdicts", programs, tmp_path)
-    with Sandbox(2, preload=benchmark.traits.preload) as sandbox:
+    with Sandbox(2, preload=benchmark.preload) as sandbox:
         ours = {outcome.job_id: code_of(outcome) for outcome in sandbox.run_many(jobs)}
     # An exit in a function that is called ends the harness (-5), here it is a runtime error.
     assert ours == {name: -4 if code == -5 else code for name, code in theirs.items()}

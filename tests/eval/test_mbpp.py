@@ -16,9 +16,10 @@ from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.humaneval import HumanEval
 from apr.eval.benchmarks.mbpp import SPLITS, Mbpp
 from apr.eval.benchmarks.task import PromptStyle, Task
+from apr.eval.generators import Submission
 from apr.eval.run.evaluate import evaluate
 from apr.eval.run.judging import judged_by_reference
-from apr.eval.run.samples import score_samples
+from apr.eval.run.score import score_samples
 from apr.sandbox import Sandbox
 
 from .runs import SETTINGS, Canned
@@ -117,13 +118,17 @@ def test_completions(mbpp: Mbpp) -> None:
 
 def judged(benchmark: Mbpp, programs: dict[str, tuple[Task, str]]) -> dict[str, bool]:
     """Verdicts as a score has them: what is late gets the time its reference needs."""
-    rows = [(task, program, name) for name, (task, program) in programs.items()]
+    samples = {
+        f"{task.task_id}#{number}": Submission(task.task_id, number, program)
+        for number, (task, program) in enumerate(programs.values())
+    }
     with Sandbox() as sandbox:
-        found = {o.job_id: o for o in sandbox.run_many(benchmark.job(*row) for row in rows)}
-        late = [row for row in rows if found[row[2]].verdict == "timeout"]
+        jobs = (sample.job(benchmark) for sample in samples.values())
+        found = {o.job_id: o for o in sandbox.run_many(jobs)}
+        late = [samples[name] for name, o in found.items() if o.verdict == "timeout"]
         found |= {o.job_id: o for o in judged_by_reference(benchmark, sandbox, late)}
     assert [o for o in found.values() if o.verdict == "sandbox-error"] == []
-    return {name: outcome.passed for name, outcome in found.items()}
+    return {name: found[job].passed for name, job in zip(programs, samples, strict=True)}
 
 
 def by_asserts(programs: dict[str, tuple[Task, str]]) -> dict[str, bool]:

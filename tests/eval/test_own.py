@@ -15,10 +15,10 @@ from apr.common.errors import AprError, UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.humaneval import BASE_STOP, HumanEval
 from apr.eval.benchmarks.own import WORDS_STOP, OwnBenchmark
-from apr.eval.benchmarks.task import PromptStyle, traits_of
+from apr.eval.benchmarks.task import PromptStyle
 from apr.eval.history.read import read_run, whole_programs
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.samples import run_references, score_samples
+from apr.eval.run.score import run_references, score_samples
 from apr.eval.run.suite import evaluate_suite, is_suite
 from apr.sandbox import Sandbox
 
@@ -144,7 +144,7 @@ def test_optional_fields(tmp_path: Path) -> None:
     assert benchmark.prompt(benchmark.tasks["rev"], PromptStyle("base")).stop == WORDS_STOP
     assert benchmark.job(area, "", "j").time_limit == 9
     assert benchmark.job(area, "", "j", reference_seconds=2).time_limit == 20
-    assert traits_of(benchmark).groups == {"area": ("easy",), "rev": ("b",)}
+    assert benchmark.groups == {"area": ("easy",), "rev": ("b",)}
     assert benchmark.prompt(area, PromptStyle("base")).stop != BASE_STOP
 
 

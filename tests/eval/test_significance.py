@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apr.eval.history.compare import FINEST, holm, mcnemar, permutation_p
-from apr.eval.run.scoring import mean_interval
+from apr.eval.run.result import mean_interval
 
 # (fixed, broken) -> statsmodels mcnemar([[5, fixed], [broken, 9]], exact=True).pvalue, which
 # scipy.stats.binomtest(fixed, fixed + broken, 0.5).pvalue equals to the last digit.

@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from apr.cli.eval_output import NAMED, summary_table
 from apr.eval.benchmarks import load_benchmark
-from apr.eval.benchmarks.task import Benchmark, Task, traits_of
+from apr.eval.benchmarks.task import Benchmark, Task
+from apr.eval.generators import Submission
 from apr.eval.history.read import read_run
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.result import NAMED, summary_table
-from apr.eval.run.samples import score_samples
+from apr.eval.run.score import score_samples
 from apr.eval.run.store import StoredVerdict
 from apr.eval.run.suspect import repeated, suspects, suspicions
 from sandbox import hostile, hostile_cases, hostile_unittest
@@ -248,16 +249,15 @@ def flagged(
 ) -> dict[tuple[str, int], list[str]]:
     """Suspects among (task id, row, whether it passed)."""
     counts: Counter[str] = Counter()
-    verdicts, programs = [], {}
+    verdicts, submitted = [], {}
     for task_id, row, passed in samples:
         found = verdict(task_id, passed, counts[task_id])
         counts[task_id] += 1
-        task = benchmark.tasks[task_id]
-        program = benchmark.program(task, row)
+        program = benchmark.program(benchmark.tasks[task_id], row)
         verdicts.append(found)
-        programs[task_id, found.sample] = (program.removeprefix(task.prompt), program)
+        submitted[found.place] = Submission(*found.place, program)
     assert verdicts
-    return suspects(benchmark, verdicts, programs)
+    return suspects(benchmark, verdicts, submitted)
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -280,7 +280,7 @@ def test_what_models_wrote_is_not_suspect(name: str) -> None:
             status = row.get("plus_status") or row.get("status") or row["graded_list"][0]
             samples += [
                 (sample["task_id"], dict(sample), status in ("pass", True))
-                for sample in traits_of(benchmark).read_row(row, name)
+                for sample in benchmark.read_row(row, name)
             ]
     assert sum(passed for *_, passed in samples) > 20
     assert flagged(benchmark, samples) == {}

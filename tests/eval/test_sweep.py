@@ -14,7 +14,7 @@ from rich.console import Console
 
 from apr.common.errors import AprError, UsageError
 from apr.eval.benchmarks.task import Task
-from apr.eval.generators.model import Model
+from apr.eval.generators import Model
 from apr.eval.history.compare import compare, mcnemar
 from apr.eval.history.read import find_runs, read_run
 from apr.eval.history.sweep import SweepResult, run_sweep, sweep_table

@@ -207,7 +207,7 @@ def print_result(result: Result, per_task: bool) -> None:
     """The tables of a result on standard output."""
     from rich.console import Console
 
-    from apr.eval.run.result import summary_table, task_table
+    from apr.cli.eval_output import summary_table, task_table
 
     console = Console()
     if per_task:
@@ -228,8 +228,7 @@ def print_suite(found: SuiteResult, per_task: bool, samples: int) -> None:
     """The table of several benchmarks, and what was left out."""
     from rich.console import Console
 
-    from apr.eval.run.result import task_table
-    from apr.eval.run.suite import suite_table
+    from apr.cli.eval_output import suite_table, task_table
 
     console = Console()
     for result, folder in found.runs:

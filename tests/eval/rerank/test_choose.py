@@ -18,12 +18,12 @@ import pytest
 from apr.common.errors import AprError, UsageError
 from apr.engine.request import Sampling
 from apr.eval.benchmarks.task import Task
-from apr.eval.generators.model import Answer
+from apr.eval.generators import Answer
 from apr.eval.rerank.behaviour import INPUTS, UNSEEN, Behaviour, Candidate, behaviours, canonical
 from apr.eval.rerank.choose import Choice, choose_by, majority, normal_form
 from apr.eval.rerank.visible import Question
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.samples import score_samples
+from apr.eval.run.score import score_samples
 from apr.eval.run.store import Store
 from apr.sandbox import Sandbox
 from apr.sandbox.extensions import Opaque

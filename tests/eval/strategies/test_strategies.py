@@ -15,7 +15,7 @@ from apr.common.errors import UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.humaneval import HumanEval
 from apr.eval.benchmarks.task import PromptStyle
-from apr.eval.generators.model import Answer, Ask
+from apr.eval.generators import Answer, Ask
 from apr.eval.run.evaluate import evaluate
 from apr.eval.run.request import shown_prompts
 from apr.eval.strategies.checks import failures, visible_check

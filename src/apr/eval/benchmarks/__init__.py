@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from apr.common.errors import UsageError
-from apr.eval.benchmarks.task import Benchmark, Window
+from apr.eval.benchmarks.task import ROW_FILES, Benchmark, Window
 
 NAMES = (
     "humaneval",
@@ -31,7 +31,6 @@ GROUPS: dict[str, tuple[str, ...]] = {  # names for several
     "infilling": ("infilling-single-line", "infilling-multi-line", "infilling-random-span"),
     ALL: NAMES,
 }
-ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")  # of a benchmark of the user's own
 
 
 def load_benchmark(
@@ -59,7 +58,7 @@ def load_benchmark(
     if is_file_name(name):
         if data is not None:
             raise UsageError(f"--data {data}: {name} is a file of tasks itself", "leave it out")
-        from apr.eval.benchmarks.own_file import load_own
+        from apr.eval.benchmarks.own import load_own
 
         return load_own(name)
     if name == "humaneval":

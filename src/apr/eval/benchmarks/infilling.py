@@ -12,11 +12,10 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from apr.common.rows import read_task_rows
 from apr.eval.benchmarks.humaneval import BASE_STOP, REFERENCE_FACTOR, TIME_LIMIT
-from apr.eval.benchmarks.task import Mode, Prompt, PromptStyle, Task
+from apr.eval.benchmarks.task import Benchmark, Mode, Prompt, PromptStyle, Task
 from apr.eval.code.extraction import cut_at
 from apr.hub.data_files import find_data
 from apr.sandbox import Job
@@ -31,8 +30,8 @@ class Gap(Task):
     suffix: str
 
 
-class Infilling:
-    """See `task.Benchmark`. name: infilling-single-line, -multi-line, -random-span or
+class Infilling(Benchmark):
+    """name: infilling-single-line, -multi-line, -random-span or
     -random-span-light.
     """
 
@@ -68,15 +67,13 @@ class Infilling:
         whole_lines = "-line" in self.name and not text.endswith("\n")
         return text + "\n" if whole_lines else text
 
-    def program(self, task: Task, row: Mapping[str, Any]) -> str:
-        if isinstance(row.get("completion"), str):
-            return task.prompt + row["completion"] + self._gaps[task.task_id].suffix
-        return row["solution"]
+    def whole(self, task: Task, completion: str) -> str:
+        return task.prompt + completion + self._gaps[task.task_id].suffix
 
     def job(self, task: Task, program: str, job_id: str, reference_seconds: float = 0.0) -> Job:
         # Some tests call helpers that HumanEval's prompts define. A prefix may end anywhere and
         # need not parse; the solved problem does, and is as trusted.
-        solved = self.program(task, {"completion": task.canonical_solution})
+        solved = self.whole(task, task.canonical_solution)
         return Job(
             job_id=job_id,
             program=program,

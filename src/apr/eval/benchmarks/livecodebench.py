@@ -22,7 +22,7 @@ from apr.eval.benchmarks.livecodebench_data import (
     read_problems,
     read_public_cases,
 )
-from apr.eval.benchmarks.task import Newline, Prompt, PromptStyle, Task, Traits, Window
+from apr.eval.benchmarks.task import Benchmark, Newline, Prompt, PromptStyle, Task, Window
 from apr.sandbox import DEFAULT_PRELOAD, Job
 
 TIME_LIMIT = 6.0  # a test
@@ -87,8 +87,8 @@ _STDIN_EXAMPLE_ANSWER = (
 )
 
 
-class LiveCodeBench:
-    """See `apr.eval.benchmarks.task.Benchmark`. A sample's completion is its program, whole.
+class LiveCodeBench(Benchmark):
+    """A sample's completion is its program, whole.
 
     data: its files (test.jsonl, test2.jsonl, … of code_generation_lite make up the releases).
     window: contest dates that count.
@@ -97,6 +97,10 @@ class LiveCodeBench:
     name = "livecodebench"
     version = "livecodebench-1"
     newline: Newline = "keep"
+    prefill = False
+    max_tokens = 2000
+    base_examples = True
+    preload = PRELOAD
 
     def __init__(self, data: Sequence[Path], window: Window | None = None) -> None:
         window = window or Window()
@@ -113,16 +117,8 @@ class LiveCodeBench:
             name: Task(name, problem.content, problem.function, test="", canonical_solution="")
             for name, problem in self._problems.items()
         }
-        self.traits = Traits(
-            groups=_groups(self._problems, window),
-            notes=_notes(self._problems, len(known), window),
-            preload=PRELOAD,
-            max_tokens=2000,
-            prefill=False,
-            base_examples=True,
-            read_row=self._samples,
-            export=_export,
-        )
+        self.groups = _groups(self._problems, window)
+        self.notes = _notes(self._problems, len(known), window)
 
     def prompt(self, task: Task, style: PromptStyle) -> Prompt:
         problem = self._problems[task.task_id]
@@ -146,9 +142,8 @@ class LiveCodeBench:
     def completion(self, task: Task, text: str, style: PromptStyle) -> str:
         return text.strip() if style.mode == "base" else last_block(text)
 
-    def program(self, task: Task, row: Mapping[str, Any]) -> str:
-        completion = row.get("completion")
-        return completion if isinstance(completion, str) else row["solution"]
+    def whole(self, task: Task, completion: str) -> str:
+        return completion
 
     def job(self, task: Task, program: str, job_id: str, reference_seconds: float = 0.0) -> Job:
         """There are no reference solutions, so the limit is the same everywhere."""
@@ -171,7 +166,7 @@ class LiveCodeBench:
             judge="functional" if problem.function else "stdin",
         )
 
-    def _samples(self, row: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
+    def read_row(self, row: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
         """Rows of LiveCodeBench's own files: `question_id` and `code_list`, or `output_list` of
         chat answers. What is outside the window is left out.
         """
@@ -188,6 +183,16 @@ class LiveCodeBench:
             )
         codes = texts if field == "code_list" else [last_block(text) for text in texts]
         return [{"task_id": question_id, "solution": code} for code in codes]
+
+    def export(self, samples: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+        """The file that LiveCodeBench's custom_evaluator reads."""
+        questions: dict[str, dict[str, Any]] = {}
+        for task_id, completion, text in samples:
+            empty: dict[str, Any] = {"question_id": task_id, "code_list": [], "output_list": []}
+            entry = questions.setdefault(task_id, empty)
+            entry["code_list"].append(completion)
+            entry["output_list"].append(text)
+        return {"livecodebench.json": json.dumps(list(questions.values()), indent=1) + "\n"}
 
 
 def question(problem: Problem) -> str:
@@ -262,14 +267,3 @@ def _notes(problems: Mapping[str, Problem], known: int, window: Window) -> tuple
                 f" {cutoff:%Y-%m-%d}, so the model may have seen them"
             )
     return tuple(notes)
-
-
-def _export(rows: Iterable[tuple[str, str, str]]) -> dict[str, str]:
-    """The file that LiveCodeBench's custom_evaluator reads. rows: (task id, completion, text)."""
-    questions: dict[str, dict[str, Any]] = {}
-    for task_id, completion, text in rows:
-        empty: dict[str, Any] = {"question_id": task_id, "code_list": [], "output_list": []}
-        entry = questions.setdefault(task_id, empty)
-        entry["code_list"].append(completion)
-        entry["output_list"].append(text)
-    return {"livecodebench.json": json.dumps(list(questions.values()), indent=1) + "\n"}

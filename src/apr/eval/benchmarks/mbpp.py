@@ -17,8 +17,8 @@ from typing import Any
 from apr.common.errors import UsageError
 from apr.common.rows import read_rows
 from apr.eval.benchmarks.asserts import stands_alone, tested_function
-from apr.eval.benchmarks.humaneval import PREFILL, PREFILL_STOP, QUESTION
-from apr.eval.benchmarks.task import Newline, Prompt, PromptStyle, Task, Traits
+from apr.eval.benchmarks.humaneval import QUESTION, asked
+from apr.eval.benchmarks.task import Benchmark, Newline, Prompt, PromptStyle, Task
 from apr.eval.code.extraction import chat_code, cut_at, parse
 from apr.hub.data_files import find_data
 from apr.sandbox import Job
@@ -45,8 +45,8 @@ class _Problem:
     asserts: tuple[str, ...]
 
 
-class Mbpp:
-    """See `task.Benchmark`. Sample rows hold the whole program, as `completion` or
+class Mbpp(Benchmark):
+    """Sample rows hold the whole program, as `completion` or
     `solution`; task ids are "Mbpp/11", as EvalPlus writes them.
 
     name: "mbpp" or "mbpp-sanitized". split: which part; None is all. `newline`: the field's base
@@ -54,6 +54,7 @@ class Mbpp:
     """
 
     newline: Newline = "keep"
+    base_examples = True
 
     def __init__(
         self,
@@ -66,7 +67,6 @@ class Mbpp:
         path = find_data(name, data)
         problems = {problem.number: problem for problem in _read_problems(path)}
         self.data_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        self.traits = Traits(base_examples=True)
         self._examples = [problems[n] for n in EXAMPLES if n in problems]
         first, last = SPLITS[split] if split else (1, 974)
         self._problems = {
@@ -87,12 +87,7 @@ class Mbpp:
         first assert.
         """
         if style.mode == "chat":
-            return Prompt(
-                text=None,
-                messages=[{"role": "user", "content": QUESTION.format(prompt=task.prompt)}],
-                prefill=PREFILL if style.prefill else "",
-                stop=PREFILL_STOP if style.prefill else (),
-            )
+            return asked(QUESTION.format(prompt=task.prompt), style.prefill)
         if len(self._examples) < len(EXAMPLES):
             raise UsageError(
                 f"the data of {self.name} lacks task_id 2, 3 and 4, the examples of its prompt",
@@ -109,9 +104,8 @@ class Mbpp:
             return cut_at(text, BASE_STOP).lstrip("\n")
         return chat_code(text, task.entry_point, fenced=style.prefill)
 
-    def program(self, task: Task, row: Mapping[str, Any]) -> str:
-        completion = row.get("completion")
-        return completion if isinstance(completion, str) else row["solution"]
+    def whole(self, task: Task, completion: str) -> str:
+        return completion
 
     def job(self, task: Task, program: str, job_id: str, reference_seconds: float = 0.0) -> Job:
         # In one namespace, what the test imports is there for the program, too.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from types import MappingProxyType
+from typing import Any, Literal
 
 from apr.sandbox import DEFAULT_PRELOAD, Job, Sandbox
 from apr.sandbox.interpreter import Interpreter
 
 Mode = Literal["base", "chat", "psm", "spm", "prefix"]
 Newline = Literal["strip", "keep", "add"]
+ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")  # of a benchmark of the user's own
 
 
 @dataclass(frozen=True)
@@ -86,56 +89,21 @@ class Window:
         return f"{ends[0] or 'the beginning'} to {ends[1] or 'the end'}"
 
 
-def _one_sample(row: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
-    return [row]
+class Benchmark(ABC):
+    """What an evaluation knows of a benchmark. A new one states the first four attributes and the
+    abstract methods; the rest is as most benchmarks have it.
 
-
-@dataclass(frozen=True)
-class Traits:
-    """Where benchmarks may differ from what most do.
-
-    groups: task id -> groups that get a score of their own. notes: to be told with every score.
-    preload: modules that programs find imported. max_tokens: of a sample, by default. prefill:
-    whether there is a beginning of the answer to give. read_row: the samples (`task_id`,
-    `completion` or `solution`) of a row of a samples file; told where it is, for its UsageError.
+    name: as on the command line. version: names prompt and extraction rules.
+    modes: the modes its tasks can be put in, the usual one first; where that is base and there is
+    chat, chat is the usual one of a model with a chat template. newline: the usual end of base
+    prompts. prefill: whether there is a beginning of the answer to give. max_tokens: of a sample,
+    by default. base_examples: whether base prompts show solved problems already. writes_code:
+    whether a sample is a program of the model's, which strategies ask for.
     one_object: whether a samples file may be a single JSON object, which is then the one row.
-    references: whether the reference solutions are run before anything counts, because what is
-    installed decides which tests can pass (references.py).
-    parts: of the tests, whose score alone is told as well (Job.parts).
-    base_examples: whether base prompts show solved problems already.
-    writes_code: whether a sample is a program of the model's, which strategies ask for.
-    export: further files of a run, name -> text, from (task id, completion, text) of each sample.
-    """
-
-    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    preload: tuple[str, ...] = DEFAULT_PRELOAD
-    max_tokens: int = 512
-    prefill: bool = True
-    references: bool = False
-    one_object: bool = False
-    read_row: Callable[[Mapping[str, Any], str], list[Mapping[str, Any]]] = _one_sample
-    parts: tuple[str, ...] = ()
-    base_examples: bool = False
-    writes_code: bool = True
-    export: Callable[[Iterable[tuple[str, str, str]]], dict[str, str]] = lambda rows: {}
-
-
-class Benchmark(Protocol):
-    """name: as on the command line. version: names prompt and extraction rules.
-
-    A benchmark may also have
-    modes: the modes its tasks can be put in, the usual one first. Default: base and chat, chat
-        being the usual one of a model with a chat template.
-    newline: the usual end of its base prompts. Default: "strip".
-    prepare(sandbox, interpreter, tasks, progress): what has to be found out before any of these
-        tasks is judged.
-    exemplar_question(prompt): how it asks the model about another problem, in chat. Default: as
-        `prompt` does with a task that has this prompt.
-    visible_job(task, program, job_id): how a program is judged by the examples that the model is
-        shown. Default: by those found in the prompt's text.
-    measure(samples): scores of (task id, completion) pairs that need no execution.
-    traits: see there.
+    preload: modules that programs find imported. references: whether the reference solutions are
+    run before anything counts, because what is installed decides which tests can pass.
+    parts: of the tests, whose score alone is told as well (Job.parts). groups: task id -> groups
+    that get a score of their own. notes: to be told with every score.
     """
 
     name: str
@@ -143,46 +111,72 @@ class Benchmark(Protocol):
     data_sha256: str
     tasks: Mapping[str, Task]
 
+    modes: tuple[Mode, ...] = ("base", "chat")
+    newline: Newline = "strip"
+    prefill: bool = True
+    max_tokens: int = 512
+    base_examples: bool = False
+    writes_code: bool = True
+    one_object: bool = False
+    preload: tuple[str, ...] = DEFAULT_PRELOAD
+    references: bool = False
+    parts: tuple[str, ...] = ()
+    groups: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    notes: tuple[str, ...] = ()
+
+    @abstractmethod
     def prompt(self, task: Task, style: PromptStyle) -> Prompt:
         """What the model is asked."""
-        ...
 
+    @abstractmethod
     def completion(self, task: Task, text: str, style: PromptStyle) -> str:
         """The official `completion` of a sample: what follows the task's prompt in a program."""
-        ...
 
-    def program(self, task: Task, row: Mapping[str, Any]) -> str:
-        """The whole program of an official sample row (`completion` or `solution`)."""
-        ...
-
+    @abstractmethod
     def job(self, task: Task, program: str, job_id: str, reference_seconds: float = 0.0) -> Job:
         """How the sandbox judges a program.
 
         reference_seconds: CPU time of the canonical solution here, where it was measured; a
         slow one lengthens the time limit.
         """
-        ...
 
+    def program(self, task: Task, row: Mapping[str, Any]) -> str:
+        """The whole program of an official sample row (`completion` or `solution`)."""
+        completion = row.get("completion")
+        return self.whole(task, completion) if isinstance(completion, str) else row["solution"]
 
-def measured(benchmark: Benchmark, samples: Iterable[tuple[str, str]]) -> dict[str, float]:
-    """What a benchmark says of (task id, completion) pairs without running them, if anything."""
-    measure = getattr(benchmark, "measure", None)
-    return {} if measure is None else measure(samples)
+    def whole(self, task: Task, completion: str) -> str:
+        """The program that a completion makes: here it follows the task's prompt."""
+        return task.prompt + completion
 
+    def exemplar_question(self, prompt: str) -> str | None:
+        """How the model is asked about another problem, in chat; None: as `prompt` does with a
+        task that has this prompt.
+        """
+        return None
 
-def prepare(
-    benchmark: Benchmark,
-    sandbox: Sandbox,
-    interpreter: Interpreter,
-    tasks: Sequence[Task],
-    progress: bool,
-) -> None:
-    """Have a benchmark find out what it needs to judge these tasks, if anything."""
-    own = getattr(benchmark, "prepare", None)
-    if own is not None:
-        own(sandbox, interpreter, tasks, progress)
+    def visible_job(self, task: Task, program: str, job_id: str) -> Job | None:
+        """How a program is judged by the examples that the model is shown; None: by those that
+        are found in the prompt's text.
+        """
+        return None
 
+    def prepare(
+        self, sandbox: Sandbox, interpreter: Interpreter, tasks: Sequence[Task], progress: bool
+    ) -> None:
+        """Find out what is needed to judge these tasks; here nothing is."""
+        return None
 
-def traits_of(benchmark: Benchmark) -> Traits:
-    """Its traits, those of most if it states none."""
-    return getattr(benchmark, "traits", Traits())
+    def read_row(self, row: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
+        """The samples (`task_id`, `completion` or `solution`) of a row of a samples file. where:
+        the place of the row, for UsageError.
+        """
+        return [row]
+
+    def measure(self, samples: Iterable[tuple[str, str]]) -> dict[str, float]:
+        """Scores of (task id, completion) pairs that need no execution; here there are none."""
+        return {}
+
+    def export(self, samples: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+        """Further files of a run, name -> text, from (task id, completion, text) of each sample."""
+        return {}

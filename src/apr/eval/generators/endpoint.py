@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 from apr.common.errors import AprError, UsageError
 from apr.engine.request import Sampling
-from apr.eval.benchmarks.task import Benchmark, PromptStyle, traits_of
+from apr.eval.benchmarks.task import Benchmark, PromptStyle
 from apr.eval.code.extraction import cut_at
+from apr.eval.generators import PROMPT_TOO_LONG, Answer, Ask, Generator, Model
 from apr.eval.generators.endpoint_client import Client, Refused, normal_url
-from apr.eval.generators.model import PROMPT_TOO_LONG, Answer, Ask, Generator, Model
 from apr.eval.run.settings import EvalSettings
 
 _CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
@@ -105,7 +105,7 @@ class _Request:
 
 
 class EndpointGenerator:
-    """Samples from a server; see `apr.eval.generators.model.Generator`.
+    """Samples from a server; see `apr.eval.generators.Generator`.
 
     At most `max_concurrency` samples are under way at a time. A task's samples are asked for in
     one request; where the server gives fewer, the others follow one by one. Raises AprError for
@@ -118,7 +118,7 @@ class EndpointGenerator:
         self._client = Client(url, settings.request_timeout)
         self._settings, self._style = settings, style
         self._path = "/chat/completions" if style.mode == "chat" else "/completions"
-        self._max_tokens = settings.max_tokens or traits_of(benchmark).max_tokens
+        self._max_tokens = settings.max_tokens or benchmark.max_tokens
         found = self._find_model()
         self._dialect = _dialect(url, found)
         if style.mode == "chat" and style.prefill and self._dialect.prefill is None:

@@ -1,76 +1,24 @@
-"""What an evaluation needs of a model: to be asked, and to be told from others."""
+"""Models that apr runs itself: the one place where evaluation meets the engine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import groupby
+from statistics import fmean
+from typing import TYPE_CHECKING
 
 from apr.common.errors import AprError, UsageError
-from apr.eval.benchmarks.task import Benchmark, Prompt, PromptStyle
+from apr.engine.request import PromptTooLong, TextRequest
+from apr.eval.benchmarks.task import Benchmark, PromptStyle
+from apr.eval.generators import PROMPT_TOO_LONG, Answer, Ask, Generator, Model
 from apr.eval.run.settings import EvalSettings
 
 if TYPE_CHECKING:
     from apr.engine.session import Session
+    from apr.model.opened import OpenedModel
     from apr.text import Tokenizer
-
-PROMPT_TOO_LONG = "prompt_too_long"  # finish_reason of a task that the model could not be asked
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One prompt and the numbers of the samples wanted of it. seed: of the task's samples."""
-
-    task_id: str
-    prompt: Prompt
-    samples: tuple[int, ...]
-    seed: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One generated sample, whatever made it. mean_logprob: natural, of its tokens under the
-    model's own distribution; None where unknown.
-    """
-
-    task_id: str
-    sample: int
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    tokens: int
-    seconds: float
-    mean_logprob: float | None = None
-
-
-class Generator(Protocol):
-    """Makes samples: asks in, answers out in any order."""
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        """How the model runs (dtype, device, kernels), for the records."""
-        ...
-
-    def __call__(self, asks: Iterable[Ask]) -> Iterator[Answer]: ...
-
-
-@dataclass(frozen=True)
-class Model:
-    """What identifies a model in a run, and how to get its generator (which loads it).
-
-    fim_orders: the fill-in-the-middle prompts it was trained on ("psm", "spm"). remote: a server
-    has it, with a chat template, dtype and device that only the server knows. takes_system: its
-    chat template shows system messages.
-    """
-
-    name: str
-    fingerprint: str
-    chat_template: str | None
-    load: Callable[[Benchmark, PromptStyle, EvalSettings], Generator]
-    fim_orders: tuple[str, ...] = ()
-    remote: bool = False
-    takes_system: bool = True
 
 
 def find_model(settings: EvalSettings) -> Model:
@@ -96,13 +44,9 @@ def local_model(settings: EvalSettings) -> Model:
 
     @cache
     def session() -> Session:
-        from apr.eval.generators.generation import load_session
-
-        return load_session(settings)
+        return load_session(opened, settings)
 
     def load(benchmark: Benchmark, style: PromptStyle, settings: EvalSettings) -> Generator:
-        from apr.eval.generators.generation import SessionGenerator
-
         return SessionGenerator(session(), benchmark, style, settings)
 
     return Model(
@@ -125,3 +69,94 @@ def _takes_system(tokenizer: Tokenizer) -> bool:
         return text in tokenizer.render_chat(messages)
     except AprError:  # many templates refuse
         return False
+
+
+def load_session(opened: OpenedModel, settings: EvalSettings) -> Session:
+    """Load the weights, and say how the model runs."""
+    from apr.engine.session import Session
+
+    session = Session.load(
+        opened,
+        dtype=settings.dtype,
+        device=settings.device,
+        max_concurrency=settings.max_concurrency,
+        fim_tokens=settings.fim_tokens,
+    )
+    if settings.progress:
+        facts = session.describe()
+        how = f"{facts['dtype']} on {facts['device']}, {facts['kernels']} kernels"
+        print(f"apr: {how}; {facts['cache']}", file=sys.stderr)
+        if facts["kernels_note"]:
+            print(f"apr: compiled kernels not used: {facts['kernels_note']}", file=sys.stderr)
+        for note in session.opened.notes:
+            print(f"apr: {note}", file=sys.stderr)
+    return session
+
+
+class SessionGenerator:
+    """Samples of a loaded model; see `Generator`."""
+
+    def __init__(
+        self, session: Session, benchmark: Benchmark, style: PromptStyle, settings: EvalSettings
+    ) -> None:
+        self._session, self._benchmark = session, benchmark
+        self._style, self._settings = style, settings
+        self.description = session.describe()
+
+    def __call__(self, asks: Iterable[Ask]) -> Iterator[Answer]:
+        refused: list[Answer] = []
+        for done in self._session.generate(self._fitting(asks, refused)):
+            yield Answer(
+                task_id=done.request_id,
+                sample=done.sample_index,
+                text=done.text,
+                finish_reason=done.finish_reason,
+                prompt_tokens=done.prompt_tokens,
+                tokens=done.tokens_generated,
+                seconds=done.seconds,
+                mean_logprob=fmean(done.logprobs) if done.logprobs else None,
+            )
+        yield from refused
+
+    def _fitting(self, asks: Iterable[Ask], refused: list[Answer]) -> Iterator[TextRequest]:
+        """The requests whose prompts fit the context; the others as empty answers in `refused`."""
+        for request in self._requests(asks):
+            task, first = request.request_id, request.sample_offset
+            try:
+                self._session.check(request)
+            except PromptTooLong as error:
+                refused += [
+                    Answer(task, sample, "", PROMPT_TOO_LONG, error.tokens, 0, 0.0)
+                    for sample in range(first, first + request.n)
+                ]
+            except UsageError as error:
+                raise UsageError(f"task {task}: {error.message}", error.hint) from None
+            else:
+                yield request
+
+    def _requests(self, asks: Iterable[Ask]) -> Iterator[TextRequest]:
+        settings = self._settings
+        for ask in asks:
+            for first, count in _runs(ask.samples):
+                yield TextRequest(
+                    request_id=ask.task_id,
+                    prompt=ask.prompt.text,
+                    suffix=ask.prompt.suffix,
+                    order="spm" if self._style.mode == "spm" else "psm",
+                    messages=ask.prompt.messages,
+                    prefill=ask.prompt.prefill,
+                    n=count,
+                    sample_offset=first,
+                    max_tokens=settings.max_tokens or self._benchmark.max_tokens,
+                    sampling=settings.sampling,
+                    stop=ask.prompt.stop,
+                    seed=ask.seed,
+                    logprobs=settings.n_samples > 1,
+                )
+
+
+def _runs(samples: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Neighbouring numbers as (first, count)."""
+    for _, group in groupby(enumerate(sorted(samples)), key=lambda pair: pair[1] - pair[0]):
+        numbers = [number for _, number in group]
+        yield numbers[0], len(numbers)

@@ -7,15 +7,59 @@ A folder has one folder a task, named after it with _ for /, and in it programs 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from apr.common.errors import UsageError
 from apr.common.rows import is_object, is_unicode, read_object, read_rows
-from apr.eval.benchmarks.task import Benchmark, traits_of
+from apr.eval.benchmarks.task import Benchmark
+from apr.eval.generators import Source, Submission, Submissions
 
 RESULTS = "eval_results.json"
+
+
+class SampleFile(Source):
+    """Samples from a file or folder as a `Source`. Rows of the same task are its samples, numbered
+    from 0; all of them are there already.
+    """
+
+    def __init__(self, path: Path, benchmark: Benchmark, allow_partial: bool = False) -> None:
+        """Raises UsageError naming file, line and field, and unless allow_partial for tasks that
+        have no sample.
+        """
+        self._benchmark, self._rows = benchmark, read_samples(path, benchmark)
+        counts = Counter(row["task_id"] for row in self._rows)
+        missing = [task for task in benchmark.tasks if task not in counts]
+        if missing and not allow_partial:
+            raise UsageError(
+                f"{path} has no sample of {len(missing)} of {len(benchmark.tasks)} tasks,"
+                f" first {missing[0]}",
+                "--allow-partial scores the others alone",
+            )
+        self.name = path.name
+        self.identity = {
+            "benchmark": benchmark.version,
+            "data": benchmark.data_sha256[:16],
+            "samples": samples_sha256(path)[:16],
+        }
+        self.tasks = [benchmark.tasks[name] for name in counts]
+        self.most = max(counts.values())  # samples of a task
+        self.total, self.ready = len(self._rows), None
+
+    def samples(self, made: Callable[[int], None]) -> Submissions:
+        counts: Counter[str] = Counter()
+        for row in self._rows:
+            name, completion = row["task_id"], row.get("completion")
+            program = self._benchmark.program(self._benchmark.tasks[name], row)
+            text = completion if isinstance(completion, str) else None
+            yield Submission(name, counts[name], program, text)
+            counts[name] += 1
+
+    def generation(self, counted: Sequence[Submission]) -> Mapping[str, Any]:
+        completions = [(s.task_id, s.completion) for s in counted if s.completion is not None]
+        return self._benchmark.measure(completions)
 
 
 def read_samples(path: Path, benchmark: Benchmark) -> list[Mapping[str, Any]]:
@@ -62,9 +106,9 @@ def _found(path: Path, benchmark: Benchmark) -> Iterator[tuple[str, Mapping[str,
     elif path.name.removesuffix(".gz").endswith(RESULTS):
         yield from _results(path)
     else:
-        for number, row in _rows(path, traits_of(benchmark).one_object):
+        for number, row in _rows(path, benchmark.one_object):
             where = f"{path} line {number}"
-            for sample in traits_of(benchmark).read_row(row, where):
+            for sample in benchmark.read_row(row, where):
                 yield where, sample
 
 

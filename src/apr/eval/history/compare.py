@@ -13,8 +13,7 @@ import numpy as np
 from apr.common.errors import UsageError
 from apr.eval.history.read import Run, Written, select
 from apr.eval.history.table import shown_samples
-from apr.eval.run.result import natural, percent
-from apr.eval.run.scoring import mean_interval, pass_at_k
+from apr.eval.run.result import mean_interval, natural, pass_at_k, percent
 
 if TYPE_CHECKING:
     from rich.table import Table

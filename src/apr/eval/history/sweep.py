@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from apr.common.errors import AprError, UsageError
 from apr.common.files import write_json
 from apr.eval.benchmarks import ALL
-from apr.eval.generators.model import Model, find_model
+from apr.eval.generators import Model
+from apr.eval.generators.model import find_model
 from apr.eval.history.compare import Comparison, chance, compare, holm
 from apr.eval.history.read import Run, summary
 from apr.eval.history.sweep_file import Row, read_sweep, sweep_rows

@@ -12,16 +12,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from apr.common.errors import UsageError
-from apr.eval.benchmarks.task import Benchmark, traits_of
+from apr.eval.benchmarks.task import Benchmark
+from apr.eval.generators import Submission
 from apr.eval.history.read import Run
-from apr.eval.run.result import natural, percent
-from apr.eval.run.scoring import benchmark_pass_at_k, confidence_interval
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from apr.eval.run.result import benchmark_pass_at_k, confidence_interval, natural
 
 # Words of a reference solution that nobody writes by chance: of 877 recorded samples of two models
 # 31 repeat their reference, and none of these has more than 15 words.
@@ -30,20 +27,20 @@ _WORD = re.compile(r"\w+")
 
 
 def repeated_references(
-    benchmark: Benchmark, programs: Mapping[tuple[str, int], str]
+    benchmark: Benchmark, samples: Mapping[tuple[str, int], Submission]
 ) -> dict[str, Any]:
     """Samples that hold the reference solution of their task, word for word, layout aside.
 
-    programs: (task id, sample) -> whole program. Returns {"samples", "of", "tasks"}, where "of"
+    samples: by task id and number. Returns {"samples", "of", "tasks"}, where "of"
     counts the samples of tasks whose solution has LEAST_WORDS words or more; nothing where there
     are none, for infilling, where the missing part is mostly told by what is around it, and where
     a solution is no program.
     """
-    if benchmark.name.startswith("infilling") or not traits_of(benchmark).writes_code:
+    if benchmark.name.startswith("infilling") or not benchmark.writes_code:
         return {}
     references = {name: _words(t.canonical_solution) for name, t in benchmark.tasks.items()}
-    asked = [key for key in programs if references[key[0]].count(" ") > LEAST_WORDS]
-    found = [key for key in asked if references[key[0]] in _words(programs[key])]
+    asked = [key for key in samples if references[key[0]].count(" ") > LEAST_WORDS]
+    found = [key for key in asked if references[key[0]] in _words(samples[key].program)]
     tasks = sorted({task for task, _ in found}, key=natural)
     return {"samples": len(found), "of": len(asked), "tasks": tasks} if asked else {}
 
@@ -127,19 +124,3 @@ def _scores_json(scores: Mapping[int, tuple[float, float, float]]) -> dict[str, 
     for k, (score, low, high) in scores.items():
         value |= {f"pass@{k}": score, f"pass@{k}_ci95": [low, high]}
     return value
-
-
-def contamination_table(found: Contamination) -> Table:
-    from rich.table import Table
-
-    table = Table(title=found.run, caption=f"training data: {found.data}")
-    names = [f"pass@{k}" for k in (found.scores_in_data or found.scores_of_others)]
-    for name in ("", "tasks", *names):
-        table.add_column(name, justify="right" if name == "tasks" else "left")
-    for name, tasks, scores in (
-        ("in the training data", found.in_data, found.scores_in_data),
-        ("not found in it", found.others, found.scores_of_others),
-    ):
-        shown = [f"{percent(s)} ({100 * a:.1f} to {100 * b:.1f})" for s, a, b in scores.values()]
-        table.add_row(name, str(len(tasks)), *shown)
-    return table

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
@@ -15,31 +14,25 @@ from typing import Any
 
 from apr.common.errors import AprError
 from apr.common.files import write_whole
-from apr.common.progress import EvalProgress
 from apr.common.record import run_manifest
 from apr.eval.benchmarks import load_benchmark
-from apr.eval.benchmarks.task import (
-    Benchmark,
-    PromptStyle,
-    Task,
-    measured,
-    prepare,
-    traits_of,
+from apr.eval.benchmarks.task import Benchmark, PromptStyle
+from apr.eval.generators import (
+    PROMPT_TOO_LONG,
+    Answer,
+    Ask,
+    Model,
+    Source,
+    Submission,
+    Submissions,
 )
-from apr.eval.generators.model import PROMPT_TOO_LONG, Answer, Ask, Model, find_model
-from apr.eval.rerank.behaviour import Behaviour, Candidate
-from apr.eval.rerank.choose import Choice, choose_by
-from apr.eval.run.contamination import repeated_references
-from apr.eval.run.judging import Judging, judged_by_reference
-from apr.eval.run.references import References, check_references
+from apr.eval.generators.model import find_model
 from apr.eval.run.request import check, folder_of, identity_of, style_of
-from apr.eval.run.result import Result, make_result, natural
+from apr.eval.run.result import Result, natural
+from apr.eval.run.score import JudgeSettings, judge_and_score, open_sandbox
 from apr.eval.run.settings import EvalSettings
-from apr.eval.run.store import Generation, Store, StoredVerdict
-from apr.eval.run.suspect import suspects
+from apr.eval.run.store import Generation, Store
 from apr.eval.strategies.turns import notes_on, with_turns
-from apr.sandbox import Outcome, Sandbox
-from apr.sandbox.interpreter import find_interpreter
 
 
 class Interrupted(AprError):
@@ -51,54 +44,34 @@ class Interrupted(AprError):
 def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result, Path]:
     """Run or resume an evaluation; the result and its folder.
 
-    model: for tests and other sources of samples; default: `settings.model`.
+    model: for tests and other sources of answers; default: `settings.model`.
     """
     check(settings)
     benchmark = load_benchmark(settings.benchmark, settings.data, settings.window, settings.split)
-    traits = traits_of(benchmark)
     if settings.max_tokens is None:
         extra = settings.strategy.extra_tokens
-        settings = replace(settings, max_tokens=traits.max_tokens + extra)
-    interpreter = find_interpreter(settings.python)
-    with Sandbox(
-        workers=settings.workers,
-        level=settings.level,
-        allow_weak=settings.allow_weak,
-        python=interpreter.path,
-        preload=traits.preload,
-    ) as sandbox:
+        settings = replace(settings, max_tokens=benchmark.max_tokens + extra)
+    judging = JudgeSettings(**{f.name: getattr(settings, f.name) for f in fields(JudgeSettings)})
+    with open_sandbox(benchmark, judging) as (sandbox, interpreter):
         if model is None:
             model = find_model(settings)
         style = style_of(settings, benchmark, model)
         identity = identity_of(settings, benchmark, model, style)
-        if traits.references or settings.python:
+        if benchmark.references or settings.python:
             identity["interpreter"] = interpreter.fingerprint
-        references = check_references(
-            benchmark,
-            sandbox,
-            interpreter,
-            _tasks(settings, benchmark),
-            settings.exclude_broken,
-            progress=settings.progress,
-        )
-        prepare(benchmark, sandbox, interpreter, _tasks(settings, benchmark), settings.progress)
         out = settings.out or folder_of(settings, model, identity)
         store = Store(out / "run.sqlite", identity, settings.fresh)
+        run = ModelRun(settings, benchmark, model, style, identity, store)
         try:
-            _fill(settings, benchmark, model, style, sandbox, store, references)
-            chosen = _rerank(settings, benchmark, store, sandbox, references)
-            result = _result(
-                settings, benchmark, model, identity, store, sandbox, references, chosen
-            )
+            result = judge_and_score(benchmark, run, judging, sandbox, interpreter, store)
             _write(out, result, store, settings, benchmark)
         except AprError:
             if not store.generated():  # the request was wrong, or no server answered: no run yet
                 store.discard()
             raise
         except KeyboardInterrupt:
-            done, total = len(store.generated()), len(_chosen(settings, benchmark))
             raise Interrupted(
-                f"interrupted; {done} of {total} samples are stored in {out}",
+                f"interrupted; {len(store.generated())} of {run.total} samples are stored in {out}",
                 "the same command goes on from there",
             ) from None
         finally:
@@ -106,78 +79,90 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
     return result, out
 
 
+class ModelRun(Source):
+    """Samples of a model as a `Source`: those that the store has, then those that are missing,
+    each stored as soon as it is made. The model is loaded if any is missing.
+    """
+
+    def __init__(
+        self,
+        settings: EvalSettings,
+        benchmark: Benchmark,
+        model: Model,
+        style: PromptStyle,
+        identity: Mapping[str, Any],
+        store: Store,
+    ) -> None:
+        self._settings, self._benchmark = settings, benchmark
+        self._model, self._style, self._store = model, style, store
+        self._asked = list(benchmark.tasks.values())[: settings.limit]
+        self.name, self.identity = model.name, identity
+        self.tasks = sorted(self._asked, key=lambda task: task.task_id)
+        self._places = {(t.task_id, i) for t in self._asked for i in range(settings.n_samples)}
+        self._have = store.generated() & self._places
+        self.total, self.ready = len(self._places), len(self._have)
+
+    def samples(self, made: Callable[[int], None]) -> Submissions:
+        yield from map(self._submission, self._stored())
+        if self.ready == self.total:
+            return
+        benchmark, settings, style, store = (
+            self._benchmark, self._settings, self._style, self._store,
+        )  # fmt: skip
+        loaded = self._model.load(benchmark, style, settings)
+        with with_turns(loaded, settings, benchmark, style) as generator:
+            store.set_fact("model", dict(generator.description))
+            for answer in _timed(generator(self._asks()), store):
+                task = benchmark.tasks[answer.task_id]
+                completion = benchmark.completion(task, answer.text, style)
+                generation = Generation(completion=completion, **asdict(answer))
+                store.add_generation(generation)
+                made(answer.tokens)
+                yield self._submission(generation)
+            store.set_fact("model", dict(generator.description))  # a server tells more later
+
+    def generation(self, counted: Sequence[Submission]) -> dict[str, Any]:
+        places = {sample.place for sample in counted}
+        found = [g for g in self._stored() if (g.task_id, g.sample) in places]
+        tokens, seconds = self._store.facts().get("speed", (0, 0.0))
+        endings = Counter(g.finish_reason for g in found)
+        return {
+            "tokens_generated": sum(g.tokens for g in found),
+            "cut_at_max_tokens": endings["length"],
+            PROMPT_TOO_LONG: endings[PROMPT_TOO_LONG],
+            **self._benchmark.measure([(g.task_id, g.completion) for g in found]),
+            "generation_seconds": round(seconds, 3),
+            "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+        }
+
+    def description(self) -> Mapping[str, Any]:
+        return self._store.facts().get("model", {})
+
+    def notes(self) -> Sequence[str]:
+        return notes_on(self._settings.strategy, self._benchmark, self._asked)
+
+    def _stored(self) -> list[Generation]:
+        found = self._store.generations()
+        return [g for g in found if (g.task_id, g.sample) in self._places]
+
+    def _asks(self) -> Iterator[Ask]:
+        strategy, count = self._settings.strategy, self._settings.n_samples
+        for task in self._asked:
+            name = task.task_id
+            missing = tuple(i for i in range(count) if (name, i) not in self._have)
+            if missing:
+                prompt = strategy.prompt(self._benchmark, task, self._style)
+                yield Ask(name, prompt, missing, sample_seed(self._settings.seed, name))
+
+    def _submission(self, generation: Generation) -> Submission:
+        g, benchmark = generation, self._benchmark
+        program = benchmark.program(benchmark.tasks[g.task_id], {"completion": g.completion})
+        return Submission(g.task_id, g.sample, program, g.completion, g.mean_logprob)
+
+
 def sample_seed(seed: int, task_id: str) -> int:
     """The seed of a task's request: differs between tasks, the same in every run."""
     return (seed << 32) + zlib.crc32(task_id.encode())
-
-
-def _tasks(settings: EvalSettings, benchmark: Benchmark) -> list[Task]:
-    return list(benchmark.tasks.values())[: settings.limit]
-
-
-def _fill(
-    settings: EvalSettings,
-    benchmark: Benchmark,
-    model: Model,
-    style: PromptStyle,
-    sandbox: Sandbox,
-    store: Store,
-    references: References,
-) -> None:
-    """Generate and judge what is missing. A program is judged while others are generated."""
-    tasks = _tasks(settings, benchmark)
-    have = store.generated()
-    wanted = []
-    for task in tasks:
-        missing = [i for i in range(settings.n_samples) if (task.task_id, i) not in have]
-        if missing:
-            wanted.append((task, missing))
-    total = len(tasks) * settings.n_samples
-    missing_count = sum(len(samples) for _, samples in wanted)
-    progress = EvalProgress(total, total - missing_count, settings.progress)
-    wanted_ids = _chosen(settings, benchmark)
-
-    def submit(generation: Generation) -> None:
-        seconds = references.seconds.get(generation.task_id, 0.0)
-        judging.submit(benchmark.job(*_to_judge(benchmark, generation), seconds))
-
-    def keep(outcomes: Iterable[Outcome]) -> None:
-        for outcome in outcomes:
-            task_id, _, sample = outcome.job_id.rpartition("#")
-            store.add_verdict(StoredVerdict.of(task_id, int(sample), outcome))
-            progress.verdict(outcome.passed)
-
-    try:
-        with Judging(sandbox) as judging, ExitStack() as stack:
-            for generation in store.unjudged(sandbox.level):
-                if (generation.task_id, generation.sample) in wanted_ids:
-                    submit(generation)
-            if wanted:
-                loaded = model.load(benchmark, style, settings)
-                generator = stack.enter_context(with_turns(loaded, settings, benchmark, style))
-                store.set_fact("model", dict(generator.description))
-                asks = (
-                    Ask(
-                        task.task_id,
-                        settings.strategy.prompt(benchmark, task, style),
-                        tuple(samples),
-                        sample_seed(settings.seed, task.task_id),
-                    )
-                    for task, samples in wanted
-                )
-                for answer in _timed(generator(asks), store):
-                    task = benchmark.tasks[answer.task_id]
-                    completion = benchmark.completion(task, answer.text, style)
-                    generation = Generation(completion=completion, **asdict(answer))
-                    store.add_generation(generation)
-                    progress.sample(answer.tokens)
-                    submit(generation)
-                    keep(judging.ready())
-                store.set_fact("model", dict(generator.description))  # a server tells more later
-            keep(judging.rest())
-        keep(judged_by_reference(benchmark, sandbox, _late(benchmark, store, wanted_ids)))
-    finally:
-        progress.close()
 
 
 def _timed(answers: Iterable[Answer], store: Store) -> Iterator[Answer]:
@@ -192,113 +177,6 @@ def _timed(answers: Iterable[Answer], store: Store) -> Iterator[Answer]:
         tokens += answer.tokens
         store.set_fact("speed", (tokens, seconds + perf_counter() - start))
         yield answer
-
-
-def _to_judge(benchmark: Benchmark, generation: Generation) -> tuple[Task, str, str]:
-    """Task, program and job id of a sample."""
-    task = benchmark.tasks[generation.task_id]
-    program = benchmark.program(task, {"completion": generation.completion})
-    return task, program, f"{generation.task_id}#{generation.sample}"
-
-
-def _late(
-    benchmark: Benchmark, store: Store, wanted: set[tuple[str, int]]
-) -> list[tuple[Task, str, str]]:
-    """What ran out of time."""
-    late = {(v.task_id, v.sample) for v in store.verdicts() if v.verdict == "timeout"} & wanted
-    return [
-        _to_judge(benchmark, generation)
-        for generation in store.generations()
-        if (generation.task_id, generation.sample) in late
-    ]
-
-
-def _chosen(settings: EvalSettings, benchmark: Benchmark) -> set[tuple[str, int]]:
-    return {
-        (task.task_id, i) for task in _tasks(settings, benchmark) for i in range(settings.n_samples)
-    }
-
-
-def _rerank(
-    settings: EvalSettings,
-    benchmark: Benchmark,
-    store: Store,
-    sandbox: Sandbox,
-    references: References,
-) -> dict[str, dict[str, Choice]]:
-    """Way of reranking -> task -> the sample taken. What it is taken by is stored."""
-    wanted = {c for c in _chosen(settings, benchmark) if references.counts(c[0])}
-    candidates = [
-        Candidate(g.task_id, g.sample, _to_judge(benchmark, g)[1], g.mean_logprob)
-        for g in store.generations()
-        if settings.rerank and (g.task_id, g.sample) in wanted
-    ]
-    known = {
-        place: (calls, Behaviour(answers, shown))
-        for place, calls, answers, shown in store.behaviours()
-    }
-    found = choose_by(
-        settings.rerank,
-        benchmark.tasks,
-        candidates,
-        sandbox,
-        settings.seed,
-        known,
-        lambda place, calls, did: store.add_behaviour(place, calls, did.answers, did.shown),
-        settings.progress,
-    )
-    for method, taken in found.items():
-        store.set_fact(f"chosen by {method}", {t: choice.sample for t, choice in taken.items()})
-    return found
-
-
-def _result(
-    settings: EvalSettings,
-    benchmark: Benchmark,
-    model: Model,
-    identity: dict[str, Any],
-    store: Store,
-    sandbox: Sandbox,
-    references: References,
-    taken: Mapping[str, Mapping[str, Choice]],
-) -> Result:
-    chosen = {c for c in _chosen(settings, benchmark) if references.counts(c[0])}
-    generations = [g for g in store.generations() if (g.task_id, g.sample) in chosen]
-    tokens, seconds = store.facts().get("speed", (0, 0.0))
-    endings = Counter(g.finish_reason for g in generations)
-    verdicts = [v for v in store.verdicts() if (v.task_id, v.sample) in chosen]
-    programs = {
-        (g.task_id, g.sample): (g.completion, _to_judge(benchmark, g)[1]) for g in generations
-    }
-    whole = {key: program for key, (_, program) in programs.items()}
-    return make_result(
-        benchmark=benchmark.name,
-        subject=model.name,
-        verdicts=verdicts,
-        ks=settings.ks,
-        settings=identity,
-        generation={
-            "tokens_generated": sum(g.tokens for g in generations),
-            "cut_at_max_tokens": endings["length"],
-            PROMPT_TOO_LONG: endings[PROMPT_TOO_LONG],
-            **measured(benchmark, [(g.task_id, g.completion) for g in generations]),
-            "generation_seconds": round(seconds, 3),
-            "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
-        },
-        model=store.facts().get("model", {}),
-        isolation_note=sandbox.level_reason,
-        groups=traits_of(benchmark).groups,
-        notes=(
-            *traits_of(benchmark).notes,
-            *references.notes(),
-            *notes_on(settings.strategy, benchmark, _tasks(settings, benchmark)),
-        ),
-        references=references.to_json(),
-        parts=traits_of(benchmark).parts,
-        chosen=taken,
-        suspects=suspects(benchmark, verdicts, programs),
-        repeated=repeated_references(benchmark, whole),
-    )
 
 
 def _write(
@@ -319,7 +197,7 @@ def _write(
             )
             for method, found in result.reranked.items()
         },
-        **traits_of(benchmark).export((g.task_id, g.completion, g.text) for g in rows),
+        **benchmark.export((g.task_id, g.completion, g.text) for g in rows),
     }
     manifest = run_manifest(
         "eval",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from apr.eval.benchmarks.task import Benchmark, Task, traits_of
+from apr.eval.benchmarks.task import Benchmark, Task
+from apr.eval.generators import Submission
 from apr.sandbox import Job, Outcome, Sandbox
 
 # Reference solutions are timed with the limit a reference of this many seconds would give.
@@ -121,46 +122,57 @@ class Judging:
             self._outcomes.put(None)
 
 
+def judge(
+    benchmark: Benchmark,
+    sandbox: Sandbox,
+    samples: Iterable[Submission],
+    seconds: Mapping[str, float],
+    keep: Callable[[Outcome], None],
+) -> None:
+    """Run samples, while further ones are being made; `keep` is told of each outcome.
+
+    seconds: processor time of tasks' references, where it is known.
+    """
+    with Judging(sandbox) as judging:
+        for sample in samples:
+            judging.submit(sample.job(benchmark, seconds.get(sample.task_id, 0.0)))
+            for outcome in judging.ready():
+                keep(outcome)
+        for outcome in judging.rest():
+            keep(outcome)
+
+
 def judged_by_reference(
-    benchmark: Benchmark, sandbox: Sandbox, late: Iterable[tuple[Task, str, str]]
+    benchmark: Benchmark, sandbox: Sandbox, late: Iterable[Submission]
 ) -> Iterator[Outcome]:
-    """Second verdicts on (task, program, job_id) that ran out of time, where that is not fair.
+    """Second verdicts on samples that ran out of time, where that is not fair.
 
     None for a benchmark whose references were run first: its limits are right from the start.
 
     The reference solutions of these tasks are timed here, on this machine; a program gets another
     run if its benchmark then allows it more time. So a slow machine does not change a score.
     """
-    found = [] if traits_of(benchmark).references else list(late)
-    found = [sample for sample in found if _may_gain(benchmark, *sample)]
-    tasks = {task.task_id: task for task, _, _ in found}
+    found = [] if benchmark.references else [s for s in late if _may_gain(benchmark, s)]
+    tasks = [benchmark.tasks[name] for name in dict.fromkeys(s.task_id for s in found)]
+    references = [reference_of(benchmark, task) for task in tasks if task.canonical_solution]
     timed = {
-        outcome.job_id: outcome.cpu_seconds
-        for outcome in sandbox.run_many(
-            reference_job(benchmark, task) for task in tasks.values() if task.canonical_solution
-        )
+        outcome.job_id.rpartition("#")[0]: outcome.cpu_seconds
+        for outcome in sandbox.run_many(r.job(benchmark, REFERENCE_SECONDS) for r in references)
         if outcome.passed
     }
-    jobs = []
-    for task, program, job_id in found:
-        usual = benchmark.job(task, program, job_id)
-        seconds = timed.get(task.task_id, 0.0)
-        scaled = benchmark.job(task, program, job_id, reference_seconds=seconds)
-        if scaled.time_limit > usual.time_limit:
-            jobs.append(scaled)
-    yield from judge_distinct(sandbox, jobs)
+    scaled = [(s, s.job(benchmark, timed.get(s.task_id, 0.0))) for s in found]
+    longer = (job for s, job in scaled if job.time_limit > s.job(benchmark).time_limit)
+    yield from judge_distinct(sandbox, longer)
 
 
-def _may_gain(benchmark: Benchmark, task: Task, program: str, job_id: str) -> bool:
+def _may_gain(benchmark: Benchmark, sample: Submission) -> bool:
     """Whether a slow reference would give the program more time."""
-    usual = benchmark.job(task, program, job_id)
-    slow = benchmark.job(task, program, job_id, reference_seconds=REFERENCE_SECONDS)
-    return slow.time_limit > usual.time_limit
+    slow = sample.job(benchmark, REFERENCE_SECONDS)
+    return slow.time_limit > sample.job(benchmark).time_limit
 
 
-def reference_job(
-    benchmark: Benchmark, task: Task, reference_seconds: float = REFERENCE_SECONDS
-) -> Job:
-    """The job of a task's own solution, with the time that such a reference would give."""
-    program = benchmark.program(task, {"completion": task.canonical_solution})
-    return benchmark.job(task, program, task.task_id, reference_seconds)
+def reference_of(benchmark: Benchmark, task: Task) -> Submission:
+    """A task's own solution, as a sample of it."""
+    solution = task.canonical_solution
+    program = benchmark.program(task, {"completion": solution})
+    return Submission(task.task_id, 0, program, solution)

@@ -16,11 +16,11 @@ from typing import Any
 from apr.common.errors import AprError
 from apr.common.files import write_whole
 from apr.common.progress import EvalProgress
-from apr.eval.benchmarks.task import Benchmark, Task, traits_of
-from apr.eval.run.judging import reference_job
+from apr.eval.benchmarks.task import Benchmark, Task
+from apr.eval.run.judging import judge, reference_of
 from apr.eval.run.result import natural
 from apr.hub.cache import cache_root, unwritable
-from apr.sandbox import Sandbox
+from apr.sandbox import Outcome, Sandbox
 from apr.sandbox.interpreter import Interpreter
 
 RULES = 1  # to be raised when judging changes, so that what was found before is forgotten
@@ -111,12 +111,12 @@ def check_references(
     progress: bool = True,
 ) -> References:
     """Run the reference solutions of `tasks` that have not been run in this state before; none if
-    the benchmark does not ask for it (Traits).
+    the benchmark does not ask for it.
 
     fresh: all of them. Raises AprError if the sandbox itself fails, or if nothing would be left
     to score.
     """
-    if not traits_of(benchmark).references:
+    if not benchmark.references:
         return References(interpreter, {}, {})
     path = _cache_path(benchmark, sandbox, interpreter)
     known = {} if fresh else _read(path)
@@ -124,15 +124,17 @@ def check_references(
     todo = [task for task in wanted if task.task_id not in known]
     if todo:
         shown = EvalProgress(len(todo), enabled=progress)
+
+        def keep(outcome: Outcome) -> None:
+            name = outcome.job_id.rpartition("#")[0]
+            if outcome.verdict == "sandbox-error":
+                raise AprError(f"the sandbox failed on the reference of {name}: {outcome.detail}")
+            shown.verdict(outcome.passed)
+            known[name] = outcome.cpu_seconds if outcome.passed else outcome.detail
+
+        samples = [reference_of(benchmark, task) for task in todo]
         try:
-            jobs = (reference_job(benchmark, task, PATIENCE) for task in todo)
-            for outcome in sandbox.run_many(jobs):
-                if outcome.verdict == "sandbox-error":
-                    raise AprError(
-                        f"the sandbox failed on the reference of {outcome.job_id}: {outcome.detail}"
-                    )
-                shown.verdict(outcome.passed)
-                known[outcome.job_id] = outcome.cpu_seconds if outcome.passed else outcome.detail
+            judge(benchmark, sandbox, samples, {task.task_id: PATIENCE for task in todo}, keep)
         finally:
             shown.close()
         _write(path, known)

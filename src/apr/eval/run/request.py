@@ -11,8 +11,9 @@ from typing import Any
 
 from apr.common.errors import UsageError
 from apr.eval.benchmarks import load_benchmark
-from apr.eval.benchmarks.task import Benchmark, Mode, Newline, Prompt, PromptStyle, traits_of
-from apr.eval.generators.model import Model, find_model
+from apr.eval.benchmarks.task import Benchmark, Prompt, PromptStyle
+from apr.eval.generators import Model
+from apr.eval.generators.model import find_model
 from apr.eval.rerank.choose import check_methods
 from apr.eval.run.settings import EvalSettings
 from apr.eval.strategies.turns import prompts_of_task
@@ -58,12 +59,12 @@ def check(settings: EvalSettings) -> None:
 
 def style_of(settings: EvalSettings, benchmark: Benchmark, model: Model) -> PromptStyle:
     """How tasks are put to the model: as asked for, else as usual."""
-    modes: tuple[Mode, ...] = getattr(benchmark, "modes", ("base", "chat"))
     can_chat = model.remote or model.chat_template is not None
-    usual = "chat" if "chat" in modes and can_chat else modes[0]
+    usual = "chat" if "chat" in benchmark.modes and can_chat else benchmark.modes[0]
     mode = settings.mode or usual
-    if mode not in modes:
-        raise UsageError(f"--mode {mode} is not for {benchmark.name}", f"one of {', '.join(modes)}")
+    if mode not in benchmark.modes:
+        known = ", ".join(benchmark.modes)
+        raise UsageError(f"--mode {mode} is not for {benchmark.name}", f"one of {known}")
     if mode in ("psm", "spm") and model.remote:
         raise UsageError(
             f"--endpoint with {benchmark.name}: servers take no fill-in-the-middle prompts",
@@ -77,10 +78,11 @@ def style_of(settings: EvalSettings, benchmark: Benchmark, model: Model) -> Prom
             "use a model that has them, or --fim-tokens for one trained with others;"
             " --mode prefix gives the left-to-right baseline",
         )
-    newline: Newline = getattr(benchmark, "newline", "strip")
     wanted = not model.remote if settings.prefill is None else settings.prefill
-    prefill = wanted and traits_of(benchmark).prefill
-    style = settings.strategy.style(PromptStyle(mode, settings.newline or newline, prefill))
+    prefill = wanted and benchmark.prefill
+    style = settings.strategy.style(
+        PromptStyle(mode, settings.newline or benchmark.newline, prefill)
+    )
     # Prompts that cannot be made are refused before work begins.
     first = settings.strategy.prompt(benchmark, next(iter(benchmark.tasks.values())), style)
     has_system = first.messages is not None and first.messages[0]["role"] == "system"

@@ -1,4 +1,4 @@
-"""What an evaluation found: as an object, as JSON, as a table."""
+"""What an evaluation found, its scores (pass@k and their uncertainty), and both as JSON."""
 
 from __future__ import annotations
 
@@ -8,39 +8,54 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from apr.common.errors import AprError
+import numpy as np
+
+from apr.common.errors import AprError, UsageError
 from apr.common.record import versions
-from apr.eval.run.scoring import benchmark_pass_at_k, confidence_interval
+from apr.eval.benchmarks.task import Benchmark
 from apr.eval.run.store import StoredVerdict
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from apr.eval.rerank.choose import Choice
 
 DEFAULT_KS = (1, 10, 100)
-NAMED = 10  # suspect samples that the table names
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Result:
-    """Scores of one run. passes: k -> (pass@k, lower, upper), fractions, 95 % bootstrap."""
+class Record:
+    """What was generated and judged.
+
+    subject: the model, or the file of samples. verdicts: of all samples that count. settings: what
+    decides the samples. generation: how they came to be. model: how it ran (dtype, device,
+    kernels). isolation_note: why no stronger isolation. references: as `References.to_json` gives
+    it. suspects: (task, sample) -> reasons to look at it, which change nothing. repeated: as
+    `repeated_references` gives it.
+    """
 
     benchmark: str
-    subject: str  # the model, or the file of samples
+    subject: str
     verdicts: Sequence[StoredVerdict]
-    passes: Mapping[int, tuple[float, float, float]]
     settings: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
-    model: Mapping[str, Any] = field(default_factory=dict)  # how it ran: dtype, device, kernels
-    isolation_note: str = ""  # why no stronger isolation
-    groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # scores of each
+    model: Mapping[str, Any] = field(default_factory=dict)
+    isolation_note: str = ""
     notes: Sequence[str] = ()
-    references: Mapping[str, Any] = field(default_factory=dict)  # what References.to_json gives
-    parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # scores with some tests
-    reranked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method
-    suspects: Mapping[tuple[str, int], Sequence[str]] = field(default_factory=dict)  # suspect.py
-    repeated: Mapping[str, Any] = field(default_factory=dict)  # contamination.repeated_references
+    references: Mapping[str, Any] = field(default_factory=dict)
+    suspects: Mapping[tuple[str, int], Sequence[str]] = field(default_factory=dict)
+    repeated: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Record):
+    """A record with its scores. passes: k -> (pass@k, lower, upper), fractions, 95 % bootstrap.
+    groups, parts: scores of groups of tasks, and with some of the tests only. reranked: by method.
+    """
+
+    passes: Mapping[int, tuple[float, float, float]]
+    groups: Mapping[str, Mapping[str, float]]
+    parts: Mapping[str, Mapping[str, float]]
+    reranked: Mapping[str, Mapping[str, Any]]
 
     @property
     def per_task(self) -> dict[str, list[StoredVerdict]]:
@@ -88,61 +103,39 @@ class Result:
 
 
 def make_result(
-    benchmark: str,
-    subject: str,
-    verdicts: Iterable[StoredVerdict],
+    record: Record,
+    benchmark: Benchmark,
     ks: Sequence[int] | None = None,
-    settings: Mapping[str, Any] | None = None,
-    generation: Mapping[str, Any] | None = None,
-    model: Mapping[str, Any] | None = None,
-    isolation_note: str = "",
-    groups: Mapping[str, Sequence[str]] | None = None,
-    notes: Sequence[str] = (),
-    references: Mapping[str, Any] | None = None,
-    parts: Sequence[str] = (),
     chosen: Mapping[str, Mapping[str, Choice]] | None = None,
-    suspects: Mapping[tuple[str, int], Sequence[str]] | None = None,
-    repeated: Mapping[str, Any] | None = None,
 ) -> Result:
     """Score verdicts. ks: which pass@k; default 1, and 10 and 100 where every task has as many.
-    groups: task id -> groups of tasks that get scores of their own. parts: of the tests, that get
-    scores of their own. chosen: way of reranking -> task -> number of the sample taken.
-    suspects: (task, sample) -> reasons to look at it, which change nothing. repeated: as
-    `repeated_references` gives it.
+    benchmark: says which groups of tasks and parts of the tests get scores of their own. chosen:
+    way of reranking -> task -> the sample taken.
 
     Raises AprError if the sandbox itself failed on a sample: that is never counted as a fail.
     """
-    found = list(verdicts)
-    broken = [v for v in found if v.verdict == "sandbox-error"]
+    verdicts = record.verdicts
+    broken = [v for v in verdicts if v.verdict == "sandbox-error"]
     if broken:
         raise AprError(
             f"the sandbox failed on {len(broken)} samples, first {broken[0].task_id}:"
             f" {broken[0].detail}",
             "run the command again; apr doctor shows what this machine offers",
         )
-    counts = _counts(found)
+    counts = _counts(verdicts)
     fewest = min(n for n, _ in counts.values())
     wanted = ks if ks is not None else [k for k in DEFAULT_KS if k <= fewest]
-    passes = {k: (benchmark_pass_at_k(counts, k), *confidence_interval(counts, k)) for k in wanted}
     return Result(
-        benchmark,
-        subject,
-        found,
-        passes,
-        settings or {},
-        generation or {},
-        model or {},
-        isolation_note,
-        _group_scores(counts, groups or {}, wanted),
-        notes,
-        references or {},
-        {
-            part: {f"pass@{k}": benchmark_pass_at_k(_counts(found, part), k) for k in wanted}
-            for part in parts
+        **vars(record),
+        passes={
+            k: (benchmark_pass_at_k(counts, k), *confidence_interval(counts, k)) for k in wanted
         },
-        {method: _reranked(found, taken) for method, taken in (chosen or {}).items()},
-        suspects or {},
-        repeated or {},
+        groups=_group_scores(counts, benchmark.groups, wanted),
+        parts={
+            part: {f"pass@{k}": benchmark_pass_at_k(_counts(verdicts, part), k) for k in wanted}
+            for part in benchmark.parts
+        },
+        reranked={method: _reranked(verdicts, taken) for method, taken in (chosen or {}).items()},
     )
 
 
@@ -192,88 +185,6 @@ def _group_scores(
     }
 
 
-def summary_table(result: Result) -> Table:
-    """Scores, counts of verdicts, and how they were found."""
-    from rich.table import Table
-
-    tasks = result.per_task
-    table = Table(title=f"{result.benchmark}: {result.subject}", show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
-    for k, (score, low, high) in result.passes.items():
-        text = f"{100 * score:.1f} %   (95 % interval {100 * low:.1f} to {100 * high:.1f})"
-        table.add_row(f"pass@{k}", text)
-    for method, found in result.reranked.items():
-        low, high = found["pass@1_ci95"]
-        reasons = ", ".join(f"{reason} {n}" for reason, n in found["decided_by"].items())
-        table.add_row(
-            f"by {method}",
-            f"{100 * found['pass@1']:.1f} %   (95 % interval {100 * low:.1f} to {100 * high:.1f};"
-            f" the best of all samples {100 * found['best_of_all']:.1f} %)\n"
-            f"decided by {reasons}",
-        )
-    for part, scores in result.parts.items():
-        shown = [f"{k} {100 * value:.1f} %" for k, value in scores.items()]
-        table.add_row(f"{part} tests only", ", ".join(shown))
-    for group, scores in result.groups.items():
-        shown = [f"{k} {100 * value:.1f} %" for k, value in scores.items() if k != "tasks"]
-        table.add_row(group, f"{', '.join(shown)} of {scores['tasks']:.0f} tasks")
-    for note in result.notes:
-        table.add_row("note", note)
-    if result.references:
-        found = result.references
-        table.add_row("references", f"{found['passed']} of {found['tasks']} pass here")
-        table.add_row("interpreter", f"Python {found['python']}, {found['python_path']}")
-    passed = sum(v.verdict == "passed" for v in result.verdicts)
-    table.add_row("passed", f"{passed} of {len(result.verdicts)} samples, {len(tasks)} tasks")
-    others = Counter(v.verdict for v in result.verdicts if v.verdict != "passed")
-    if others:
-        table.add_row("other", ", ".join(f"{name} {n}" for name, n in others.most_common()))
-    # A count of none is no news, a share of none is a result.
-    counted = {n: v for n, v in result.generation.items() if v or isinstance(v, float)}
-    for name, value in {**result.settings, **counted}.items():
-        table.add_row(name.replace("_", " "), shown_setting(value))
-    if "server" in result.model:
-        left = result.model.get("left_to_the_server")
-        table.add_row("server", result.model["server"] + (f"; its own {left}" if left else ""))
-    if result.suspects:
-        table.add_row("suspect", _shown_suspects(result.suspects))
-    if result.repeated.get("samples"):
-        told = "{samples} of {of} samples repeat a reference solution word for word: ".format(
-            **result.repeated
-        )
-        table.add_row("contamination", told + ", ".join(result.repeated["tasks"][:NAMED]))
-    levels = ", ".join(sorted({v.level for v in result.verdicts}))
-    judges = ", ".join(sorted({v.judge for v in result.verdicts}))
-    table.add_row("isolation", f"{levels}; verdict by {judges}")
-    if result.isolation_note:
-        table.add_row("not stronger", result.isolation_note)
-    return table
-
-
-def _shown_suspects(suspects: Mapping[tuple[str, int], Sequence[str]]) -> str:
-    """How many, and the first of them by name with their reasons."""
-    found = sorted(suspects.items(), key=lambda item: (natural(item[0][0]), item[0][1]))
-    lines = [f"{len(found)} samples to look at; no score depends on it"]
-    for (task, sample), reasons in found[:NAMED]:
-        lines.append(f"{task} sample {sample}: {'; '.join(reasons)}")
-    if len(found) > NAMED:
-        lines.append(f"and {len(found) - NAMED} more, all in results.json")
-    return "\n".join(lines)
-
-
-def task_table(result: Result) -> Table:
-    """One row a task: passed of samples, and the first failure."""
-    from rich.table import Table
-
-    table = Table("task", "passed", "first failure")
-    for task, verdicts in result.per_task.items():
-        passed = sum(v.verdict == "passed" for v in verdicts)
-        failure = next((v.detail for v in verdicts if v.verdict != "passed"), "")
-        table.add_row(task, f"{passed}/{len(verdicts)}", failure[:80])
-    return table
-
-
 def natural(task_id: str) -> tuple[str, int | str]:
     name, _, number = task_id.rpartition("/")
     return (name, int(number)) if number.isdigit() else (task_id, 0)
@@ -290,3 +201,45 @@ def shown_setting(value: Any) -> str:
     off = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
     on = {name: v for name, v in value.items() if off.get(name) != v}
     return ", ".join(f"{name} {v}" for name, v in on.items()) or "greedy"
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased estimate of the chance that one of k samples passes, c of n having passed.
+
+    Chen et al. 2021 (arXiv:2107.03374) eq. 1, 1 - C(n-c, k) / C(n, k), as the product of figure 3,
+    which neither overflows nor cancels. Raises UsageError when n < k.
+    """
+    if k < 1:
+        raise UsageError(f"k is {k}", "pass@k needs k of 1 or more")
+    if n < k:
+        raise UsageError(
+            f"pass@{k} needs {k} samples a task and there are {n}", "more samples, or a smaller k"
+        )
+    if not 0 <= c <= n:
+        raise ValueError(f"{c} of {n} samples passed")
+    if n - c < k:
+        return 1.0
+    return 1.0 - float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
+
+
+def benchmark_pass_at_k(counts: Mapping[str, tuple[int, int]], k: int) -> float:
+    """Mean over tasks. counts: task -> (samples, passed)."""
+    return float(np.mean([pass_at_k(n, c, k) for n, c in counts.values()]))
+
+
+def confidence_interval(
+    counts: Mapping[str, tuple[int, int]], k: int, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap interval over tasks, as fractions."""
+    return mean_interval([pass_at_k(n, c, k) for n, c in counts.values()], level, seed)
+
+
+def mean_interval(
+    values: Sequence[float], level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap interval of the mean (Efron 1979; percentiles), one value a task."""
+    found = np.array(values)
+    draws = np.random.default_rng(seed).integers(0, len(found), (RESAMPLES, len(found)))
+    means = found[draws].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -8,7 +8,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,30 +76,33 @@ class StoredVerdict:
         """With all tests, or with those up to the end of a part that is not the last."""
         return self.verdict == "passed" or (part != "" and self.part not in ("", part))
 
+    @property
+    def place(self) -> tuple[str, int]:
+        return self.task_id, self.sample
+
     @classmethod
-    def of(cls, task_id: str, sample: int, outcome: Outcome) -> StoredVerdict:
-        return cls(
-            task_id=task_id,
-            sample=sample,
-            verdict=outcome.verdict,
-            detail=outcome.detail,
-            cpu_seconds=outcome.cpu_seconds,
-            wall_seconds=outcome.wall_seconds,
-            level=outcome.level,
-            judge=outcome.judge,
-            retried=outcome.retried,
-            part=outcome.part,
-        )
+    def of(cls, outcome: Outcome) -> StoredVerdict:
+        """outcome: of a job whose id is TASK#SAMPLE."""
+        task_id, _, sample = outcome.job_id.rpartition("#")
+        names = (f.name for f in fields(cls) if f.name not in ("task_id", "sample"))
+        return cls(task_id, int(sample), **{name: getattr(outcome, name) for name in names})
 
 
 class Store:
     """The database of one run directory. Every `add_` call is on disk when it returns."""
 
-    def __init__(self, path: Path, settings: dict[str, Any], fresh: bool = False) -> None:
-        """Open or create. Raises UsageError if the file belongs to a run with other settings,
-        AprError if it is damaged, cannot be written or is in use by another process.
+    def __init__(
+        self, path: Path | None, settings: dict[str, Any] | None = None, fresh: bool = False
+    ) -> None:
+        """Open or create; in memory where there is no path. Raises UsageError if the file belongs
+        to a run with other settings, AprError if it is damaged, cannot be written or is in use by
+        another process.
         """
-        self.path = path
+        self.path, self._lock = path, None
+        if path is None:
+            self._db = sqlite3.connect(":memory:", isolation_level=None)
+            self._db.executescript(SCHEMA)
+            return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # The kernel drops the lock with its holder, however that one ends.
@@ -113,7 +116,7 @@ class Store:
             raise AprError(f"{path.parent} cannot be written: {error.strerror}") from None
         try:
             self._open(path, fresh)
-            self._same_settings(settings)
+            self._same_settings(path.parent, settings or {})
         except BaseException:
             self._lock.release()
             raise
@@ -135,15 +138,14 @@ class Store:
                 f"{path} cannot be used: {error}", "--fresh starts it anew, --out names another"
             ) from None
 
-    def _same_settings(self, settings: dict[str, Any]) -> None:
+    def _same_settings(self, folder: Path, settings: dict[str, Any]) -> None:
         stored = dict(self._db.execute("SELECT name, value FROM setting"))
         wanted = {name: json.dumps(value, sort_keys=True) for name, value in settings.items()}
         if stored and stored != wanted:
             changed = [k for k in {**wanted, **stored} if stored.get(k) != wanted.get(k)]
             name = changed[0]
             raise UsageError(
-                f"{self.path.parent} holds a run with {name} {stored.get(name)},"
-                f" not {wanted.get(name)}",
+                f"{folder} holds a run with {name} {stored.get(name)}, not {wanted.get(name)}",
                 "--fresh starts it anew, --out names another folder",
             )
         self._db.execute("BEGIN IMMEDIATE")  # all of them or, if killed here, none
@@ -174,19 +176,14 @@ class Store:
         for row in self._db.execute("SELECT * FROM generation ORDER BY rowid"):
             yield Generation(*row)
 
-    def unjudged(self, level: Level) -> list[Generation]:
-        """Generations whose verdict is missing, was the sandbox's own failure, or was found at a
+    def judged(self, level: Level) -> set[tuple[str, int]]:
+        """Samples with a verdict that stands: not the sandbox's own failure, and not found at a
         weaker level of isolation than `level`.
         """
-        weaker = LEVELS[LEVELS.index(level) + 1 :]
-        marks = ", ".join("?" * len(weaker))
-        rows = self._db.execute(
-            "SELECT g.* FROM generation g LEFT JOIN verdict v USING (task_id, sample)"
-            " WHERE v.verdict IS NULL OR v.verdict = 'sandbox-error'"
-            f" OR v.level IN ({marks}) ORDER BY g.rowid",
-            weaker,
-        )
-        return [Generation(*row) for row in rows]
+        strong = LEVELS[: LEVELS.index(level) + 1]
+        return {
+            v.place for v in self.verdicts() if v.verdict != "sandbox-error" and v.level in strong
+        }
 
     def add_behaviour(
         self, place: tuple[str, int], calls: str, answers: tuple[str, ...], shown: int
@@ -213,11 +210,14 @@ class Store:
 
     def close(self) -> None:
         self._db.close()
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def discard(self) -> None:
         """Close, and take the database away; its folder too if nothing else is in it."""
         self.close()
+        if self.path is None:
+            return
         for suffix in ("", "-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
         self.path.with_suffix(".lock").unlink(missing_ok=True)

@@ -6,18 +6,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from apr.common.errors import AprError, UsageError
 from apr.eval.benchmarks import ALL, GROUPS
-from apr.eval.generators.model import Model, find_model
+from apr.eval.generators import Model
+from apr.eval.generators.model import find_model
 from apr.eval.run.evaluate import evaluate
 from apr.eval.run.request import shown_prompts
 from apr.eval.run.result import Result
 from apr.eval.run.settings import EvalSettings
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -75,31 +73,6 @@ def evaluate_suite(settings: EvalSettings, model: Model | None = None) -> SuiteR
             error.message = f"{name}: {error.message}"
             raise
     return SuiteResult(runs, left_out)
-
-
-def suite_table(found: SuiteResult) -> Table:
-    """One row a benchmark: its scores with their intervals, and where the run lies."""
-    from rich.table import Table
-
-    ks = sorted({k for result, _ in found.runs for k in result.passes})
-    table = Table(title=found.runs[0][0].subject, title_justify="left")
-    table.add_column("benchmark")
-    for name in ("tasks", *(f"pass@{k}" for k in ks)):
-        table.add_column(name, justify="right")
-    table.add_column("folder", overflow="fold")
-    for result, folder in found.runs:
-        scores = [_score(result.passes[k]) if k in result.passes else "" for k in ks]
-        table.add_row(result.benchmark, str(len(result.per_task)), *scores, str(folder))
-        for part, of_part in result.parts.items():
-            values = [f"pass@{k}" for k in ks]
-            shown = [f"{100 * of_part[v]:.1f}" if v in of_part else "" for v in values]
-            table.add_row(f"  {part} tests only", "", *shown, "")
-    return table
-
-
-def _score(score: tuple[float, float, float]) -> str:
-    value, low, high = (100 * number for number in score)
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
 def names_of(text: str) -> dict[str, bool]:

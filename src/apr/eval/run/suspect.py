@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from apr.eval.benchmarks.task import Benchmark, Task
 from apr.eval.code.extraction import parse
+from apr.eval.generators import Submission
 from apr.eval.rerank.visible import Question, visible_examples
 from apr.eval.run.store import StoredVerdict
 
@@ -99,20 +100,19 @@ def repeated(benchmark: Benchmark, passed: Mapping[tuple[str, int], str]) -> set
 def suspects(
     benchmark: Benchmark,
     verdicts: Iterable[StoredVerdict],
-    programs: Mapping[tuple[str, int], tuple[str, str]],
+    samples: Mapping[tuple[str, int], Submission],
 ) -> dict[tuple[str, int], list[str]]:
-    """(Task id, sample) -> reasons, of the samples that have any.
-
-    programs: completion and whole program of each sample.
-    """
+    """(Task id, sample) -> reasons, of the samples that have any."""
     found: dict[tuple[str, int], list[str]] = {}
     passed = {}
     for verdict in verdicts:
-        key = verdict.task_id, verdict.sample
-        completion, program = programs[key]
+        key, task = verdict.place, benchmark.tasks[verdict.task_id]
+        program, completion = samples[key].program, samples[key].completion
+        if completion is None:
+            completion = program.removeprefix(task.prompt)
         if verdict.verdict == "passed":
             passed[key] = completion
-        reasons = suspicions(benchmark.tasks[verdict.task_id], completion, verdict, program)
+        reasons = suspicions(task, completion, verdict, program)
         if reasons:
             found[key] = reasons
     for key in sorted(repeated(benchmark, passed)):

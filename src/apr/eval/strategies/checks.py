@@ -33,9 +33,9 @@ def visible_check(
     benchmark: Benchmark, task: Task, style: PromptStyle, program: str, job_id: str
 ) -> Check | None:
     """How a program is run on the examples its task shows; None if it shows none."""
-    own = getattr(benchmark, "visible_job", None)
+    own = benchmark.visible_job(task, program, job_id)
     if own is not None:
-        return Check(own(task, program, job_id))
+        return Check(own)
     examples = shown_examples(benchmark, task, style)
     if not examples:
         return None

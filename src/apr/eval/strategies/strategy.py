@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from apr.common.errors import UsageError
-from apr.eval.benchmarks.task import Benchmark, Prompt, PromptStyle, Task, traits_of
+from apr.eval.benchmarks.task import Benchmark, Prompt, PromptStyle, Task
 from apr.eval.strategies.exemplars import (
     Exemplar,
     Template,
@@ -111,7 +111,7 @@ class Strategy:
         """What the model is asked first or, with the plan it made, next (scot-two-step). style:
         as `style` gave it. Raises UsageError for exemplars that do not fit.
         """
-        if (self.templates or self.exemplars) and not traits_of(benchmark).writes_code:
+        if (self.templates or self.exemplars) and not benchmark.writes_code:
             raise UsageError(
                 f"--prompt-strategy {self.name} asks for programs, {benchmark.name} for no program",
                 "--prompt-strategy standard",
@@ -137,7 +137,7 @@ class Strategy:
 
     def _continued(self, own: Prompt, benchmark: Benchmark) -> Prompt:
         """A base prompt behind exemplars."""
-        if self.exemplars and traits_of(benchmark).base_examples:
+        if self.exemplars and benchmark.base_examples:
             raise UsageError(
                 f"--prompt-strategy few-shot: base prompts of {benchmark.name} show solved"
                 " problems already",
@@ -218,9 +218,9 @@ def _question(
     benchmark: Benchmark, task: Task, exemplar: Exemplar, style: PromptStyle, real: str
 ) -> str:
     """An exemplar asked in the benchmark's words. real: the task's own question."""
-    asked = getattr(benchmark, "exemplar_question", None)
+    asked = benchmark.exemplar_question(exemplar.prompt)
     if asked is not None:
-        return asked(exemplar.prompt)
+        return asked
     messages = benchmark.prompt(replace(task, prompt=exemplar.prompt), style).messages
     assert messages is not None
     if messages[-1]["content"] == real:  # it is not made of the task's prompt

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from apr.eval.benchmarks.task import Benchmark, Prompt, PromptStyle, Task, traits_of
-from apr.eval.generators.model import PROMPT_TOO_LONG, Answer, Ask, Generator
+from apr.eval.benchmarks.task import Benchmark, Prompt, PromptStyle, Task
+from apr.eval.generators import PROMPT_TOO_LONG, Answer, Ask, Generator
 from apr.eval.run.settings import EvalSettings
 from apr.eval.strategies.checks import failures, visible_check, without_examples
 from apr.eval.strategies.strategy import Strategy
@@ -50,7 +50,7 @@ def with_turns(
             settings.level,
             settings.allow_weak,
             settings.python,
-            traits_of(benchmark).preload,
+            benchmark.preload,
         ) as sandbox:
             yield InTurns(
                 generator,

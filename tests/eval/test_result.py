@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apr.common.errors import UsageError
-from apr.eval.run.scoring import benchmark_pass_at_k, confidence_interval, pass_at_k
+from apr.eval.run.result import benchmark_pass_at_k, confidence_interval, pass_at_k
 
 
 @st.composite

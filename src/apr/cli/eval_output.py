@@ -1,0 +1,138 @@
+"""The tables of evaluations: of a result, of its tasks, of several benchmarks, of contamination."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from apr.eval.run.contamination import Contamination
+    from apr.eval.run.result import Result
+    from apr.eval.run.suite import SuiteResult
+
+NAMED = 10  # suspect samples and contaminated tasks that a table names
+
+
+def summary_table(result: Result) -> Table:
+    """Scores, counts of verdicts, and how they were found."""
+    from apr.eval.run.result import shown_setting
+
+    tasks = result.per_task
+    table = Table(title=f"{result.benchmark}: {result.subject}", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for k, (score, low, high) in result.passes.items():
+        text = f"{100 * score:.1f} %   (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+        table.add_row(f"pass@{k}", text)
+    for method, found in result.reranked.items():
+        low, high = found["pass@1_ci95"]
+        reasons = ", ".join(f"{reason} {n}" for reason, n in found["decided_by"].items())
+        table.add_row(
+            f"by {method}",
+            f"{100 * found['pass@1']:.1f} %   (95 % interval {100 * low:.1f} to {100 * high:.1f};"
+            f" the best of all samples {100 * found['best_of_all']:.1f} %)\n"
+            f"decided by {reasons}",
+        )
+    for part, scores in result.parts.items():
+        shown = [f"{k} {100 * value:.1f} %" for k, value in scores.items()]
+        table.add_row(f"{part} tests only", ", ".join(shown))
+    for group, scores in result.groups.items():
+        shown = [f"{k} {100 * value:.1f} %" for k, value in scores.items() if k != "tasks"]
+        table.add_row(group, f"{', '.join(shown)} of {scores['tasks']:.0f} tasks")
+    for note in result.notes:
+        table.add_row("note", note)
+    if result.references:
+        found = result.references
+        table.add_row("references", f"{found['passed']} of {found['tasks']} pass here")
+        table.add_row("interpreter", f"Python {found['python']}, {found['python_path']}")
+    passed = sum(v.verdict == "passed" for v in result.verdicts)
+    table.add_row("passed", f"{passed} of {len(result.verdicts)} samples, {len(tasks)} tasks")
+    others = Counter(v.verdict for v in result.verdicts if v.verdict != "passed")
+    if others:
+        table.add_row("other", ", ".join(f"{name} {n}" for name, n in others.most_common()))
+    # A count of none is no news, a share of none is a result.
+    counted = {n: v for n, v in result.generation.items() if v or isinstance(v, float)}
+    for name, value in {**result.settings, **counted}.items():
+        table.add_row(name.replace("_", " "), shown_setting(value))
+    if "server" in result.model:
+        left = result.model.get("left_to_the_server")
+        table.add_row("server", result.model["server"] + (f"; its own {left}" if left else ""))
+    if result.suspects:
+        table.add_row("suspect", _shown_suspects(result.suspects))
+    if result.repeated.get("samples"):
+        told = "{samples} of {of} samples repeat a reference solution word for word: ".format(
+            **result.repeated
+        )
+        table.add_row("contamination", told + ", ".join(result.repeated["tasks"][:NAMED]))
+    levels = ", ".join(sorted({v.level for v in result.verdicts}))
+    judges = ", ".join(sorted({v.judge for v in result.verdicts}))
+    table.add_row("isolation", f"{levels}; verdict by {judges}")
+    if result.isolation_note:
+        table.add_row("not stronger", result.isolation_note)
+    return table
+
+
+def _shown_suspects(suspects: Mapping[tuple[str, int], Sequence[str]]) -> str:
+    """How many, and the first of them by name with their reasons."""
+    from apr.eval.run.result import natural
+
+    found = sorted(suspects.items(), key=lambda item: (natural(item[0][0]), item[0][1]))
+    lines = [f"{len(found)} samples to look at; no score depends on it"]
+    for (task, sample), reasons in found[:NAMED]:
+        lines.append(f"{task} sample {sample}: {'; '.join(reasons)}")
+    if len(found) > NAMED:
+        lines.append(f"and {len(found) - NAMED} more, all in results.json")
+    return "\n".join(lines)
+
+
+def task_table(result: Result) -> Table:
+    """One row a task: passed of samples, and the first failure."""
+    table = Table("task", "passed", "first failure")
+    for task, verdicts in result.per_task.items():
+        passed = sum(v.verdict == "passed" for v in verdicts)
+        failure = next((v.detail for v in verdicts if v.verdict != "passed"), "")
+        table.add_row(task, f"{passed}/{len(verdicts)}", failure[:80])
+    return table
+
+
+def suite_table(found: SuiteResult) -> Table:
+    """One row a benchmark: its scores with their intervals, and where the run lies."""
+    ks = sorted({k for result, _ in found.runs for k in result.passes})
+    table = Table(title=found.runs[0][0].subject, title_justify="left")
+    table.add_column("benchmark")
+    for name in ("tasks", *(f"pass@{k}" for k in ks)):
+        table.add_column(name, justify="right")
+    table.add_column("folder", overflow="fold")
+    for result, folder in found.runs:
+        scores = [_score(result.passes[k]) if k in result.passes else "" for k in ks]
+        table.add_row(result.benchmark, str(len(result.per_task)), *scores, str(folder))
+        for part, of_part in result.parts.items():
+            values = [f"pass@{k}" for k in ks]
+            shown = [f"{100 * of_part[v]:.1f}" if v in of_part else "" for v in values]
+            table.add_row(f"  {part} tests only", "", *shown, "")
+    return table
+
+
+def _score(score: tuple[float, float, float]) -> str:
+    value, low, high = (100 * number for number in score)
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+
+
+def contamination_table(found: Contamination) -> Table:
+    """Scores of tasks in the training data, and of the others."""
+    from apr.eval.run.result import percent
+
+    table = Table(title=found.run, caption=f"training data: {found.data}")
+    names = [f"pass@{k}" for k in (found.scores_in_data or found.scores_of_others)]
+    for name in ("", "tasks", *names):
+        table.add_column(name, justify="right" if name == "tasks" else "left")
+    for name, tasks, scores in (
+        ("in the training data", found.in_data, found.scores_in_data),
+        ("not found in it", found.others, found.scores_of_others),
+    ):
+        shown = [f"{percent(s)} ({100 * a:.1f} to {100 * b:.1f})" for s, a, b in scores.values()]
+        table.add_row(name, str(len(tasks)), *shown)
+    return table

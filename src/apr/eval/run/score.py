@@ -1,0 +1,229 @@
+"""Samples in, verdicts and scores out, whoever made the samples. Needs no model, imports none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from apr.common.errors import UsageError
+from apr.common.progress import EvalProgress
+from apr.eval.benchmarks import load_benchmark
+from apr.eval.benchmarks.task import Benchmark, Window
+from apr.eval.generators import Source, Submission, Submissions
+from apr.eval.generators.sample_files import SampleFile
+from apr.eval.rerank.behaviour import Behaviour, Candidate
+from apr.eval.rerank.choose import Choice, check_methods, choose_by
+from apr.eval.run.contamination import repeated_references
+from apr.eval.run.judging import judge, judged_by_reference
+from apr.eval.run.references import References, check_references
+from apr.eval.run.result import Record, Result, make_result
+from apr.eval.run.store import Store, StoredVerdict
+from apr.eval.run.suspect import suspects
+from apr.sandbox import Level, Outcome, Sandbox
+from apr.sandbox.interpreter import Interpreter, find_interpreter
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """How samples are judged and scored. python: the interpreter that runs the programs; None: our
+    own. exclude_broken: leave tasks whose reference solution fails with it out of the score, where
+    reference solutions are run. ks: which pass@k; None: 1, 10 and 100 where there are as many
+    samples. rerank: ways of choosing one of several samples, with seed (rerank.choose).
+    """
+
+    workers: int | None = None
+    level: Literal["auto"] | Level = "auto"
+    allow_weak: bool = False
+    python: str | None = None
+    exclude_broken: bool = False
+    ks: tuple[int, ...] | None = None
+    rerank: tuple[str, ...] = ()
+    seed: int = 0
+    progress: bool = True
+
+
+def score_samples(
+    path: Path,
+    benchmark_name: str = "humaneval",
+    data: Path | None = None,
+    ks: Sequence[int] | None = None,
+    allow_partial: bool = False,
+    workers: int | None = None,
+    level: Literal["auto"] | Level = "auto",
+    allow_weak: bool = False,
+    progress: bool = True,
+    window: Window | None = None,
+    python: str | None = None,
+    exclude_broken: bool = False,
+    rerank: Sequence[str] = (),
+) -> Result:
+    """Judge samples made elsewhere: a file (.jsonl, or .json with one array; each also with .gz),
+    EvalPlus' results, or a folder of programs as EvalPlus writes it. Needs no model.
+
+    Rows: `task_id` and `completion` (appended to the task's prompt) or `solution` (a whole
+    program), or what the benchmark's own tools write. Rows of the same task are its samples.
+    python: the interpreter that runs the programs. exclude_broken: leave tasks whose reference
+    solution fails with it out of the score, where reference solutions are run.
+    Raises UsageError naming file, line and field.
+    """
+    benchmark = load_benchmark(benchmark_name, data, window)
+    source = SampleFile(path, benchmark, allow_partial)
+    check_methods(rerank, source.most)
+    settings = JudgeSettings(
+        workers=workers,
+        level=level,
+        allow_weak=allow_weak,
+        python=python,
+        exclude_broken=exclude_broken,
+        ks=None if ks is None else tuple(ks),
+        rerank=tuple(rerank),
+        progress=progress,
+    )
+    with (
+        open_sandbox(benchmark, settings) as (sandbox, interpreter),
+        closing(Store(None)) as store,
+    ):
+        return judge_and_score(benchmark, source, settings, sandbox, interpreter, store)
+
+
+def run_references(
+    benchmark_name: str,
+    data: Path | None = None,
+    python: str | None = None,
+    workers: int | None = None,
+    level: Literal["auto"] | Level = "auto",
+    allow_weak: bool = False,
+    progress: bool = True,
+) -> References:
+    """Run all reference solutions of a benchmark, whatever is known of them already.
+
+    Raises UsageError for a benchmark that has none or does not need it.
+    """
+    benchmark = load_benchmark(benchmark_name, data)
+    if not benchmark.references:
+        raise UsageError(
+            f"--check-gt: {benchmark.name} has no reference solutions that are run first",
+            "for bigcodebench, and files of tasks with canonical_solution",
+        )
+    settings = JudgeSettings(workers, level, allow_weak, python)
+    with open_sandbox(benchmark, settings) as (sandbox, interpreter):
+        tasks = benchmark.tasks.values()
+        return check_references(
+            benchmark, sandbox, interpreter, tasks, fresh=True, progress=progress
+        )
+
+
+@contextmanager
+def open_sandbox(
+    benchmark: Benchmark, settings: JudgeSettings
+) -> Iterator[tuple[Sandbox, Interpreter]]:
+    """Where the programs run, and what runs them."""
+    interpreter = find_interpreter(settings.python)
+    with Sandbox(
+        workers=settings.workers,
+        level=settings.level,
+        allow_weak=settings.allow_weak,
+        python=interpreter.path,
+        preload=benchmark.preload,
+    ) as sandbox:
+        yield sandbox, interpreter
+
+
+def judge_and_score(
+    benchmark: Benchmark,
+    source: Source,
+    settings: JudgeSettings,
+    sandbox: Sandbox,
+    interpreter: Interpreter,
+    store: Store,
+) -> Result:
+    """The way of every sample to its verdict, and of the verdicts to the scores.
+
+    A sample is judged while others are made; one that has a verdict in `store` that stands is not
+    judged again, and every new verdict is stored at once. What ran out of time gets a second run
+    where that is fair.
+    """
+    benchmark.prepare(sandbox, interpreter, source.tasks, settings.progress)
+    references = check_references(
+        benchmark,
+        sandbox,
+        interpreter,
+        source.tasks,
+        settings.exclude_broken,
+        progress=settings.progress,
+    )
+    have = store.judged(sandbox.level)
+    shown = EvalProgress(source.total, source.ready, settings.progress)
+    samples: dict[tuple[str, int], Submission] = {}
+
+    def to_judge() -> Submissions:
+        with closing(source.samples(shown.sample)) as made:
+            for sample in made:
+                if references.counts(sample.task_id):
+                    samples[sample.place] = sample
+                    if sample.place not in have:
+                        yield sample
+
+    def keep(outcome: Outcome) -> None:
+        store.add_verdict(StoredVerdict.of(outcome))
+        shown.verdict(outcome.passed)
+
+    try:
+        with closing(to_judge()) as wanted:
+            judge(benchmark, sandbox, wanted, references.seconds, keep)
+        late = [v.place for v in store.verdicts() if v.verdict == "timeout" and v.place in samples]
+        for outcome in judged_by_reference(benchmark, sandbox, [samples[p] for p in late]):
+            keep(outcome)
+    finally:
+        shown.close()
+    chosen = _rerank(benchmark, samples.values(), settings, sandbox, store)
+    order = {task.task_id: number for number, task in enumerate(source.tasks)}
+    verdicts = sorted(
+        (v for v in store.verdicts() if v.place in samples),
+        key=lambda v: (order[v.task_id], v.sample),
+    )
+    record = Record(
+        benchmark=benchmark.name,
+        subject=source.name,
+        verdicts=verdicts,
+        settings=source.identity,
+        generation=source.generation(list(samples.values())),
+        model=source.description(),
+        isolation_note=sandbox.level_reason,
+        notes=(*benchmark.notes, *references.notes(), *source.notes()),
+        references=references.to_json(),
+        suspects=suspects(benchmark, verdicts, samples),
+        repeated=repeated_references(benchmark, samples),
+    )
+    return make_result(record, benchmark, settings.ks, chosen)
+
+
+def _rerank(
+    benchmark: Benchmark,
+    samples: Iterable[Submission],
+    settings: JudgeSettings,
+    sandbox: Sandbox,
+    store: Store,
+) -> dict[str, dict[str, Choice]]:
+    """Way of reranking -> task -> the sample taken. What it is taken by is stored."""
+    candidates = [Candidate(s.task_id, s.sample, s.program, s.mean_logprob) for s in samples]
+    known = {
+        place: (calls, Behaviour(answers, shown))
+        for place, calls, answers, shown in store.behaviours()
+    }
+    found = choose_by(
+        settings.rerank,
+        benchmark.tasks,
+        candidates,
+        sandbox,
+        settings.seed,
+        known,
+        lambda place, calls, did: store.add_behaviour(place, calls, did.answers, did.shown),
+        settings.progress,
+    )
+    for method, taken in found.items():
+        store.set_fact(f"chosen by {method}", {t: choice.sample for t, choice in taken.items()})
+    return found
