@@ -17,11 +17,12 @@ from apr.data.decontaminate import decontaminate, write_report
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.task import Task
 from apr.eval.generators import Submission
+from apr.eval.history.contamination import contamination
 from apr.eval.history.read import Run, read_run
-from apr.eval.run.contamination import LEAST_WORDS, contamination, repeated_references
 from apr.eval.run.evaluate import evaluate
 from apr.eval.run.judging import reference_of
 from apr.eval.run.score import score_samples
+from apr.eval.run.suspect import LEAST_WORDS, repeated_references
 
 from .runs import SETTINGS, Canned
 from .shared import completions, shared_data

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from apr.eval.run.contamination import Contamination
+    from apr.eval.history.contamination import Contamination
     from apr.eval.run.result import Result
     from apr.eval.run.suite import SuiteResult
 

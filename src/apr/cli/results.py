@@ -45,9 +45,9 @@ def results(
     from apr.cli.eval_output import contamination_table
     from apr.cli.options import one_of, page, print_table
     from apr.common.errors import UsageError
+    from apr.eval.history.contamination import contamination
     from apr.eval.history.read import ORDERS, find_runs, in_order, is_run, read_run, select, summary
     from apr.eval.history.table import history_table, run_table, samples_json, shown_samples
-    from apr.eval.run.contamination import contamination
 
     chosen = folders or [Path("runs")]
     if contaminated is not None:

@@ -16,12 +16,10 @@ from apr.eval.generators import Source, Submission, Submissions
 from apr.eval.generators.sample_files import SampleFile
 from apr.eval.rerank.behaviour import Behaviour, Candidate
 from apr.eval.rerank.choose import Choice, check_methods, choose_by
-from apr.eval.run.contamination import repeated_references
-from apr.eval.run.judging import judge, judged_by_reference
-from apr.eval.run.references import References, check_references
+from apr.eval.run.judging import References, check_references, judge, judged_by_reference
 from apr.eval.run.result import Record, Result, make_result
 from apr.eval.run.store import Store, StoredVerdict
-from apr.eval.run.suspect import suspects
+from apr.eval.run.suspect import repeated_references, suspects
 from apr.sandbox import Level, Outcome, Sandbox
 from apr.sandbox.interpreter import Interpreter, find_interpreter
 

@@ -1,8 +1,8 @@
-"""Signs that a model saw a benchmark before it was asked, and what they mean for its score.
+"""What it means for a score that a model saw the benchmark before it was asked.
 
-What a model was trained on decides; where that is known, `apr data decontaminate` says which tasks
-are in it, and their score stands beside that of the others. Where it is not, samples that repeat
-a reference solution are a sign. (The third, dates, is LiveCodeBench's own.)
+What the model was trained on decides: `apr data decontaminate` says which tasks are in it, and
+their score stands beside that of the others. Where the training data is not known, there are
+signs: samples that repeat a reference solution (run/suspect.py), and LiveCodeBench's dates.
 """
 
 from __future__ import annotations
@@ -15,38 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from apr.common.errors import UsageError
-from apr.eval.benchmarks.task import Benchmark
-from apr.eval.generators import Submission
 from apr.eval.history.read import Run
 from apr.eval.run.result import benchmark_pass_at_k, confidence_interval, natural
-
-# Words of a reference solution that nobody writes by chance: of 877 recorded samples of two models
-# 31 repeat their reference, and none of these has more than 15 words.
-LEAST_WORDS = 20
-_WORD = re.compile(r"\w+")
-
-
-def repeated_references(
-    benchmark: Benchmark, samples: Mapping[tuple[str, int], Submission]
-) -> dict[str, Any]:
-    """Samples that hold the reference solution of their task, word for word, layout aside.
-
-    samples: by task id and number. Returns {"samples", "of", "tasks"}, where "of"
-    counts the samples of tasks whose solution has LEAST_WORDS words or more; nothing where there
-    are none, for infilling, where the missing part is mostly told by what is around it, and where
-    a solution is no program.
-    """
-    if benchmark.name.startswith("infilling") or not benchmark.writes_code:
-        return {}
-    references = {name: _words(t.canonical_solution) for name, t in benchmark.tasks.items()}
-    asked = [key for key in samples if references[key[0]].count(" ") > LEAST_WORDS]
-    found = [key for key in asked if references[key[0]] in _words(samples[key].program)]
-    tasks = sorted({task for task, _ in found}, key=natural)
-    return {"samples": len(found), "of": len(asked), "tasks": tasks} if asked else {}
-
-
-def _words(code: str) -> str:
-    return f" {' '.join(_WORD.findall(code))} "
 
 
 @dataclass(frozen=True)
