@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,41 @@ def test_verbs_import_nothing_heavy_before_they_are_called() -> None:
         assert not {name.split(".")[0] for name in names} & heavy, path
         packages = {package_of(name) for name in names} - {None, "cli", "common", "__version__"}
         assert not packages, f"{path} imports apr.{packages} at its top"
+
+
+def test_files_do_not_import_in_circles() -> None:
+    """Imports inside functions count; those for type checkers alone do not."""
+    paths = {_module(path): path for path in SOURCE.rglob("*.py")}
+    imports = {name: _imports(path, paths.keys()) - {name} for name, path in paths.items()}
+    while True:
+        # What imports nothing that is left is in no circle.
+        done = {name for name, used in imports.items() if not used & imports.keys()}
+        if not done:
+            break
+        imports = {name: used for name, used in imports.items() if name not in done}
+    # Of the rest, what nothing of it imports only leads to a circle.
+    while led := imports.keys() - set().union(*imports.values()):
+        imports = {name: used for name, used in imports.items() if name not in led}
+    assert not imports, sorted(imports)
+
+
+def _module(path: Path) -> str:
+    parts = ("apr", *path.relative_to(SOURCE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(path: Path, modules: Collection[str]) -> set[str]:
+    """The modules of ours that a file imports when it is run."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                found.add(name if name in modules else node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & set(modules)
