@@ -14,8 +14,8 @@ from apr.checkpoint import open_checkpoint
 from apr.checkpoint.dtypes import DTYPES
 from apr.common.memory import return_large_blocks
 from apr.train.base import load_base
-from apr.train.forward import token_loss
 from apr.train.lora import LoraSettings, add_lora
+from apr.train.objective import token_loss
 from apr.train.optimizer import Optimizer
 from apr.train.packing import Document, make_batch
 from apr.train.train_settings import TrainSettings

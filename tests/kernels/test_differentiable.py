@@ -159,9 +159,10 @@ def test_cross_entropy_in_place(dtype: torch.dtype) -> None:
     labels = torch.randint(0, 501, (40,))
     wide = logits.float().clone().requires_grad_()
     want = torch.nn.functional.cross_entropy(wide, labels, reduction="none")
-    (slope,) = torch.autograd.grad(want.sum(), wide)
-    alone = differentiable.entropy_in_place(logits.clone(), labels, False)
-    losses = differentiable.entropy_in_place(logits, labels, True)
+    scales = torch.randn(40)
+    (slope,) = torch.autograd.grad((scales * want).sum(), wide)
+    alone = differentiable.entropy_in_place(logits.clone(), labels, None)
+    losses = differentiable.entropy_in_place(logits, labels, scales)
     torch.testing.assert_close(losses, want.detach(), rtol=2e-6, atol=2e-6)
     assert torch.equal(alone, losses)
     assert error(logits, slope) < (1e-6 if dtype == torch.float32 else ROUNDING)
@@ -170,7 +171,7 @@ def test_cross_entropy_in_place(dtype: torch.dtype) -> None:
 def test_nan_is_not_hidden() -> None:
     logits = torch.zeros(2, 300, dtype=torch.bfloat16)
     logits[0] = float("nan")
-    losses = differentiable.entropy_in_place(logits, torch.tensor([3, 3]), True)
+    losses = differentiable.entropy_in_place(logits, torch.tensor([3, 3]), torch.ones(2))
     assert losses.isnan().tolist() == [True, False]
     x = torch.full((1, 64), float("nan"), dtype=torch.bfloat16, requires_grad=True)
     assert differentiable.rms_norm(x, torch.ones(64), 1e-5).isnan().all()

@@ -19,8 +19,8 @@ from apr.model.transformer import Transformer
 from apr.model.weights import Linear
 from apr.train.base import base_size, check_base, load_base
 from apr.train.finetune import finetune
-from apr.train.forward import token_loss
 from apr.train.lora import LoraSettings, add_lora
+from apr.train.objective import token_loss
 from apr.train.packing import Document, make_batch
 from apr.train.prepare import prepare
 from apr.train.train_settings import FinetuneRequest, TrainSettings

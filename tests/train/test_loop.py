@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from apr.common.errors import AprError, UsageError
-from apr.train.loop import BAD_BATCH, METRICS, Task, TrainReport, total_steps, train
+from apr.train.loop import BAD_BATCH, METRICS, Training, TrainReport, total_steps, train
 from apr.train.optimizer import Optimizer
 from apr.train.train_settings import TrainSettings
 
@@ -47,6 +47,11 @@ class NumberData:
         return Numbers(torch.tensor(batch, dtype=torch.float32))
 
 
+class OneBatch(NumberData):
+    def batches(self, epoch: int) -> list[list[int]]:
+        return [[0, 1, 2]]
+
+
 class Weight(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -63,6 +68,7 @@ def squared(model: Any, batch: Numbers) -> tuple[torch.Tensor, dict[str, float]]
 def run(
     folder: Path, settings: TrainSettings, step: Any = squared, evaluate: Any = None
 ) -> TrainReport:
+    """evaluate: the mean loss on held-out data, of the model."""
     model = Weight()
 
     def save(target: Path) -> None:
@@ -70,15 +76,22 @@ def run(
         (target / "w.json").write_text(json.dumps(model.w.tolist()))
 
     folder.mkdir(parents=True, exist_ok=True)
-    task = Task(
+
+    def objective(model: Any, batch: Numbers) -> tuple[torch.Tensor, dict[str, float]]:
+        if model.training:
+            return step(model, batch)
+        assert not torch.is_grad_enabled()
+        return torch.tensor(evaluate(model)) * batch.weight, {"rows": 2.0 * batch.weight}
+
+    training = Training(
         model=model,  # type: ignore[arg-type]
         parameters=dict(model.named_parameters()),
-        step=step,
+        objective=objective,
         data=NumberData(),
         save=save,
-        evaluate=evaluate and (lambda: evaluate(model)),
+        held_out=evaluate and OneBatch(),
     )
-    return train(task, settings, folder)
+    return train(training, settings, folder)
 
 
 SETTINGS = TrainSettings(learning_rate=0.1, epochs=3, save_every=1, seed=7)
@@ -164,8 +177,8 @@ def test_accumulating_equals_one_large_batch(tmp_path: Path) -> None:
     settings = TrainSettings(learning_rate=0.1, accumulate=2)
     small = run(tmp_path / "small", settings, plain)
     model = Weight()
-    task = Task(model, {"w": model.w}, plain, Large(), save=lambda folder: None)  # type: ignore[arg-type]
-    large = train(task, replace(settings, accumulate=1), tmp_path / "small" / "again")
+    training = Training(model, {"w": model.w}, plain, Large(), save=lambda folder: None)  # type: ignore[arg-type]
+    large = train(training, replace(settings, accumulate=1), tmp_path / "small" / "again")
     assert small.steps == large.steps == 3 == total_steps(NumberData(), settings)
     assert small.losses == pytest.approx(large.losses, rel=1e-6)
 
@@ -229,6 +242,7 @@ def test_a_run_that_ends_inside_an_epoch_is_evaluated(tmp_path: Path) -> None:
         if "eval_loss" in line
     ]  # fmt: skip
     assert [line["step"] for line in evaluations] == [0, 6, 8] and report.steps == 8
+    assert [line["eval_rows"] for line in evaluations] == [2.0] * 3
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -271,6 +285,7 @@ def test_divergence_stops_the_run(tmp_path: Path) -> None:
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     run(tmp_path, SETTINGS)
     model = nn.Linear(2, 2)
-    task = Task(model, dict(model.named_parameters()), squared, NumberData(), lambda folder: None)  # type: ignore[arg-type]
+    parameters = dict(model.named_parameters())
+    training = Training(model, parameters, squared, NumberData(), lambda folder: None)  # type: ignore[arg-type]
     with pytest.raises(AprError, match="checkpoint does not fit: weight"):
-        train(task, SETTINGS, tmp_path)
+        train(training, SETTINGS, tmp_path)

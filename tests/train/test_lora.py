@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from apr.common.errors import AprError, UsageError
 from apr.model.transformer import Transformer
 from apr.train.adapter_files import adapter_names, adapter_tensors, load_adapter, save_adapter
-from apr.train.forward import hidden_states, token_loss
 from apr.train.lora import LoraSettings, adapters_of, add_lora, matching_modules
+from apr.train.objective import hidden_states, token_loss
 from apr.train.packing import Batch, Document, make_batch
 from model.zoo import CASES_BY_NAME, make_hf, make_ours, relative_error
 

@@ -18,9 +18,9 @@ import torch
 from apr.checkpoint import open_checkpoint
 from apr.train.adapter_files import save_adapter
 from apr.train.base import load_base
-from apr.train.forward import token_loss
-from apr.train.loop import Task, train
+from apr.train.loop import Training, train
 from apr.train.lora import LoraSettings, add_lora
+from apr.train.objective import supervised
 from apr.train.packing import Batch, Document, make_batch
 from apr.train.train_settings import TrainSettings
 
@@ -65,10 +65,10 @@ def our_losses(folder: Path, method: str) -> tuple[list[float], dict[str, Any]]:
     add_lora(model, LoraSettings(rank=8, alpha=16.0, targets=("all-linear",)), seed=3)
     save_adapter(model, folder / "adapter", str(folder / "model"), {})
     data = InOrder(documents())
-    task = Task(
+    training = Training(
         model=model,
         parameters={n: p for n, p in model.named_parameters() if p.requires_grad},
-        step=lambda model, batch: (token_loss(model, batch), {}),
+        objective=supervised(),
         data=data,
         save=lambda folder: None,
     )
@@ -85,7 +85,7 @@ def our_losses(folder: Path, method: str) -> tuple[list[float], dict[str, Any]]:
         "steps": STEPS,
         "nf4": method == "qlora",
     }
-    return train(task, settings, folder / "run").losses, case
+    return train(training, settings, folder / "run").losses, case
 
 
 def check(ours: list[float], theirs: list[float]) -> None:

@@ -69,23 +69,25 @@ def document_attention(
     return _DocumentAttention.apply(q, k, v, starts, window or 0, scale)
 
 
-def entropy_in_place(logits: torch.Tensor, labels: torch.Tensor, gradient: bool) -> torch.Tensor:
-    """fp32 (n,): -log softmax(logits)[label]. gradient: logits (n, V) become the loss's gradient to
-    them.
+def entropy_in_place(
+    logits: torch.Tensor, labels: torch.Tensor, scales: torch.Tensor | None
+) -> torch.Tensor:
+    """fp32 (n,): -log softmax(logits)[label]. scales: fp32 (n,); with it, logits (n, V) become the
+    gradient to them of (scales * that).sum().
     """
     if logits.dtype in _DTYPES and logits.device.type == "cpu" and _usable():
         losses = torch.empty(len(logits))
-        rows, width = logits.shape
-        _run("cross_entropy", rows, logits, labels, losses, rows, width, int(gradient))
+        factors: torch.Tensor | int = 0 if scales is None else scales.contiguous()
+        _run("cross_entropy", len(logits), logits, labels, losses, factors, *logits.shape)
         return losses
     wide = logits.float()
     logsumexp = wide.logsumexp(1, keepdim=True)
     picked = labels[:, None]
     losses = (logsumexp - wide.gather(1, picked))[:, 0]
-    if gradient:
+    if scales is not None:
         slope = (wide - logsumexp).exp_()
         slope.scatter_add_(1, picked, torch.full_like(picked, -1.0, dtype=torch.float32))
-        logits.copy_(slope)
+        logits.copy_(slope.mul_(scales[:, None]))
     return losses
 
 

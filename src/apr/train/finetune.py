@@ -15,8 +15,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from apr.checkpoint import CheckpointWriter, open_checkpoint
 from apr.checkpoint.adapter import open_adapter
 from apr.checkpoint.dtypes import DTYPES
@@ -37,15 +35,14 @@ from apr.model.transformer import Transformer
 from apr.text import fim_file, fim_format
 from apr.train.adapter_files import load_adapter, save_adapter
 from apr.train.base import load_base, training_device
-from apr.train.forward import token_loss
-from apr.train.loop import METRICS, Task, TrainReport, train
+from apr.train.loop import METRICS, Training, TrainReport, train
 from apr.train.lora import add_lora
 from apr.train.metrics import PICTURE, draw_losses, reporting
-from apr.train.packing import Batch, PackedData
+from apr.train.objective import supervised
 from apr.train.prepare import Prepared
 from apr.train.report import Shown, fits, sample_before, write_report
 from apr.train.run_folder import CHECKPOINTS, is_complete, open_run, publish, saved_states
-from apr.train.train_settings import FinetuneRequest, TrainSettings
+from apr.train.train_settings import FinetuneRequest
 from apr.train.zeros import check_zeros, keep_zeros
 
 
@@ -64,9 +61,9 @@ def finetune(
     """
     request, target = prepared.request, Path(folder).expanduser()
     refuse_overlap(target, prepared.pulled.path)
-    inputs = input_hashes(prepared)
+    inputs = _input_hashes(prepared)
     open_run(target, {**request.to_json(), "sha256": inputs}, force)
-    shown = shown_sample(prepared)
+    shown = _shown_sample(prepared)
 
     def answer(model: OpenedModel) -> str | None:
         allowed = fits(model, request.dtype, prepared.memory)
@@ -77,26 +74,26 @@ def finetune(
     report = _train(prepared, target, on_log, report_to)
     return_free_memory()
     publish(target / ("best" if report.best_epoch is not None else "last"), target)
-    result = run_result(prepared, target, report)
+    result = _run_result(prepared, target, report)
     trained = {"model": request.model, "method": request.method, **result}
-    write_report(target, trained, {**sample, "after": answer(trained_model(prepared, target))})
-    write_manifest(prepared, target, inputs, result)
+    write_report(target, trained, {**sample, "after": answer(_trained_model(prepared, target))})
+    _write_manifest(prepared, target, inputs, result)
     return result
 
 
 def finished_result(prepared: Prepared, folder: str | Path) -> dict[str, Any] | None:
     """What `finetune` returned, where the folder holds this very run at its end."""
     target = Path(folder).expanduser()
-    if not is_complete(target, {**prepared.request.to_json(), "sha256": input_hashes(prepared)}):
+    if not is_complete(target, {**prepared.request.to_json(), "sha256": _input_hashes(prepared)}):
         return None
     return read_json_object(target / MANIFEST_NAME)["settings"]["result"]
 
 
-def input_hashes(prepared: Prepared) -> dict[str, str]:
+def _input_hashes(prepared: Prepared) -> dict[str, str]:
     return {str(path): file_sha256(path) for path in prepared.files}
 
 
-def trained_model(prepared: Prepared, target: Path) -> OpenedModel:
+def _trained_model(prepared: Prepared, target: Path) -> OpenedModel:
     """What a run has published."""
     if prepared.request.method == "full":
         return open_model(str(target))
@@ -108,21 +105,33 @@ def _train(
 ) -> TrainReport:
     """The training itself; the model is gone when it is over."""
     request = prepared.request
-    model = load_model(prepared)
+    model = _load_model(prepared)
     _make_trainable(model, request)
-    task = Task(
-        model=model,
-        parameters={n: p for n, p in model.named_parameters() if p.requires_grad},
-        step=lambda model, batch: (token_loss(model, batch, request.recompute), {}),
-        data=_on(prepared.data, model.device),
-        save=_saver(prepared, model),
-        evaluate=evaluator(prepared, model, model.device) if prepared.held_out else None,
-        on_log=on_log,
-    )
-    return run_task(task, request.train, target, report_to)
+    states = saved_states(target / CHECKPOINTS)
+    first = int(states[-1].name.removeprefix("step-")) if states else 0
+    with reporting(report_to, target, first) as tell:
+
+        def log(line: dict[str, Any]) -> None:
+            on_log(line)
+            tell(line)
+
+        training = Training(
+            model=model,
+            parameters={n: p for n, p in model.named_parameters() if p.requires_grad},
+            objective=supervised(request.recompute),
+            data=replace(prepared.data, device=model.device),
+            save=_saver(prepared, model),
+            held_out=replace(prepared.held_out_data, device=model.device)
+            if prepared.held_out
+            else None,
+            on_log=log,
+        )
+        report = train(training, request.train, target)
+    draw_losses(target / METRICS, target / PICTURE)
+    return report
 
 
-def load_model(prepared: Prepared) -> Transformer:
+def _load_model(prepared: Prepared) -> Transformer:
     """The model to train, where it will be trained.
 
     Its file is mapped anew: pages that training read are this process's until their map is gone,
@@ -136,27 +145,12 @@ def load_model(prepared: Prepared) -> Transformer:
     return load_base(open_checkpoint(prepared.pulled.path), *how)
 
 
-def shown_sample(prepared: Prepared) -> Shown:
+def _shown_sample(prepared: Prepared) -> Shown:
     """The first document held out (or, without any, the first one) as a question and an answer."""
     document = (prepared.held_out or prepared.documents)[0]
     fim, tokenizer = prepared.request.fim, prepared.tokenizer
     middle = fim_format(tokenizer, fim.tokens).middle if fim.rate else ""
     return Shown(document, tokenizer, tokenizer.token_to_id(middle) if middle else None)
-
-
-def run_task(task: Task[Any], settings: TrainSettings, target: Path, report_to: str) -> TrainReport:
-    """Train with the metrics reported, and draw the losses in the end."""
-    states = saved_states(target / CHECKPOINTS)
-    first = int(states[-1].name.removeprefix("step-")) if states else 0
-    with reporting(report_to, target, first) as tell:
-
-        def on_log(line: dict[str, Any]) -> None:
-            task.on_log(line)
-            tell(line)
-
-        report = train(replace(task, on_log=on_log), settings, target)
-    draw_losses(target / METRICS, target / PICTURE)
-    return report
 
 
 def _make_trainable(model: Transformer, request: FinetuneRequest) -> None:
@@ -180,34 +174,11 @@ def _make_trainable(model: Transformer, request: FinetuneRequest) -> None:
         )
 
 
-def _on(data: PackedData, device: torch.device) -> PackedData:
-    return PackedData(data.documents, data.room, data.batch_size, data.seed, data.packing, device)
-
-
-def evaluator(prepared: Prepared, model: Transformer, device: torch.device) -> Callable[[], float]:
-    """Mean loss of the model, as it is when this is called, on the documents held out."""
-    request = prepared.request
-    data = PackedData(
-        prepared.held_out, request.max_length, request.train.batch_size, 0, request.packing, device
-    )
-
-    @torch.no_grad()
-    def evaluate() -> float:
-        loss, weight = 0.0, 0
-        for group in data.batches(0):
-            batch: Batch = data.load(group)
-            loss += float(token_loss(model, batch))
-            weight += batch.weight
-        return loss / weight
-
-    return evaluate
-
-
 def _saver(prepared: Prepared, model: Transformer) -> Callable[[Path], None]:
     request = prepared.request
     fim = fim_file(request.fim.tokens)
     if request.method != "full":
-        base = base_name(request.model)
+        base = _base_name(request.model)
         return lambda folder: save_adapter(model, folder, base, fim)
     if prepared.checkpoint.format == "gguf":
         files, _ = files_from_gguf(prepared.checkpoint, prepared.config, request.dtype)
@@ -225,13 +196,13 @@ def _saver(prepared: Prepared, model: Transformer) -> Callable[[Path], None]:
     return save
 
 
-def base_name(ref: str) -> str:
+def _base_name(ref: str) -> str:
     """A model as adapter_config.json names it: org/name, or a folder's whole path."""
     path = Path(ref).expanduser()
     return str(path.resolve()) if path.exists() else ref.removeprefix("hf://")
 
 
-def run_result(prepared: Prepared, target: Path, report: TrainReport) -> dict[str, Any]:
+def _run_result(prepared: Prepared, target: Path, report: TrainReport) -> dict[str, Any]:
     """What `--json` prints of a run."""
     values = asdict(report)
     losses = values.pop("losses")
@@ -247,7 +218,7 @@ def run_result(prepared: Prepared, target: Path, report: TrainReport) -> dict[st
     }
 
 
-def write_manifest(
+def _write_manifest(
     prepared: Prepared, target: Path, inputs: dict[str, str], result: dict[str, Any]
 ) -> None:
     """The record that a run is complete. inputs: sha256 by file."""

@@ -1,4 +1,5 @@
-"""The training loop of every method: what a step computes is given, the rest is here.
+"""The training loop: it knows neither the objective, which turns a batch into a loss, nor the
+method, which decides what is trained and how a model is saved.
 
 Bit by bit repeatable: the order of the data follows from the seed, and a run that was killed goes
 on from its last checkpoint with the same parameters, optimizer, random numbers and place in the
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -42,16 +43,8 @@ class BatchLike(Protocol):
 
 B = TypeVar("B", bound=BatchLike)
 B_co = TypeVar("B_co", bound=BatchLike, covariant=True)
-# (model, batch) -> (the batch's summed loss, further sums to report)
-Step = Callable[[Transformer, B], tuple[torch.Tensor, dict[str, float]]]
-
-
-class OptimizerLike(Protocol):
-    """See `apr.train.optimizer.Optimizer`."""
-
-    def step(self, rate: float) -> float: ...
-    def state(self) -> dict[str, torch.Tensor]: ...
-    def restore(self, state: Mapping[str, torch.Tensor]) -> None: ...
+# (model, batch) -> (the batch's summed loss, further sums to report by name)
+Objective = Callable[[Transformer, B], tuple[torch.Tensor, dict[str, float]]]
 
 
 class Data(Protocol[B_co]):
@@ -62,22 +55,19 @@ class Data(Protocol[B_co]):
 
 
 @dataclass(frozen=True)
-class Task(Generic[B]):
-    """What is trained, on what, how. parameters: by name. evaluate: mean loss on held-out data
-    (None without). save: write the model as it is now to a folder, atomically. on_log: told every
-    line of the metrics. optimizer: None for one over all parameters. eval_details: what the last
-    evaluation found, besides, for the metrics.
+class Training(Generic[B]):
+    """What is trained, to what end, on what. parameters: by name. save: write the model as it is
+    now to a folder, atomically. held_out: what the objective is evaluated on, or None. on_log: told
+    every line of the metrics.
     """
 
     model: Transformer
     parameters: dict[str, nn.Parameter]
-    step: Step[B]
+    objective: Objective[B]
     data: Data[B]
     save: Callable[[Path], None]
-    evaluate: Callable[[], float] | None = None
+    held_out: Data[B] | None = None
     on_log: Callable[[dict[str, Any]], None] = lambda line: None
-    optimizer: OptimizerLike | None = None
-    eval_details: Callable[[], Mapping[str, float]] = dict
 
 
 @dataclass(frozen=True)
@@ -106,21 +96,21 @@ def total_steps(data: Data[Any], settings: TrainSettings) -> int:
     return sum(-(-count // settings.accumulate) for count in counts)
 
 
-def train(task: Task[B], settings: TrainSettings, folder: Path) -> TrainReport:
+def train(training: Training[B], settings: TrainSettings, folder: Path) -> TrainReport:
     """Run to the end, or on from folder's last checkpoint. Writes metrics.jsonl, checkpoints/,
-    best/ and last/ (the model, as task.save writes it) in folder.
+    best/ and last/ (the model, as training.save writes it) in folder.
 
     Raises AprError when the loss is not finite or diverges; bad_batch.json holds the batch.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return _Run(task, settings, folder).run()
+    return _Run(training, settings, folder).run()
 
 
 class _Run(Generic[B]):
-    def __init__(self, task: Task[B], settings: TrainSettings, folder: Path) -> None:
-        self.task, self.settings, self.folder = task, settings, folder
-        self.optimizer = task.optimizer or Optimizer(task.parameters, settings)
-        self.total = total_steps(task.data, settings)
+    def __init__(self, training: Training[B], settings: TrainSettings, folder: Path) -> None:
+        self.training, self.settings, self.folder = training, settings, folder
+        self.optimizer = Optimizer(training.parameters, settings)
+        self.total = total_steps(training.data, settings)
         self.progress = Progress()
         self.stopped = ""
         torch.manual_seed(settings.seed)
@@ -132,11 +122,11 @@ class _Run(Generic[B]):
 
     def run(self) -> TrainReport:
         now = self.progress
-        if self.task.evaluate is not None and not self.metrics.evaluations:
-            self._evaluate()
+        if self.training.held_out is not None and not self.metrics.evaluations:
+            self._evaluate(self.training.held_out)
         self._out_of_patience()  # it was, where the run was killed before it could say so
         while now.step < self.total and not self.stopped:
-            batches = self.task.data.batches(now.epoch)
+            batches = self.training.data.batches(now.epoch)
             self._epoch(batches)
             if now.position >= len(batches):
                 now.epoch, now.position = now.epoch + 1, 0
@@ -144,7 +134,7 @@ class _Run(Generic[B]):
         if now.position:  # the last step was inside an epoch
             self._measure()
         self._checkpoint()
-        self.task.save(self.folder / "last")
+        self.training.save(self.folder / "last")
         evaluations = self.metrics.evaluations
         return TrainReport(
             steps=now.step,
@@ -160,7 +150,7 @@ class _Run(Generic[B]):
 
     def _epoch(self, batches: Sequence[Sequence[int]]) -> None:
         now, settings = self.progress, self.settings
-        self.task.model.train()
+        self.training.model.train()
         while now.position < len(batches) and now.step < self.total:
             self._step(batches[now.position : now.position + settings.accumulate])
             if settings.save_every and now.step % settings.save_every == 0:
@@ -170,11 +160,11 @@ class _Run(Generic[B]):
         """One optimizer step over micro-batches."""
         now, begin = self.progress, time.perf_counter()
         rate = self.settings.learning_rate * self.settings.rate_factor(now.step, self.total)
-        loaded = [self.task.data.load(batch) for batch in group]
+        loaded = [self.training.data.load(batch) for batch in group]
         weight = sum(batch.weight for batch in loaded)
         loss, sums = 0.0, dict[str, float]()
         for batch in loaded:
-            value, more = self.task.step(self.task.model, batch)
+            value, more = self.training.objective(self.training.model, batch)
             (value / weight).backward()
             part = float(value.detach())
             if not math.isfinite(part):
@@ -217,12 +207,12 @@ class _Run(Generic[B]):
     def _measure(self) -> None:
         """Evaluate; keep the best model; stop when it no longer gets better."""
         now = self.progress
-        if self.task.evaluate is None:
+        if self.training.held_out is None:
             return
-        loss = self._evaluate()
+        loss = self._evaluate(self.training.held_out)
         if now.best_loss is None or loss < now.best_loss:
             now.best_loss, now.best_epoch = loss, now.epoch
-            self.task.save(self.folder / "best")
+            self.training.save(self.folder / "best")
         self._checkpoint()
         self._out_of_patience()
 
@@ -233,17 +223,25 @@ class _Run(Generic[B]):
             if without >= patience:
                 self.stopped = f"no better evaluation for {without} epochs"
 
-    def _evaluate(self) -> float:
-        assert self.task.evaluate is not None
-        self.task.model.eval()
-        loss = self.task.evaluate()
+    @torch.no_grad()
+    def _evaluate(self, data: Data[B]) -> float:
+        """The mean loss on held-out data, logged with the means of what else the objective sums."""
+        self.training.model.eval()
+        loss, weight, sums = 0.0, 0, dict[str, float]()
+        for group in data.batches(0):
+            batch = data.load(group)
+            value, more = self.training.objective(self.training.model, batch)
+            loss, weight = loss + float(value), weight + batch.weight
+            for key, number in more.items():
+                sums[key] = sums.get(key, 0.0) + number
+        loss /= weight
         self._log(
             {
                 "step": self.progress.step,
                 "epoch": self.progress.epoch,
                 "eval_loss": loss,
                 "eval_perplexity": math.exp(min(loss, 700.0)),
-                **self.task.eval_details(),
+                **{f"eval_{key}": number / weight for key, number in sums.items()},
             }
         )
         return loss
@@ -251,7 +249,7 @@ class _Run(Generic[B]):
     def _log(self, line: dict[str, Any]) -> None:
         self.metrics.add(line)
         self.progress.logged += 1
-        self.task.on_log(
+        self.training.on_log(
             {**line, "steps": self.total, "all_tokens": self.progress.tokens,
              "all_seconds": self.progress.seconds}
         )  # fmt: skip

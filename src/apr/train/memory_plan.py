@@ -10,11 +10,11 @@ import torch
 from apr.checkpoint.adapter import open_adapter
 from apr.checkpoint.dtypes import DTYPES
 from apr.common.memory import process_memory
+from apr.kernels.logprobs import CHUNK
 from apr.model.config import ModelConfig
 from apr.model.transformer import Transformer
 from apr.train.base import BaseSize
 from apr.train.lora import LoraSettings, modules_to_adapt
-from apr.train.losses import CHUNK
 
 # Gradient and AdamW's two moments in fp32 beside each trained parameter, which is fp32 itself.
 _GRADIENT = 4

@@ -18,9 +18,9 @@ from apr.text import Tokenizer, load_tokenizer
 from apr.train.base import base_size, check_base
 from apr.train.dataset import DataReport, read_documents, split_off
 from apr.train.examples import fim_transform
-from apr.train.forward import attention_note
 from apr.train.loop import total_steps
 from apr.train.memory_plan import MemoryPlan, plan_memory
+from apr.train.objective import attention_note
 from apr.train.packing import Document, PackedData
 from apr.train.train_settings import FinetuneRequest
 
@@ -51,10 +51,16 @@ class Prepared:
 
     @property
     def data(self) -> PackedData:
+        return self._packed(self.documents, self.request.train.seed)
+
+    @property
+    def held_out_data(self) -> PackedData:
+        return self._packed(self.held_out, 0)
+
+    def _packed(self, documents: list[Document], seed: int) -> PackedData:
         request = self.request
-        settings = request.train
         return PackedData(
-            self.documents, request.max_length, settings.batch_size, settings.seed, request.packing
+            documents, request.max_length, request.train.batch_size, seed, request.packing
         )
 
     def summary(self) -> dict[str, Any]:

@@ -233,8 +233,8 @@ def _gated_gradient(a, kind):
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, forceinline=True)
-def _entropy_row(logits, label, slope):
-    """-log softmax(logits)[label]; with slope, logits become the gradient of it."""
+def _entropy_row(logits, label, slope, scale):
+    """-log softmax(logits)[label]; with slope, logits become the gradient of scale times that."""
     top = float32(-3.0e38)
     for i in range(logits.shape[0]):
         top = max(top, number(logits[i]))
@@ -245,28 +245,29 @@ def _entropy_row(logits, label, slope):
     wanted = number(logits[label])
     if slope:
         for i in range(logits.shape[0]):
-            put(logits, i, exp(number(logits[i]) - shift))
-        put(logits, label, exp(wanted - shift) - float32(1.0))
+            put(logits, i, exp(number(logits[i]) - shift) * scale)
+        put(logits, label, (exp(wanted - shift) - float32(1.0)) * scale)
     return shift - wanted
 
 
 @njit(nogil=True, cache=True, forceinline=True)
 def _cross_entropy(a, kind):
-    """logits (in, and their gradient out), labels (int64), losses (fp32), rows, vocabulary, whether
-    the gradient is wanted.
+    """logits (in, and their gradient out), labels (int64), losses (fp32), what the gradient of each
+    is multiplied by (fp32; 0 for no gradients), rows, vocabulary.
     """
-    rows, width = a[5], a[6]
-    logits, labels, losses = (
+    rows, width, slope = a[6], a[7], a[5] != 0
+    logits, labels, losses, scales = (
         numbers_at(a[2], rows * width, kind),
         longs_at(a[3], rows),
         floats_at(a[4], rows),
+        floats_at(a[5] if slope else a[4], rows),
     )
     while True:
         r = next_chunk(a)
         if r >= a[1]:
             break
         row = logits[r * width : (r + 1) * width]
-        losses[r] = _entropy_row(row, labels[r], a[7] != 0)
+        losses[r] = _entropy_row(row, labels[r], slope, scales[r] if slope else float32(0.0))
 
 
 @cfunc(BODY, cache=True)

@@ -1,17 +1,40 @@
-"""A batch of packed documents through the model."""
+"""What a step of training learns: from a batch of packed documents to a loss."""
 
 from __future__ import annotations
 
 import torch
 
 from apr.kernels import differentiable, ops
+from apr.kernels.logprobs import cross_entropy, token_logprobs
 from apr.model.config import ModelConfig
 from apr.model.documents import document_attention
 from apr.model.rope import needs_long_factors
 from apr.model.transformer import Transformer
+from apr.train.loop import Objective
 from apr.train.lora import LoraLinear
-from apr.train.losses import chunked_cross_entropy
 from apr.train.packing import Batch
+
+
+def supervised(recompute: bool = False) -> Objective[Batch]:
+    """Learn to write each document's targets after what comes before them: cross-entropy.
+
+    recompute: see `hidden_states`.
+    """
+    return lambda model, batch: (token_loss(model, batch, recompute), {})
+
+
+def token_loss(model: Transformer, batch: Batch, recompute: bool = False) -> torch.Tensor:
+    """-target_logprobs(...).sum(), an fp32 scalar."""
+    hidden, weight = _output_factors(model, hidden_states(model, batch, recompute)[batch.rows])
+    return cross_entropy(hidden, weight, batch.labels, model.config.logit_softcap)
+
+
+def target_logprobs(model: Transformer, batch: Batch, recompute: bool = False) -> torch.Tensor:
+    """log p(token | those before it in its document) of each of a batch's targets, in nats: fp32
+    (n,), with a gradient for any weight on each.
+    """
+    hidden, weight = _output_factors(model, hidden_states(model, batch, recompute)[batch.rows])
+    return token_logprobs(hidden, weight, batch.labels, model.config.logit_softcap)
 
 
 def hidden_states(model: Transformer, batch: Batch, recompute: bool = False) -> torch.Tensor:
@@ -23,6 +46,7 @@ def hidden_states(model: Transformer, batch: Batch, recompute: bool = False) -> 
     attend = document_attention(model, batch.starts)
     longest = int(batch.positions.max()) + 1
     long = needs_long_factors(model.config, longest)
+    recompute = recompute and torch.is_grad_enabled()
     return model.run(batch.ids, batch.positions, attend, long, recompute)
 
 
@@ -34,7 +58,7 @@ def attention_note(config: ModelConfig, dtype: str) -> str:
     elif config.attention_softcap is not None:
         reason = "its attention has a softcap"
     elif dtype != "bf16":
-        reason = f"--dtype is {dtype}, not bf16"
+        reason = f"the model trains in {dtype}, not bf16"
     else:
         q = torch.empty(1, config.num_heads, config.head_dim, dtype=torch.bfloat16)
         k = torch.empty(1, config.num_kv_heads, config.head_dim, dtype=torch.bfloat16)
@@ -43,14 +67,7 @@ def attention_note(config: ModelConfig, dtype: str) -> str:
     return reason and f"attention falls back on torch's SDPA, document by document: {reason}"
 
 
-def token_loss(model: Transformer, batch: Batch, recompute: bool = False) -> torch.Tensor:
-    """Sum over the batch's targets of -log p(token | those before in its document), in nats."""
-    hidden = hidden_states(model, batch, recompute)[batch.rows]
-    hidden, weight = output_factors(model, hidden)
-    return chunked_cross_entropy(hidden, weight, batch.labels, model.config.logit_softcap)
-
-
-def output_factors(model: Transformer, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _output_factors(model: Transformer, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, C) and (V, C) whose product is the logits of hidden (N, C).
 
     An adapter of rank r on the output layer becomes r more columns of both: W h + B (s A h).
