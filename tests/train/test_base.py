@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -19,8 +20,8 @@ from apr.model.transformer import Transformer
 from apr.model.weights import Linear
 from apr.train.base import base_size, check_base, load_base
 from apr.train.finetune import finetune
-from apr.train.lora import LoraSettings, add_lora
-from apr.train.objective import token_loss
+from apr.train.lora import LoraSettings, adapters_of, adapters_off, add_lora
+from apr.train.objective import target_logprobs, token_loss
 from apr.train.packing import Document, make_batch
 from apr.train.prepare import prepare
 from apr.train.train_settings import FinetuneRequest, TrainSettings
@@ -235,3 +236,29 @@ def test_bf16_without_bf16_products(
         monkeypatch.setattr(ops, "multiplies_bf16", lambda device, has=has_bf16: has)
         errors[has_bf16] = (step() - exact).norm() / exact.norm()
     assert 0 < errors[False] <= 1.25 * errors[True] < 0.2
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_with_its_adapters_off_a_model_is_its_own_reference(
+    tmp_path: Path, method: str, dora: bool
+) -> None:
+    checkpoint = open_checkpoint(write_model(tmp_path / "m"))
+    ids = np.arange(4, 60, dtype=np.int32)
+    batch = make_batch([Document(ids, np.ones(len(ids), bool))])
+    plain = load_base(checkpoint, method, torch.bfloat16, CPU)
+    model = load_base(checkpoint, method, torch.bfloat16, CPU)
+    targets = ("all-linear",) if dora else ("all-linear", "embed_tokens", "lm_head")
+    add_lora(model, LoraSettings(rank=4, dora=dora, dropout=0.5, targets=targets))
+    for adapter in adapters_of(model).values():
+        adapter.lora_a.data.normal_()
+        adapter.lora_b.data.normal_()
+    with torch.no_grad():
+        wanted = target_logprobs(plain, batch)
+        with pytest.raises(ValueError, match="within"), adapters_off(model.train()):
+            with adapters_off(model):
+                pass
+            assert torch.equal(target_logprobs(model, batch), wanted)
+            assert torch.equal(model(batch.ids[None]), plain(batch.ids[None]))
+            raise ValueError("within")
+        assert not torch.equal(target_logprobs(model.eval(), batch), wanted)

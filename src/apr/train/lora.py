@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -72,9 +73,10 @@ class LoraLinear(nn.Module):
     """A frozen linear module with a low-rank update.
 
     lora_a: fp32 (r, in), lora_b: fp32 (out, r). magnitude: fp32 (out,), of DoRA, or None.
-    keep_zeros: weights of the base that are zero get no update.
+    keep_zeros: weights of the base that are zero get no update. off: see `adapters_off`.
     """
 
+    off = False
     lora_a: nn.Parameter
     lora_b: nn.Parameter
     magnitude: nn.Parameter | None
@@ -130,14 +132,16 @@ class LoraLinear(nn.Module):
         return self.base.numbers(torch.float32) + self.scaling * (self.lora_b @ self.lora_a)
 
     @property
-    def matrix(self) -> torch.Tensor:
-        return self.weight
+    def matrix(self) -> torch.Tensor | Weight:
+        return self.base.matrix if self.off else self.weight
 
     def drop(self, x: torch.Tensor) -> torch.Tensor:
         """The adapter's input."""
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.off:
+            return self.base(x)
         if self.keep_zeros:
             factors = (self.lora_a, self.lora_b, self.scaling)
             weight = partial(_numbers_and_zeros, self.base, x.dtype)
@@ -169,6 +173,7 @@ class LoraEmbedding(nn.Module):
     (as with PEFT), so that a merged model has an output layer of its own.
     """
 
+    off = False
     lora_a: nn.Parameter
     lora_b: nn.Parameter
     magnitude = None
@@ -203,6 +208,8 @@ class LoraEmbedding(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         frozen = self.base(ids)
+        if self.off:
+            return frozen
         update = F.embedding(ids, self.lora_a.T) @ self.lora_b.T
         return frozen + (self.scaling * update).to(frozen.dtype)
 
@@ -334,6 +341,22 @@ def attach(
 def adapters_of(model: Transformer) -> dict[str, Adapter]:
     """Adapters by the name of the module they are on."""
     return {name: m for name, m in model.named_modules() if isinstance(m, Adapter)}
+
+
+@contextmanager
+def adapters_off(model: Transformer) -> Iterator[None]:
+    """Within the block the model gives what it gives without adapters, bit by bit.
+
+    It is its own reference then, as DPO needs one (Rafailov et al. 2023, eq. 7). Blocks may nest.
+    """
+    on = [adapter for adapter in adapters_of(model).values() if not adapter.off]
+    try:
+        for adapter in on:
+            adapter.off = True
+        yield
+    finally:
+        for adapter in on:
+            adapter.off = False
 
 
 def _numbers_and_zeros(base: Linear, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

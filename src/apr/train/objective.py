@@ -73,7 +73,7 @@ def _output_factors(model: Transformer, hidden: torch.Tensor) -> tuple[torch.Ten
     An adapter of rank r on the output layer becomes r more columns of both: W h + B (s A h).
     """
     head = model.model.embed_tokens if model.lm_head is None else model.lm_head
-    if not isinstance(head, LoraLinear):
+    if not isinstance(head, LoraLinear) or head.off:
         matrix = head.matrix
         assert isinstance(matrix, torch.Tensor)  # embedding and output layer train as numbers
         return hidden, matrix
