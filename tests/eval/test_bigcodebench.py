@@ -21,6 +21,7 @@ from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.bigcodebench import BigCodeBench
 from apr.eval.benchmarks.task import PromptStyle, Task
 from apr.eval.run.evaluate import evaluate
+from apr.eval.run.judging import PATIENCE
 from apr.eval.run.score import run_references, score_samples
 from apr.eval.run.settings import EvalSettings
 from apr.sandbox import Job, Sandbox
@@ -258,18 +259,18 @@ def test_references_are_run_once(
     lacking: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("APR_CACHE", str(tmp_path / "cache"))
-    asked: list[str] = []
+    asked: list[float] = []
     whole = BigCodeBench.job
 
     def job(self: BigCodeBench, task: Any, program: str, name: str, seconds: float = 0) -> Job:
-        asked.append(name)
+        asked.append(seconds)
         return whole(self, task, program, name, seconds)
 
     monkeypatch.setattr(BigCodeBench, "job", job)
     tasks, path = lacking
     for _ in range(2):
         score_samples(path, "bigcodebench", data=tasks, progress=False)
-    assert sorted(name.count("#") for name in asked) == [0, 0, 1, 1, 1, 1]
+    assert (len(asked), asked.count(PATIENCE)) == (6, 2)  # 2 references, 2 times 2 samples
     assert run_references("bigcodebench", tasks, progress=False).broken.keys() == {
         json.loads(tasks.read_text().splitlines()[1])["task_id"]
     }

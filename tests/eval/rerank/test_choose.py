@@ -18,8 +18,8 @@ import pytest
 from apr.common.errors import AprError, UsageError
 from apr.engine.request import Sampling
 from apr.eval.benchmarks.task import Task
-from apr.eval.generators import Answer
-from apr.eval.rerank.behaviour import INPUTS, UNSEEN, Behaviour, Candidate, behaviours, canonical
+from apr.eval.generators import Answer, Submission
+from apr.eval.rerank.behaviour import INPUTS, UNSEEN, Behaviour, behaviours, canonical
 from apr.eval.rerank.choose import Choice, choose_by, majority, normal_form
 from apr.eval.rerank.visible import Question
 from apr.eval.run.evaluate import evaluate
@@ -56,10 +56,11 @@ def a_task(prompt: str = PROMPT, name: str = "double_all", test: str = "") -> Ta
     return Task("t", prompt, name, test, "")
 
 
-def candidates(*programs: str, logprobs: tuple[float | None, ...] = ()) -> list[Candidate]:
+def candidates(*programs: str, logprobs: tuple[float | None, ...] = ()) -> list[Submission]:
     likely = logprobs or (None,) * len(programs)
     return [
-        Candidate("t", i, p, lp) for i, (p, lp) in enumerate(zip(programs, likely, strict=True))
+        Submission("t", i, p, mean_logprob=lp)
+        for i, (p, lp) in enumerate(zip(programs, likely, strict=True))
     ]
 
 

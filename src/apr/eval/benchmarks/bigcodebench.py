@@ -8,14 +8,14 @@ what is tested is the task's imports and def line with an empty body, then the s
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from apr.common.errors import UsageError
+from apr.common.record import sha256_of
 from apr.common.rows import read_task_rows
-from apr.eval.benchmarks.humaneval import QUESTION, asked, continued, raw_prompt
+from apr.eval.benchmarks.humaneval import QUESTION, asked, continued
 from apr.eval.benchmarks.task import Benchmark, Newline, Prompt, PromptStyle, Task
 from apr.eval.code.extraction import chat_code, cut_at, definitions, is_body, longest_prefix, parse
 from apr.hub.data_files import find_data
@@ -77,7 +77,7 @@ class BigCodeBench(Benchmark):
         self.version = f"{name}-{self.split}-1"
         path = find_data(name, data)
         self._rows = _read_rows(path, hard_only=name == "bigcodebench-hard")
-        self.data_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.data_sha256 = sha256_of(path)
         self.tasks: Mapping[str, Task] = {
             row["task_id"]: Task(
                 task_id=row["task_id"],
@@ -96,7 +96,7 @@ class BigCodeBench(Benchmark):
                     "--split instruct asks in words, which a base model does not continue",
                     "--mode chat, or --split complete",
                 )
-            return Prompt(raw_prompt(task, style), messages=None, prefill="", stop=BASE_STOP)
+            return Prompt(style.ended(task.prompt), messages=None, prefill="", stop=BASE_STOP)
         if self.split == "instruct":
             words = self._rows[task.task_id]["instruct_prompt"]
             return asked(INSTRUCT_QUESTION.format(prompt=words.strip()), style.prefill)

@@ -8,13 +8,13 @@ inference/tasks/output_prediction.py), except where what passes is no answer (do
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from apr.common.errors import UsageError
+from apr.common.record import sha256_of
 from apr.common.rows import read_task_rows
 from apr.eval.benchmarks.task import Benchmark, Newline, Prompt, PromptStyle, Task
 from apr.eval.code.extraction import cut_at, parse
@@ -79,7 +79,7 @@ class CruxEval(Benchmark):
         path = find_data(DATA, data)
         self._rows = _read_rows(path)
         self._steps = name.endswith("-cot")
-        self.data_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.data_sha256 = sha256_of(path)
         self.tasks: Mapping[str, Task] = {
             name: Task(
                 name, f"{row['code']}\nassert f({row['input']}) == ", ANSWER, "", row["output"]
@@ -94,10 +94,7 @@ class CruxEval(Benchmark):
         text = (STEP_BY_STEP if self._steps else DIRECT) + shown
         begun = "[THOUGHT]\n" if self._steps else "[ANSWER]\n"
         if style.mode == "base":
-            whole = text + begun
-            if style.newline != "keep":
-                whole = whole.rstrip() + ("\n" if style.newline == "add" else "")
-            return Prompt(whole, messages=None, prefill="", stop=STOP)
+            return Prompt(style.ended(text + begun), messages=None, prefill="", stop=STOP)
         content = text if style.prefill else text + begun
         prefill = begun if style.prefill else ""
         return Prompt(None, [{"role": "user", "content": content}], prefill, STOP)

@@ -8,16 +8,16 @@ with that of the canonical solution, which is run here, once, and remembered.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from apr.common.errors import AprError, UsageError
+from apr.common.record import sha256_of
 from apr.common.rows import read_task_rows
 from apr.eval.benchmarks.expected import Expected, expected_answers
-from apr.eval.benchmarks.humaneval import QUESTION, asked, behind_prompt, continued, raw_prompt
+from apr.eval.benchmarks.humaneval import QUESTION, asked, behind_prompt, continued
 from apr.eval.benchmarks.task import Benchmark, Newline, Prompt, PromptStyle, Task
 from apr.eval.code.extraction import chat_code, cut_at, definitions, longest_prefix
 from apr.hub.data_files import find_data
@@ -58,7 +58,7 @@ class EvalPlus(Benchmark):
         self.version = f"{name}-1"
         path = find_data(name, data)
         self._rows = _read_rows(path, self._dataset)
-        self.data_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.data_sha256 = sha256_of(path)
         self.tasks: Mapping[str, Task] = {
             task_id: Task(
                 task_id=task_id,
@@ -91,7 +91,7 @@ class EvalPlus(Benchmark):
         if style.mode == "chat":
             return asked(QUESTION.format(prompt=task.prompt.strip()), style.prefill)
         stop = BASE_STOP[self._dataset]
-        return Prompt(text=raw_prompt(task, style), messages=None, prefill="", stop=stop)
+        return Prompt(text=style.ended(task.prompt), messages=None, prefill="", stop=stop)
 
     def completion(self, task: Task, text: str, style: PromptStyle) -> str:
         """What follows the prompt: as much of the text as parses, without examples of its use."""

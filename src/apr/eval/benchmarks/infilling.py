@@ -8,11 +8,11 @@ also not what repeats the suffix.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from apr.common.record import sha256_of
 from apr.common.rows import read_task_rows
 from apr.eval.benchmarks.humaneval import BASE_STOP, REFERENCE_FACTOR, TIME_LIMIT
 from apr.eval.benchmarks.task import Benchmark, Mode, Prompt, PromptStyle, Task
@@ -43,7 +43,7 @@ class Infilling(Benchmark):
         path = find_data(name, data)
         self._gaps = _read_gaps(path)
         self.tasks: Mapping[str, Task] = self._gaps
-        self.data_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.data_sha256 = sha256_of(path)
 
     def prompt(self, task: Task, style: PromptStyle) -> Prompt:
         """The two sides of the gap, which the model's own format joins; or, as a baseline, the

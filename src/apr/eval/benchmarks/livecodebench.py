@@ -128,10 +128,7 @@ class LiveCodeBench(Benchmark):
                 {"role": "user", "content": question(problem)},
             ]
             return Prompt(text=None, messages=messages, prefill="", stop=())
-        text = one_shot(problem)
-        if style.newline != "keep":
-            text = text.rstrip() + ("\n" if style.newline == "add" else "")
-        return Prompt(text=text, messages=None, prefill="", stop=BASE_STOP)
+        return Prompt(style.ended(one_shot(problem)), messages=None, prefill="", stop=BASE_STOP)
 
     def exemplar_question(self, prompt: str) -> str:
         if prompt.startswith("def "):

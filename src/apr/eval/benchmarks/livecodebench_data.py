@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from apr.common.errors import UsageError
+from apr.common.record import sha256_of
 from apr.common.rows import read_located_rows, read_row_at
 
 MAX_TESTS_BYTES = 256 << 20  # of one problem, unpacked
@@ -174,10 +175,7 @@ def _from_json(text: str, where: str) -> Any:
 
 def data_sha256(paths: Sequence[Path]) -> str:
     """Checksum of a file, or of the checksums of several."""
-    digests = []
-    for path in paths:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    digests = [sha256_of(path) for path in paths]
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -8,13 +8,13 @@ the data's README asks.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from apr.common.errors import UsageError
+from apr.common.record import sha256_of
 from apr.common.rows import read_rows
 from apr.eval.benchmarks.asserts import stands_alone, tested_function
 from apr.eval.benchmarks.humaneval import QUESTION, asked
@@ -66,7 +66,7 @@ class Mbpp(Benchmark):
         self.version = f"{name}-1"
         path = find_data(name, data)
         problems = {problem.number: problem for problem in _read_problems(path)}
-        self.data_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.data_sha256 = sha256_of(path)
         self._examples = [problems[n] for n in EXAMPLES if n in problems]
         first, last = SPLITS[split] if split else (1, 974)
         self._problems = {
@@ -95,9 +95,7 @@ class Mbpp(Benchmark):
             )
         shots = [f"{_shot(example)}{example.code}\n[DONE]" for example in self._examples]
         text = "\n\n".join([*shots, _shot(self._problems[task.task_id])])
-        if style.newline == "strip":
-            text = text.rstrip()
-        return Prompt(text=text, messages=None, prefill="", stop=BASE_STOP)
+        return Prompt(text=style.ended(text), messages=None, prefill="", stop=BASE_STOP)
 
     def completion(self, task: Task, text: str, style: PromptStyle) -> str:
         if style.mode == "base":

@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any, Self, cast
 
 from apr.common.errors import AprError, UsageError
+from apr.common.record import sha256_of
 from apr.common.rows import read_rows
 from apr.eval.benchmarks.humaneval import (
     BASE_STOP,
@@ -31,7 +32,6 @@ from apr.eval.benchmarks.humaneval import (
     asked,
     behind_prompt,
     continued,
-    raw_prompt,
 )
 from apr.eval.benchmarks.own_rows import OwnTask, read_tasks
 from apr.eval.benchmarks.task import ROW_FILES, Benchmark, Prompt, PromptStyle, Task
@@ -71,7 +71,7 @@ class OwnBenchmark(Benchmark):
         """The rows of a file of JSON lines, or of one array. Raises UsageError naming the line."""
         unit = "row" if path.name.removesuffix(".gz").endswith(".json") else "line"
         tasks = read_tasks((f"{path} {unit} {number}", row) for number, row in read_rows(path))
-        return cls(path.name, tasks, hashlib.sha256(path.read_bytes()).hexdigest())
+        return cls(path.name, tasks, sha256_of(path))
 
     @classmethod
     def of_rows(cls, name: str, rows: Iterable[Mapping[str, Any]]) -> Self:
@@ -84,7 +84,7 @@ class OwnBenchmark(Benchmark):
         own = self._tasks[task.task_id]
         if style.mode == "base":
             usual = BASE_STOP if own.continued else WORDS_STOP
-            text = raw_prompt(task, style)
+            text = style.ended(task.prompt)
             return Prompt(text, messages=None, prefill="", stop=own.stop or usual)
         question = QUESTION.format(prompt=task.prompt.strip())
         return asked(question, style.prefill and not own.cases)  # it begins with a function

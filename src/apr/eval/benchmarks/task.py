@@ -45,6 +45,12 @@ class PromptStyle:
     prefill: bool = True
     merge_system: bool = False
 
+    def ended(self, text: str) -> str:
+        """A base prompt with the end that the model is to see."""
+        if self.newline == "keep":
+            return text
+        return text.rstrip() + ("\n" if self.newline == "add" else "")
+
     def describe(self) -> str:
         """In words, for results and to tell runs apart."""
         if self.mode == "base":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from apr.common.errors import UsageError
+from apr.common.record import sha256_of
 from apr.common.rows import is_object, is_unicode, read_object, read_rows
 from apr.eval.benchmarks.task import Benchmark
 from apr.eval.generators import Source, Submission, Submissions
@@ -91,7 +92,7 @@ def read_samples(path: Path, benchmark: Benchmark) -> list[Mapping[str, Any]]:
 def samples_sha256(path: Path) -> str:
     """Of a file's bytes; of a folder's programs and their names."""
     if not path.is_dir():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_of(path)
     digest = hashlib.sha256()
     for program in sorted(path.glob("*/*.py")):
         text = program.read_bytes()

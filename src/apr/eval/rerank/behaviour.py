@@ -13,6 +13,7 @@ from typing import Any
 
 from apr.common.errors import AprError
 from apr.common.progress import EvalProgress
+from apr.eval.generators import Submission
 from apr.eval.rerank.mutate import inputs_of_type, more_inputs
 from apr.eval.rerank.visible import (
     UNKNOWN,
@@ -34,16 +35,6 @@ OUTPUT = 1 << 20
 UNSEEN = "-"  # of a call that a program did not come to
 
 SampleId = tuple[str, int]  # task id, number of the sample
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One sample. program: as it would be judged, without the test. mean_logprob: see Answer."""
-
-    task_id: str
-    sample: int
-    program: str
-    mean_logprob: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,7 @@ Keep = Callable[[SampleId, str, Behaviour], None]
 
 def behaviours(
     questions: Mapping[str, Question],
-    candidates: Iterable[Candidate],
+    candidates: Iterable[Submission],
     sandbox: Sandbox,
     seed: int = 0,
     known: Known | None = None,
@@ -95,7 +86,7 @@ def behaviours(
     found: dict[SampleId, Behaviour] = {}
     members: dict[tuple[str, str], list[SampleId]] = {}
     for candidate in candidates:
-        name, place = candidate.task_id, (candidate.task_id, candidate.sample)
+        name, place = candidate.task_id, candidate.place
         if name not in calls:
             calls[name] = make_calls(questions[name], seed)
         version, behaviour = (known or {}).get(place, ("", Behaviour()))

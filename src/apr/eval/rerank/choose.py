@@ -20,7 +20,8 @@ from typing import Literal, get_args
 from apr.common.errors import UsageError
 from apr.eval.benchmarks.task import Task
 from apr.eval.code.extraction import parse
-from apr.eval.rerank.behaviour import Behaviour, Candidate, Keep, Known, SampleId, behaviours
+from apr.eval.generators import Submission
+from apr.eval.rerank.behaviour import Behaviour, Keep, Known, SampleId, behaviours
 from apr.eval.rerank.visible import Question
 from apr.sandbox import Sandbox
 
@@ -53,7 +54,7 @@ def check_methods(methods: Sequence[str], samples: int) -> None:
 def choose_by(
     methods: Sequence[str],
     tasks: Mapping[str, Task],
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Submission],
     sandbox: Sandbox,
     seed: int = 0,
     known: Known | None = None,
@@ -70,7 +71,7 @@ def choose_by(
             "--rerank logprob: these samples have no log-probabilities",
             "apr eval measures them when it generates (--fresh); majority and tests need none",
         )
-    groups: dict[str, list[Candidate]] = defaultdict(list)
+    groups: dict[str, list[Submission]] = defaultdict(list)
     for candidate in candidates:
         groups[candidate.task_id].append(candidate)
     did: Mapping[SampleId, Behaviour] = {}
@@ -85,7 +86,7 @@ def choose_by(
     }
 
 
-def _choose(method: str, group: Sequence[Candidate], did: Mapping[SampleId, Behaviour]) -> Choice:
+def _choose(method: str, group: Sequence[Submission], did: Mapping[SampleId, Behaviour]) -> Choice:
     """group: all candidates of one task."""
     if method == "logprob":
         measured = any(c.mean_logprob is not None for c in group)
@@ -98,7 +99,7 @@ def _choose(method: str, group: Sequence[Candidate], did: Mapping[SampleId, Beha
     return Choice(first, "examples" if best else "order")
 
 
-def majority(group: Sequence[Candidate], behaviour: Mapping[int, Behaviour]) -> Choice:
+def majority(group: Sequence[Submission], behaviour: Mapping[int, Behaviour]) -> Choice:
     """Of the programs that return anything those that get most of the prompt's examples right; of
     these one of the largest group that does the same. Where none returns anything, one of the
     largest group with the same syntax tree.
@@ -118,14 +119,14 @@ def majority(group: Sequence[Candidate], behaviour: Mapping[int, Behaviour]) -> 
     return Choice(_of_most(parsed, [forms[c.sample] for c in parsed]).sample, "syntax")
 
 
-def _of_most(group: Sequence[Candidate], keys: Sequence[object]) -> Candidate:
+def _of_most(group: Sequence[Submission], keys: Sequence[object]) -> Submission:
     """keys: of each candidate, equal for those that belong together."""
     sizes = Counter(keys)
     pairs = zip(group, keys, strict=True)
     return max(pairs, key=lambda pair: (sizes[pair[1]], *_likely(pair[0])))[0]
 
 
-def _likely(candidate: Candidate) -> tuple[float, int]:
+def _likely(candidate: Submission) -> tuple[float, int]:
     """The likeliest first, then in order. Empty answers have no tokens: unlikely."""
     logprob = candidate.mean_logprob
     return (-math.inf if logprob is None else logprob, -candidate.sample)

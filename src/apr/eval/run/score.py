@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.task import Benchmark, Window
 from apr.eval.generators import Source, Submission, Submissions
 from apr.eval.generators.sample_files import SampleFile
-from apr.eval.rerank.behaviour import Behaviour, Candidate
+from apr.eval.rerank.behaviour import Behaviour
 from apr.eval.rerank.choose import Choice, check_methods, choose_by
 from apr.eval.run.judging import References, check_references, judge, judged_by_reference
 from apr.eval.run.result import Record, Result, make_result
@@ -177,7 +177,8 @@ def judge_and_score(
             keep(outcome)
     finally:
         shown.close()
-    chosen = _rerank(benchmark, samples.values(), settings, sandbox, store)
+    counted = list(samples.values())
+    chosen = _rerank(benchmark, counted, settings, sandbox, store)
     order = {task.task_id: number for number, task in enumerate(source.tasks)}
     verdicts = sorted(
         (v for v in store.verdicts() if v.place in samples),
@@ -188,7 +189,7 @@ def judge_and_score(
         subject=source.name,
         verdicts=verdicts,
         settings=source.identity,
-        generation=source.generation(list(samples.values())),
+        generation=source.generation(counted),
         model=source.description(),
         isolation_note=sandbox.level_reason,
         notes=(*benchmark.notes, *references.notes(), *source.notes()),
@@ -201,13 +202,12 @@ def judge_and_score(
 
 def _rerank(
     benchmark: Benchmark,
-    samples: Iterable[Submission],
+    samples: Sequence[Submission],
     settings: JudgeSettings,
     sandbox: Sandbox,
     store: Store,
 ) -> dict[str, dict[str, Choice]]:
     """Way of reranking -> task -> the sample taken. What it is taken by is stored."""
-    candidates = [Candidate(s.task_id, s.sample, s.program, s.mean_logprob) for s in samples]
     known = {
         place: (calls, Behaviour(answers, shown))
         for place, calls, answers, shown in store.behaviours()
@@ -215,7 +215,7 @@ def _rerank(
     found = choose_by(
         settings.rerank,
         benchmark.tasks,
-        candidates,
+        samples,
         sandbox,
         settings.seed,
         known,

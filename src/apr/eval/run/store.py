@@ -8,7 +8,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,20 +153,15 @@ class Store:
         self._db.execute("COMMIT")
 
     def add_generation(self, generation: Generation) -> None:
-        g = generation
-        self._db.execute(
-            "INSERT OR REPLACE INTO generation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (g.task_id, g.sample, g.completion, g.text, g.finish_reason, g.prompt_tokens,
-             g.tokens, g.seconds, g.mean_logprob),
-        )  # fmt: skip
+        self._put("generation", astuple(generation))
 
     def add_verdict(self, verdict: StoredVerdict) -> None:
-        v = verdict
-        self._db.execute(
-            "INSERT OR REPLACE INTO verdict VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (v.task_id, v.sample, v.verdict, v.detail, v.cpu_seconds, v.wall_seconds, v.level,
-             v.judge, int(v.retried), v.part),
-        )  # fmt: skip
+        self._put("verdict", astuple(verdict))
+
+    def _put(self, table: str, row: tuple[Any, ...]) -> None:
+        """A row in place of one with the same key. Columns come in the order of the fields."""
+        marks = ", ".join("?" * len(row))
+        self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", row)
 
     def generated(self) -> set[tuple[str, int]]:
         return set(self._db.execute("SELECT task_id, sample FROM generation"))
@@ -189,8 +184,7 @@ class Store:
         self, place: tuple[str, int], calls: str, answers: tuple[str, ...], shown: int
     ) -> None:
         """What a sample's program does (rerank.behaviour). calls: the version of the calls."""
-        row = (*place, calls, json.dumps(answers), shown)
-        self._db.execute("INSERT OR REPLACE INTO behaviour VALUES (?, ?, ?, ?, ?)", row)
+        self._put("behaviour", (*place, calls, json.dumps(answers), shown))
 
     def behaviours(self) -> Iterator[tuple[tuple[str, int], str, tuple[str, ...], int]]:
         """What `add_behaviour` was told."""
@@ -199,7 +193,7 @@ class Store:
 
     def set_fact(self, name: str, value: Any) -> None:
         """Remember something about the run that does not identify it."""
-        self._db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, json.dumps(value)))
+        self._put("fact", (name, json.dumps(value)))
 
     def facts(self) -> dict[str, Any]:
         return {k: json.loads(v) for k, v in self._db.execute("SELECT name, value FROM fact")}
