@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,6 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="Print one JSON ob
 
 def examine() -> dict[str, Any]:
     """All of it as plain data; sizes in bytes. Tries out the sandbox levels (about a second)."""
-    import psutil
-
     from apr.common.memory import available_memory, total_memory
     from apr.hub import cache_root
     from apr.sandbox import available_levels
@@ -52,7 +51,7 @@ def examine() -> dict[str, Any]:
         "cpu": _cpu(),
         "torch": _torch(),
         "memory": {"available": available_memory(), "total": total_memory()},
-        "cache": {"path": str(cache), "free": psutil.disk_usage(str(_existing(cache))).free},
+        "cache": {"path": str(cache), "free": shutil.disk_usage(_existing(cache)).free},
     }
 
 
