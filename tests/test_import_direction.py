@@ -36,6 +36,7 @@ LEAVES: dict[str, frozenset[str]] = {
 TORCH_FREE = (
     "sandbox",
     "eval/run/result.py",
+    "eval/run/scoring.py",
     "eval/code/extraction.py",
     "eval/run/store.py",
     "common/errors.py",

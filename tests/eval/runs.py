@@ -15,8 +15,8 @@ from typing import Any
 from apr.common.errors import AprError
 from apr.eval.benchmarks.task import Benchmark, Task
 from apr.eval.generators import Answer, Ask, Generator, Model
+from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.settings import EvalSettings
 
 SETTINGS = EvalSettings(model="canned", mode="base", limit=20, progress=False, workers=2)
 

@@ -20,10 +20,10 @@ from apr.common.errors import AprError, UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.bigcodebench import BigCodeBench
 from apr.eval.benchmarks.task import PromptStyle, Task
+from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.evaluate import evaluate
 from apr.eval.run.judging import PATIENCE
-from apr.eval.run.score import run_references, score_samples
-from apr.eval.run.settings import EvalSettings
+from apr.eval.run.scoring import run_references, score_samples
 from apr.sandbox import Job, Sandbox
 from apr.sandbox.interpreter import find_interpreter
 

@@ -21,7 +21,7 @@ from apr.eval.history.contamination import contamination
 from apr.eval.history.read import Run, read_run
 from apr.eval.run.evaluate import evaluate
 from apr.eval.run.judging import reference_of
-from apr.eval.run.score import score_samples
+from apr.eval.run.scoring import score_samples
 from apr.eval.run.suspect import LEAST_WORDS, repeated_references
 
 from .runs import SETTINGS, Canned

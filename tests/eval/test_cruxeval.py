@@ -16,7 +16,7 @@ from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.cruxeval import CruxEval
 from apr.eval.benchmarks.task import PromptStyle
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.score import score_samples
+from apr.eval.run.scoring import score_samples
 from apr.eval.strategies.strategy import load_strategy
 from apr.hub.data_files import pull_data
 from apr.hub.data_registry import find_dataset

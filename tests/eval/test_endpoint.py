@@ -28,8 +28,8 @@ from apr.eval.benchmarks.task import PromptStyle
 from apr.eval.generators import PROMPT_TOO_LONG, Answer, Ask, endpoint_client
 from apr.eval.generators.endpoint import endpoint_model
 from apr.eval.generators.endpoint_client import normal_url
+from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.evaluate import evaluate, sample_seed
-from apr.eval.run.settings import EvalSettings
 from apr.eval.run.store import Generation
 from convert.models import gguf_file, small_model
 

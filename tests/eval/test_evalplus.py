@@ -20,7 +20,7 @@ from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.evalplus import NOT_NONE, EvalPlus
 from apr.eval.benchmarks.task import PromptStyle, Task
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.score import score_samples
+from apr.eval.run.scoring import score_samples
 from apr.sandbox import Sandbox
 from apr.sandbox.extensions import Digest
 from apr.sandbox.interpreter import find_interpreter

@@ -26,9 +26,9 @@ from apr.cli.eval_output import summary_table
 from apr.common.errors import AprError, UsageError
 from apr.engine.request import Sampling
 from apr.eval.benchmarks.task import Task
+from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.evaluate import evaluate, sample_seed
-from apr.eval.run.score import score_samples
-from apr.eval.run.settings import EvalSettings
+from apr.eval.run.scoring import score_samples
 
 from .runs import SETTINGS, Canned, right_or_wrong
 

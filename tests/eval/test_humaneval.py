@@ -18,7 +18,7 @@ from apr.common.errors import AprError, UsageError
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.humaneval import HumanEval, packaged_data
 from apr.eval.benchmarks.task import PromptStyle
-from apr.eval.run.score import score_samples
+from apr.eval.run.scoring import score_samples
 from apr.sandbox import Job, Sandbox
 
 from .shared import QWEN, STARCODER, completions, published, samples

@@ -17,7 +17,7 @@ from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.infilling import Infilling, exact_match
 from apr.eval.benchmarks.task import PromptStyle, Task
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.score import score_samples
+from apr.eval.run.scoring import score_samples
 from apr.sandbox import Sandbox
 
 from .runs import SETTINGS, Canned

@@ -32,9 +32,9 @@ from apr.eval.benchmarks import livecodebench_data, load_benchmark
 from apr.eval.benchmarks.livecodebench import LiveCodeBench, last_block
 from apr.eval.benchmarks.livecodebench_data import unpack_tests
 from apr.eval.benchmarks.task import PromptStyle, Window
+from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.score import score_samples
-from apr.eval.run.settings import EvalSettings
+from apr.eval.run.scoring import score_samples
 from apr.sandbox import Outcome, Sandbox
 
 from .livecodebench_programs import FUNCTIONAL, STDIN, Program

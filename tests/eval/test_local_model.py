@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.settings import EvalSettings
 from apr.model import opened
 from train.tiny import write_model
 

@@ -19,7 +19,7 @@ from apr.eval.benchmarks.task import PromptStyle, Task
 from apr.eval.generators import Submission
 from apr.eval.run.evaluate import evaluate
 from apr.eval.run.judging import judged_by_reference
-from apr.eval.run.score import score_samples
+from apr.eval.run.scoring import score_samples
 from apr.sandbox import Sandbox
 
 from .runs import SETTINGS, Canned

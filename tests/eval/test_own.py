@@ -18,7 +18,7 @@ from apr.eval.benchmarks.own import WORDS_STOP, OwnBenchmark
 from apr.eval.benchmarks.task import PromptStyle
 from apr.eval.history.read import read_run, whole_programs
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.score import run_references, score_samples
+from apr.eval.run.scoring import run_references, score_samples
 from apr.eval.run.suite import evaluate_suite, is_suite
 from apr.sandbox import Sandbox
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from apr.eval.run.score import score_samples
+from apr.eval.run.scoring import score_samples
 
 from .shared import completions, shared_data
 

@@ -13,7 +13,7 @@ import pytest
 from apr.common.errors import UsageError
 from apr.eval.benchmarks.humaneval import HumanEval
 from apr.eval.generators.sample_files import read_samples, samples_sha256
-from apr.eval.run.score import score_samples
+from apr.eval.run.scoring import score_samples
 
 HUMANEVAL = HumanEval()
 TASKS = list(HUMANEVAL.tasks.values())[:3]

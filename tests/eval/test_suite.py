@@ -15,8 +15,8 @@ from apr.cli.eval_output import suite_table
 from apr.common.errors import AprError, UsageError
 from apr.eval.benchmarks import GROUPS, NAMES, load_benchmark
 from apr.eval.benchmarks.task import Window
+from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.settings import EvalSettings
 from apr.eval.run.suite import SuiteResult, evaluate_suite, is_suite
 from apr.hub.data_files import cached_path, pull_data
 from apr.hub.data_registry import find_dataset

@@ -24,7 +24,7 @@ from apr.eval.benchmarks.task import Benchmark, Task
 from apr.eval.generators import Submission
 from apr.eval.history.read import read_run
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.score import score_samples
+from apr.eval.run.scoring import score_samples
 from apr.eval.run.store import StoredVerdict
 from apr.eval.run.suspect import repeated, suspects, suspicions
 from sandbox import hostile, hostile_cases, hostile_unittest

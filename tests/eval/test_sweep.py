@@ -19,8 +19,8 @@ from apr.eval.history.compare import compare, mcnemar
 from apr.eval.history.read import find_runs, read_run
 from apr.eval.history.sweep import SweepResult, run_sweep, sweep_table
 from apr.eval.history.sweep_file import read_sweep, sweep_rows
+from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.evaluate import Interrupted
-from apr.eval.run.settings import EvalSettings
 
 from .runs import SETTINGS, Canned
 

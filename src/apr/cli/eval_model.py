@@ -163,9 +163,9 @@ def evaluate(
     from apr.engine.request import Sampling
     from apr.eval.benchmarks.task import Mode, Newline
     from apr.eval.history.sweep import run_sweep
+    from apr.eval.run.eval_settings import EvalSettings
     from apr.eval.run.evaluate import evaluate as run
-    from apr.eval.run.request import shown_prompts
-    from apr.eval.run.settings import EvalSettings
+    from apr.eval.run.identity import shown_prompts
     from apr.eval.run.suite import evaluate_suite, is_suite
     from apr.eval.strategies.strategy import load_strategy
 

@@ -57,7 +57,7 @@ def score(
 ) -> None:
     from apr.cli.options import print_result, sandbox_choice
     from apr.common.errors import UsageError
-    from apr.eval.run.score import run_references, score_samples
+    from apr.eval.run.scoring import run_references, score_samples
 
     if check_gt:
         found = run_references(

@@ -22,9 +22,9 @@ from apr.engine.engine import Engine
 from apr.engine.request import Request, Sampling
 from apr.engine.runners.compiled_runner import CompiledRunner
 from apr.engine.runners.runtime import load_runtime
-from apr.eval.run.request import shown_prompts
+from apr.eval.run.eval_settings import EvalSettings
+from apr.eval.run.identity import shown_prompts
 from apr.eval.run.result import Result
-from apr.eval.run.settings import EvalSettings
 from apr.eval.run.suite import evaluate_suite, names_of, settings_of
 from apr.model.families import config_from_checkpoint
 from apr.model.opened import OpenedModel

@@ -23,7 +23,7 @@ from apr.eval.rerank.behaviour import INPUTS, UNSEEN, Behaviour, behaviours, can
 from apr.eval.rerank.choose import Choice, choose_by, majority, normal_form
 from apr.eval.rerank.visible import Question
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.score import score_samples
+from apr.eval.run.scoring import score_samples
 from apr.eval.run.store import Store
 from apr.sandbox import Sandbox
 from apr.sandbox.extensions import Opaque

@@ -17,7 +17,7 @@ from apr.eval.benchmarks.humaneval import HumanEval
 from apr.eval.benchmarks.task import PromptStyle
 from apr.eval.generators import Answer, Ask
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.request import shown_prompts
+from apr.eval.run.identity import shown_prompts
 from apr.eval.strategies.checks import failures, visible_check
 from apr.eval.strategies.exemplars import fitting
 from apr.eval.strategies.strategy import (

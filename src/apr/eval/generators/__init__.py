@@ -12,7 +12,7 @@ from apr.eval.benchmarks.task import Benchmark, Prompt, PromptStyle, Task
 from apr.sandbox import Job
 
 if TYPE_CHECKING:
-    from apr.eval.run.settings import EvalSettings
+    from apr.eval.run.eval_settings import EvalSettings
 
 PROMPT_TOO_LONG = "prompt_too_long"  # finish_reason of a task that the model could not be asked
 

@@ -21,7 +21,7 @@ from apr.eval.benchmarks.task import Benchmark, PromptStyle
 from apr.eval.code.extraction import cut_at
 from apr.eval.generators import PROMPT_TOO_LONG, Answer, Ask, Generator, Model
 from apr.eval.generators.endpoint_client import Client, Refused, normal_url
-from apr.eval.run.settings import EvalSettings
+from apr.eval.run.eval_settings import EvalSettings
 
 _CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 _OFF = Sampling()

@@ -13,7 +13,7 @@ from apr.common.errors import AprError, UsageError
 from apr.engine.request import PromptTooLong, TextRequest
 from apr.eval.benchmarks.task import Benchmark, PromptStyle
 from apr.eval.generators import PROMPT_TOO_LONG, Answer, Ask, Generator, Model
-from apr.eval.run.settings import EvalSettings
+from apr.eval.run.eval_settings import EvalSettings
 
 if TYPE_CHECKING:
     from apr.engine.session import Session

@@ -22,10 +22,10 @@ from apr.eval.history.compare import Comparison, chance, compare, holm
 from apr.eval.history.read import Run, summary
 from apr.eval.history.sweep_file import Row, read_sweep, sweep_rows
 from apr.eval.history.table import more_scores
+from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.evaluate import Interrupted, evaluate
-from apr.eval.run.request import check
+from apr.eval.run.identity import check
 from apr.eval.run.result import percent
-from apr.eval.run.settings import EvalSettings
 from apr.eval.run.suite import names_of, settings_of
 
 if TYPE_CHECKING:

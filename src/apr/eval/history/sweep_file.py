@@ -17,7 +17,7 @@ from apr.common.errors import UsageError
 from apr.common.yaml_file import read_yaml
 from apr.eval.benchmarks import ALL, GROUPS, NAMES, is_file_name, unknown_benchmark
 from apr.eval.benchmarks.task import Mode, Newline
-from apr.eval.run.settings import EvalSettings
+from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.strategies.strategy import load_strategy
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")

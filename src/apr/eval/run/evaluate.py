@@ -27,10 +27,10 @@ from apr.eval.generators import (
     Submissions,
 )
 from apr.eval.generators.model import find_model
-from apr.eval.run.request import check, folder_of, identity_of, style_of
+from apr.eval.run.eval_settings import EvalSettings
+from apr.eval.run.identity import check, folder_of, identity_of, style_of
 from apr.eval.run.result import Result, natural
-from apr.eval.run.score import JudgeSettings, judge_and_score, open_sandbox
-from apr.eval.run.settings import EvalSettings
+from apr.eval.run.scoring import JudgeSettings, judge_and_score, open_sandbox
 from apr.eval.run.store import Generation, Store
 from apr.eval.strategies.turns import notes_on, with_turns
 

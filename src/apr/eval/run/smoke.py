@@ -9,8 +9,8 @@ from typing import Any
 
 from apr.calibrate.perplexity import load_model, measure
 from apr.calibrate.texts import BUILTIN, load_text
+from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.settings import EvalSettings
 
 WINDOW = 512
 # So much worse than the worst input is no longer a model.

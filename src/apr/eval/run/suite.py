@@ -12,10 +12,10 @@ from apr.common.errors import AprError, UsageError
 from apr.eval.benchmarks import ALL, GROUPS
 from apr.eval.generators import Model
 from apr.eval.generators.model import find_model
+from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.evaluate import evaluate
-from apr.eval.run.request import shown_prompts
+from apr.eval.run.identity import shown_prompts
 from apr.eval.run.result import Result
-from apr.eval.run.settings import EvalSettings
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from apr.eval.benchmarks.task import Benchmark, Prompt, PromptStyle, Task
 from apr.eval.generators import PROMPT_TOO_LONG, Answer, Ask, Generator
-from apr.eval.run.settings import EvalSettings
+from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.strategies.checks import failures, visible_check, without_examples
 from apr.eval.strategies.strategy import Strategy
 from apr.sandbox import Sandbox

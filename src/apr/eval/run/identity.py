@@ -1,4 +1,6 @@
-"""What an evaluation is asked for: whether it can be meant, its prompt style and its identity."""
+"""Before an evaluation runs: whether its settings make sense, how tasks are put to the model, and
+what tells its run from others.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from apr.eval.benchmarks.task import Benchmark, Prompt, PromptStyle
 from apr.eval.generators import Model
 from apr.eval.generators.model import find_model
 from apr.eval.rerank.choose import check_methods
-from apr.eval.run.settings import EvalSettings
+from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.strategies.turns import prompts_of_task
 
 
