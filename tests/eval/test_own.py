@@ -413,6 +413,45 @@ def test_a_python_file(tmp_path: Path) -> None:
     assert whole_programs(read_run(out))("add/0", "") is None
 
 
+PLAIN = """
+from apr.eval.benchmarks.task import Prompt, Task
+from apr.sandbox import Job
+
+class Plain:
+    name, version, data_sha256, notes = "plain", "plain-1", "0" * 64, ("a note",)
+    one = Task("one", "def one():\\n", "one", "assert one() == 1", "    return 1\\n")
+    tasks = {"one": one}
+
+    def prompt(self, task, style):
+        return Prompt(task.prompt, None, "", ("\\n\\n",))
+
+    def completion(self, task, text, style):
+        return text
+
+    def program(self, task, row):
+        return task.prompt + row["completion"]
+
+    def job(self, task, program, job_id, reference_seconds=0.0):
+        return Job(job_id, program, task.test, task.entry_point)
+
+def benchmark():
+    return Plain()
+"""
+
+
+def test_a_class_of_its_own_has_the_rest_as_most_benchmarks(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(PLAIN)
+    settings = replace(SETTINGS, benchmark=str(path), out=tmp_path / "run")
+    result, out = evaluate(settings, Canned(lambda task, _: task.canonical_solution).model())
+    assert (result.passes[1][0], list(result.notes), result.groups) == (1.0, ["a note"], {})
+    again = score_samples(out / "samples.jsonl", str(path), progress=False)
+    assert [v.verdict for v in again.verdicts] == ["passed"]
+    path.write_text(PLAIN.replace("    def prompt(", "    traits = None\n\n    def prompt(", 1))
+    with pytest.raises(UsageError, match=r"has traits .state each as an attribute"):
+        load_benchmark(str(path))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
