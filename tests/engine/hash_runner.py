@@ -7,6 +7,7 @@ Any mistake with block tables, shared blocks, copies or positions changes the to
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -25,7 +26,12 @@ CONFIG = ModelConfig(
 
 
 def history_logits(history: list[int]) -> np.ndarray:
-    digest = hashlib.sha256(bytes(str(history), "ascii")).digest()
+    return _logits(tuple(history)).copy()
+
+
+@lru_cache(maxsize=100_000)
+def _logits(history: tuple[int, ...]) -> np.ndarray:
+    digest = hashlib.sha256(bytes(str(list(history)), "ascii")).digest()
     seed = int.from_bytes(digest[:8], "little")
     return np.random.default_rng(seed).normal(size=VOCABULARY).astype(np.float32) * 3
 
