@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from apr.calibrate.windows import calibration
+from apr.calibrate.sequences import calibration
 from apr.checkpoint import CheckpointWriter
 from apr.text import load_tokenizer
 from merge import measured

@@ -17,11 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from apr.calibrate.statistics import Norms, Statistic
-from apr.prune.allocation import outlier_ratio, owl_sparsities
-from apr.prune.methods import MatrixPruner, statistic_for, wanda_pruned
-from apr.prune.pattern import Pattern
-from apr.prune.scores import wanda_scores
-from apr.prune.settings import Method, PruneSettings
+from apr.prune.masks import wanda_scores
+from apr.prune.matrices import outlier_ratio, owl_sparsities
+from apr.prune.prune_methods import METHODS, STATISTICS, wanda_pruned
+from apr.prune.prune_settings import Pattern
 from prune import authors_cases as cases
 
 GOLDEN = Path(__file__).parent / "data" / "authors.safetensors"
@@ -39,12 +38,14 @@ def observed(statistic: Statistic) -> Statistic:
     return statistic
 
 
-def pruned(method: Method, amount: str) -> torch.Tensor:
+def pruned(name: str, amount: str) -> torch.Tensor:
     sparsity, pattern = cases.AMOUNTS[amount]
     form = Pattern(pattern[1] - pattern[0], pattern[1]) if pattern else None
-    settings = PruneSettings("", method, sparsity, form)
-    statistic = observed(statistic_for(settings, cases.COLUMNS, CPU))
-    return MatrixPruner(settings)({"w": cases.weight()}, statistic, sparsity)["w"]
+    method = METHODS[name]
+    assert method.matrices is not None
+    statistic = observed(STATISTICS[method.asks](cases.COLUMNS, CPU))
+    options = {key: option.default for key, option in method.options.items()}
+    return method.matrices({"w": cases.weight()}, statistic, sparsity, form, **options).weights["w"]
 
 
 @pytest.mark.parametrize("amount", cases.AMOUNTS)
@@ -56,7 +57,7 @@ def test_wanda_takes_the_same_weights(amount: str, golden: dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("amount", cases.AMOUNTS)
-def test_sparsegpt_gives_the_same_weights(amount: str, golden: dict[str, torch.Tensor]) -> None:
+def test_surgeon_gives_the_same_weights(amount: str, golden: dict[str, torch.Tensor]) -> None:
     ours, theirs = pruned("sparsegpt", amount), golden[f"sparsegpt/{amount}"]
     assert torch.equal(ours == 0, theirs == 0)
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-5

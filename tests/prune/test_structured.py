@@ -17,12 +17,12 @@ from apr.checkpoint import open_checkpoint
 from apr.common.errors import UsageError
 from apr.model.families import config_from_checkpoint
 from apr.model.load import load_transformer
-from apr.prune.driver import run_prune
-from apr.prune.smaller import smaller_layers
-from apr.prune.structured import choose_groups, columns_of, refit
+from apr.prune.prune_run import run_prune
+from apr.prune.smaller_sizes import smaller_layers
+from apr.prune.surgeon import choose_groups, columns_of, refit
 
 from .conftest import inputs_of, load_hf
-from .test_driver import FAMILIES, prepared
+from .test_prune_run import FAMILIES, prepared
 
 Small = Callable[[str], Path]
 
@@ -90,16 +90,16 @@ def test_many_groups_are_nearly_the_best_of_all_choices() -> None:
 
 @pytest.mark.parametrize("family", (*FAMILIES, "Qwen3"))
 @pytest.mark.parametrize(
-    ("method", "kv_groups"), [("structured", 1), ("depth", None), ("width", None)]
+    ("method", "kv_heads"), [("structured", 1), ("depth", None), ("width", None)]
 )
 def test_transformers_loads_the_smaller_model_with_our_logits(
-    family: str, method: str, kv_groups: int | None, small: Small, text: Path, tmp_path: Path
+    family: str, method: str, kv_heads: int | None, small: Small, text: Path, tmp_path: Path
 ) -> None:
     if (family, method) == ("Gemma3", "width"):
         with pytest.raises(UsageError, match="multiplied by the root of the hidden size"):
             prepared(small(family), text, method, sparsity=0.4)
         return
-    at = prepared(small(family), text, method, sparsity=0.35, kv_groups=kv_groups)
+    at = prepared(small(family), text, method, sparsity=0.35, kv_heads=kv_heads)
     report = run_prune(at, tmp_path / "out", progress=False)
     theirs, ours = load_hf(tmp_path / "out"), load_transformer(tmp_path / "out", torch.float32)
     ids = torch.arange(3, 63)[None]
@@ -126,7 +126,7 @@ def test_structured_matrices_are_refitted_to_what_the_smaller_model_computes(
     """Inputs of down_proj in the smaller model, those of all channels of the same layer made from
     the unpruned gate and up: the best matrix is the one that was written.
     """
-    at = prepared(small("Llama"), text, "structured", sparsity=0.3, kv_groups=0)
+    at = prepared(small("Llama"), text, "structured", sparsity=0.3, kv_heads=0)
     run_prune(at, tmp_path / "out", progress=False)
     assert at.calibration is not None
     old, model = load_hf(small("Llama")).state_dict(), load_hf(tmp_path / "out")
@@ -192,14 +192,14 @@ def test_the_layer_that_does_nothing_goes(small: Small, text: Path, tmp_path: Pa
     [
         ("structured", {"sparsity": 0.995}, "would leave an MLP of 0 channels"),
         ("structured", {"sparsity": 0.001}, "too little to take a head or 8 channels"),
-        ("structured", {"kv_groups": 2}, "--kv-heads 2 of 2 cannot be taken"),
-        ("structured", {"pattern": "2:4", "sparsity": None}, "--pattern has no meaning"),
-        ("structured", {"allocation": "owl"}, "one size for all layers"),
-        ("depth", {"sparsity": 0.05}, "--sparsity 0.05 drops 0 of 3 layers"),
+        ("structured", {"kv_heads": 2}, "`kv_heads` 2 of 2 cannot be taken"),
+        ("structured", {"pattern": "2:4", "sparsity": None}, "`pattern` has no meaning"),
+        ("structured", {"allocation": "owl"}, "it is for magnitude, wanda, sparsegpt"),
+        ("depth", {"sparsity": 0.05}, "`sparsity` 0.05 drops 0 of 3 layers"),
         ("depth", {"sparsity": 0.95}, "drops 3 of 3 layers"),
         ("width", {"sparsity": 0.05}, "leaves 48 of 48 hidden dimensions"),
-        ("depth", {"kv_groups": 1}, "--kv-heads is for --method structured"),
-        ("wanda", {"importance": "random"}, "--importance has no meaning with --method wanda"),
+        ("depth", {"kv_heads": 1}, "`kv_heads` has no meaning with `method` depth"),
+        ("wanda", {"importance": "random"}, "`importance` has no meaning with `method` wanda"),
     ],
 )
 def test_bad_settings(

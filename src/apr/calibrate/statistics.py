@@ -24,16 +24,6 @@ class Statistic(Protocol):
         ...
 
 
-class Nothing:
-    """For inputs nobody asks about."""
-
-    def add(self, x: torch.Tensor) -> None:
-        del x
-
-    def norms(self) -> torch.Tensor:
-        raise NotImplementedError("nothing was collected")
-
-
 class Norms:
     """Squares of inputs, summed over tokens (Wanda)."""
 
@@ -103,5 +93,5 @@ def _finite(squares: torch.Tensor) -> torch.Tensor:
 
 @cache
 def team() -> Team:
-    """The threads of this process's pruning kernels."""
+    """The threads of this process's kernels for statistics and pruning."""
     return Team(default_threads())

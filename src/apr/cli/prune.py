@@ -55,8 +55,11 @@ def prune(
     data: Path | None = typer.Option(None, "--data", help="WikiText-2's file, if not pulled."),
     owl_spread: float = typer.Option(0.08, "--owl-spread", help="Half the span of sparsities."),
     owl_outlier: float = typer.Option(5.0, "--owl-outlier", help="Outliers: times the mean."),
-    damping: float = typer.Option(
-        0.01, "--damping", help="sparsegpt, structured: of the Hessian's mean diagonal."
+    damping: float | None = typer.Option(
+        None,
+        "--damping",
+        help="sparsegpt, structured: of the Hessian's mean diagonal.",
+        show_default="0.01",
     ),
     kv_heads: int | None = typer.Option(
         None,
@@ -64,10 +67,11 @@ def prune(
         help="structured: KV heads to take from each layer, with their query heads.",
         show_default="as --sparsity says, rounded down",
     ),
-    importance: str = typer.Option(
-        "activations",
+    importance: str | None = typer.Option(
+        None,
         "--importance",
         help="structured, depth, width: what goes is chosen by activations, or random, to compare.",
+        show_default="activations",
     ),
     analyze: bool = typer.Option(
         False, "--analyze", help="Measure what pruning does to each layer; write nothing."
@@ -94,9 +98,9 @@ def prune(
     use_huge_pages()
     from apr.cli.prune_output import show_analysis, show_prune, show_prune_plan
     from apr.common.errors import UsageError
-    from apr.prune.analyze import analyze as analyze_layers
-    from apr.prune.driver import check_target, prepare, run_prune
-    from apr.prune.settings import make_settings
+    from apr.prune.prune_effects import analyze as analyze_layers
+    from apr.prune.prune_run import check_target, prepare, run_prune
+    from apr.prune.prune_settings import make_settings
     from apr.prune.verify import Verification, compare_speed
 
     settings = make_settings(
@@ -107,12 +111,12 @@ def prune(
         allocation=allocation,
         calibration=tuple(calibration or ("builtin",)),
         sequences=sequences,
-        length=sequence_length,
+        sequence_length=sequence_length,
         seed=seed,
         owl_spread=owl_spread,
         owl_outlier=owl_outlier,
         damping=damping,
-        kv_groups=kv_heads,
+        kv_heads=kv_heads,
         importance=importance,
         dtype=dtype,
         device=device,

@@ -7,7 +7,7 @@ from numba import njit
 
 @njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
 def eliminate_rows(tid, threads, weight, mask, factor, errors, group, zeros):
-    """This thread's rows of `apr.prune.sparsegpt.eliminate`; group is 0 without a pattern.
+    """This thread's rows of `apr.prune.surgeon.eliminate`; group is 0 without a pattern.
 
     weight, errors: fp32 (rows, columns). mask: bool (rows, columns). factor: fp32 (columns,
     columns).

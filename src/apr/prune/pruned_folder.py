@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from apr.calibrate.stream import ModelStream, layer_number, with_number
+from apr.calibrate.model_stream import ModelStream, layer_number, with_number
 from apr.checkpoint import CheckpointWriter
 from apr.checkpoint.dtypes import DTYPES
 from apr.checkpoint.model_folder import choose_dtype, files_from_folder, tensor_sha256
 from apr.checkpoint.writer import Slot
 from apr.common.errors import AprError
 from apr.convert.import_checkpoint import files_from_gguf
+from apr.model.config import ModelConfig
+from apr.model.load import expected_shapes
 
 
 @dataclass
@@ -46,34 +48,40 @@ def layout_of(stream: ModelStream) -> Layout:
 
 
 @dataclass
-class PrunedOutput:
+class PrunedFolder:
     """Places for all tensors, in the input's order, filled in any order.
 
-    sums: SHA-256 by name; zeros, parameters: numbers written.
+    config, layers, shapes: see `begin`. sums: SHA-256 by name; zeros, parameters: numbers written;
+    nbytes: of tensors. damping: of matrices whose Hessian needed more than was asked for.
+    influences: of all layers, where these were measured.
     """
 
     stream: ModelStream
     writer: CheckpointWriter
     layout: Layout
+    config: ModelConfig = field(init=False)
+    layers: tuple[int, ...] = ()
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     sums: dict[str, str] = field(default_factory=dict)
     zeros: int = 0
     parameters: int = 0
     nbytes: int = 0
+    damping: dict[str, float] = field(default_factory=dict)
+    influences: list[float] = field(default_factory=list)
     _slots: dict[str, Slot] = field(default_factory=dict)
-    _places: dict[int, int] = field(default_factory=dict)
+    _shared: tuple[int, int] = (0, 0)
 
-    def reserve(
-        self, shapes: Mapping[str, tuple[int, ...]], layers: Sequence[int] | None = None
-    ) -> None:
-        """Make room for the language model's tensors of these names and shapes.
+    def begin(self, config: ModelConfig, layers: Sequence[int] | None = None) -> None:
+        """Make room for the tensors of a model of this configuration.
 
         layers: those kept, by their numbers in the input; None: all. Tensors that are no part of
         the language model (a vision tower) are copied at once.
         """
-        if layers is not None:
-            self._places = {old: new for new, old in enumerate(layers)}
+        self.config = config
+        self.layers = tuple(range(config.num_layers) if layers is None else layers)
+        self.shapes = self._shapes()
         if self.layout.dtype is not None:
-            for name, shape in shapes.items():
+            for name, shape in self.shapes.items():
                 written = self._written(name)
                 self._slots[name] = self.writer.reserve(written, self.layout.dtype, shape)
             return
@@ -84,16 +92,29 @@ class PrunedOutput:
             if known is None:
                 self.writer.add(stored, tensor := source.get(stored))
                 self.sums[stored] = tensor_sha256(tensor)
-            elif known in shapes:
-                kind = self.stream.stored_dtype(known)
+            elif known in self.shapes:
+                kind, shape = self.stream.stored_dtype(known), self.shapes[known]
                 assert kind is not None
-                self._slots[known] = self.writer.reserve(self._written(known), kind, shapes[known])
+                self._slots[known] = self.writer.reserve(self._written(known), kind, shape)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors that are written, by their names in the input; a stored copy of
+        tied embeddings is one of them.
+        """
+        found = {}
+        for name, shape in expected_shapes(self.config).items():
+            number = layer_number(name)
+            found[name if number is None else with_number(name, self.layers[number])] = shape
+        tied = "lm_head.weight"
+        if tied in self.stream.stored and tied not in found:
+            found[tied] = found["model.embed_tokens.weight"]
+        return found
 
     def _written(self, name: str) -> str:
         """The name in the output of a tensor of the input."""
         written = name if self.layout.dtype else self.stream.stored[name]
-        number = layer_number(written) if self._places else None
-        return written if number is None else with_number(written, self._places[number])
+        number = layer_number(written)
+        return written if number is None else with_number(written, self.layers.index(number))
 
     def put(self, name: str, tensor: torch.Tensor) -> None:
         """Write one tensor, rounded to the type of its place."""
@@ -104,6 +125,12 @@ class PrunedOutput:
         self.zeros += value.numel() - int(value.count_nonzero())
         self.parameters += value.numel()
         self.nbytes += value.nbytes
+
+    def share(self) -> float:
+        """The part of zeros among what was written since this was asked last."""
+        zeros, parameters = self._shared
+        self._shared = (self.zeros, self.parameters)
+        return (self.zeros - zeros) / (self.parameters - parameters)
 
     def waiting(self) -> list[str]:
         """Names of tensors that have a place and were not written."""

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from apr.calibrate.statistics import Hessian
+from apr.calibrate.walk import SharedInput, walk
 from apr.common.errors import UsageError
-from apr.model.transformer import Layer
-from apr.prune.allocation import outlier_ratio, owl_sparsities
-from apr.prune.driver import PreparedPrune
-from apr.prune.layers import walk
-from apr.prune.methods import MatrixPruner
-from apr.prune.scores import wanda_scores
-from apr.prune.shrink import block_influence
+from apr.prune.masks import wanda_scores
+from apr.prune.matrices import outlier_ratio, owl_sparsities
+from apr.prune.prune_run import PreparedPrune
+from apr.prune.smaller import block_influence
 
 
 def output_error(weight: torch.Tensor, pruned: torch.Tensor, hessian: torch.Tensor) -> float:
@@ -32,42 +29,42 @@ def analyze(prepared: PreparedPrune, *, progress: bool = True) -> dict[str, Any]
 
     Raises AprError when activations are not finite.
     """
-    stream, settings = prepared.stream, prepared.settings
+    stream, settings, method = prepared.stream, prepared.settings, prepared.method
     assert prepared.calibration is not None
-    if settings.shrinks:
+    if method.matrices is None:
         raise UsageError(
-            f"--analyze has no meaning with --method {settings.method}",
+            f"`analyze` has no meaning with `method` {settings.method}",
             "magnitude, wanda or sparsegpt: the table shows what decides about layers as well",
         )
-    pruner = MatrixPruner(settings)
     errors: dict[str, float] = {}
     scores: list[torch.Tensor] = []
-
-    def treat(index: int, layer: Layer, names: Sequence[str], found: Hessian) -> None:
-        weights: dict[str, torch.Tensor] = {n: layer.get_parameter(f"{n}.weight") for n in names}
-        norms, matrix = found.norms(), found.take()
-        scores.extend(wanda_scores(weight, norms) for weight in weights.values())
-        for name, pruned in pruner(weights, found, settings.sparsity).items():
-            errors[name] = output_error(weights[name], pruned, matrix)
-
-    def observe(_: Sequence[str], size: int) -> Hessian:
-        return Hessian(size, stream.device)
-
     rows: list[dict[str, Any]] = []
     sizes = []
-    before = stream.embedded(prepared.calibration.ids.flatten())
-    for index, x in walk(stream, prepared.calibration.ids, observe, treat, "layer", progress):
+    ids = prepared.calibration.ids
+    before = stream.embedded(ids.flatten())
+    for stop in walk(stream, ids, Hessian, "layer", progress):
+        if isinstance(stop, SharedInput):
+            weights = dict(zip(stop.names, stop.weights().values(), strict=True))
+            with stop.named_errors():
+                norms, hessian = stop.statistic.norms(), stop.statistic.take()
+                found = method.matrices(
+                    weights, stop.statistic, settings.sparsity, settings.pattern, **prepared.options
+                )
+            scores.extend(wanda_scores(weight, norms) for weight in weights.values())
+            for name, pruned in found.weights.items():
+                errors[name] = output_error(weights[name], pruned, hessian)
+            continue
         rows.append(
             {
-                "layer": index,
-                "influence": block_influence(before, x),
+                "layer": stop.index,
+                "influence": block_influence(before, stop.outputs),
                 "outliers": outlier_ratio(scores, settings.owl_outlier),
                 "error": sum(errors.values()) / len(errors),
                 "errors": dict(errors),
             }
         )
         sizes.append(sum(score.numel() for score in scores))
-        before = x.clone()
+        before = stop.outputs.clone()
         errors.clear()
         scores.clear()
     owl = owl_sparsities(

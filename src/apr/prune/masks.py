@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from apr.common.errors import UsageError
-from apr.prune.pattern import Pattern
+from apr.prune.prune_settings import Pattern
 
 # Groups up to this size are ranked by comparing every pair.
 _COMPARED = 8
@@ -67,7 +66,7 @@ def lowest_of_groups(scores: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     scores: (rows, columns). Raises UsageError when the pattern does not divide a row.
     """
     rows, columns = scores.shape
-    check_divides(pattern, columns)
+    pattern.check_divides(columns)
     groups = scores.view(-1, pattern.group)
     if pattern.group <= _COMPARED:
         return (_ranks(groups) < pattern.zeros).t().reshape(rows, columns)
@@ -89,11 +88,3 @@ def _ranks(groups: torch.Tensor) -> torch.Tensor:
             ranks[later] += before
             ranks[earlier] += ~before
     return ranks
-
-
-def check_divides(pattern: Pattern, columns: int, name: str = "a matrix") -> None:
-    """Raises UsageError when rows of `columns` weights are no whole number of groups."""
-    if columns % pattern.group:
-        raise UsageError(
-            f"--pattern {pattern} does not divide the rows of {name}, which have {columns} weights"
-        )

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apr.common.errors import UsageError
-from apr.prune.pattern import parse_pattern
-from apr.prune.scores import lowest, lowest_of_groups, lowest_of_rows, prune_count
+from apr.prune.masks import lowest, lowest_of_groups, lowest_of_rows, prune_count
+from apr.prune.prune_settings import parse_pattern
 
 few_values = st.lists(st.integers(0, 3), min_size=12, max_size=12)  # many ties
 

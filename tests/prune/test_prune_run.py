@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from apr.calibrate.statistics import Hessian
 from apr.common.errors import AprError, UsageError
-from apr.prune.driver import PreparedPrune, PruneReport, prepare, run_prune
-from apr.prune.methods import MatrixPruner, magnitude_pruned, wanda_pruned
-from apr.prune.pattern import parse_pattern
-from apr.prune.settings import PruneSettings, make_settings
+from apr.prune.prune_methods import magnitude_pruned, prune_sparsegpt, wanda_pruned
+from apr.prune.prune_run import PreparedPrune, PruneReport, prepare, run_prune
+from apr.prune.prune_settings import PruneSettings, make_settings, parse_pattern
+from apr.prune.surgeon import DAMPING
 
 from .conftest import inputs_of, load_hf
 
@@ -26,7 +26,7 @@ FAMILIES = ("Llama", "Qwen2", "Gemma3", "Phi3")
 
 def prepared(model: Path, text: Path, method: str, **changes: Any) -> PreparedPrune:
     amount = {"sparsity": 0.5, "pattern": None, "calibration": (str(text),)}
-    more = {"sequences": 8, "length": 32, "dtype": "float32"}
+    more = {"sequences": 8, "sequence_length": 32, "dtype": "float32"}
     settings = make_settings(str(model), method, **{**amount, **more, **changes})
     return prepare(settings, progress=False)
 
@@ -64,7 +64,7 @@ def test_wanda_sees_what_the_pruned_model_computes(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sparsegpt_sees_what_the_pruned_model_computes(
+def test_surgeon_sees_what_the_pruned_model_computes(
     family: str, small: Small, text: Path, tmp_path: Path
 ) -> None:
     at = prepared(small(family), text, "sparsegpt")
@@ -75,7 +75,8 @@ def test_sparsegpt_sees_what_the_pruned_model_computes(
     for name, x in inputs_of(model, at.calibration.ids).items():
         statistic = Hessian(x.shape[1], torch.device("cpu"))
         statistic.add(x)
-        expected = MatrixPruner(at.settings)({name: before[name]}, statistic, 0.5)[name]
+        found = prune_sparsegpt({name: before[name]}, statistic, 0.5, None, DAMPING)
+        expected = found.weights[name]
         same = (after[name] == 0) == (expected == 0)
         different, total = different + int((~same).sum()), total + same.numel()
         torch.testing.assert_close(after[name][same], expected[same], rtol=1e-2, atol=1e-2)
@@ -136,19 +137,19 @@ def test_the_manifest_says_how(small: Small, text: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sparsity": 0.0}, "--sparsity is 0.0"),
-        ({"sparsity": 1.0}, "--sparsity is 1.0"),
-        ({"sparsity": -0.5}, "--sparsity is -0.5"),
-        ({"sparsity": float("nan")}, "--sparsity is nan"),
+        ({"sparsity": 0.0}, "`sparsity` is 0.0"),
+        ({"sparsity": 1.0}, "`sparsity` is 1.0"),
+        ({"sparsity": -0.5}, "`sparsity` is -0.5"),
+        ({"sparsity": float("nan")}, "`sparsity` is nan"),
         ({"sparsity": None}, "nothing says how much to prune"),
-        ({"pattern": "2:4", "sparsity": 0.3}, "leave --sparsity out"),
-        ({"pattern": "5:7", "sparsity": None}, "--pattern 5:7 does not divide the rows of"),
-        ({"length": 4000}, "--sequence-length 4000 is more than the 128 tokens"),
-        ({"allocation": "global"}, "--allocation global is for --method magnitude"),
-        ({"allocation": "best"}, "--allocation best is unknown"),
-        ({"owl_spread": 0.9, "allocation": "owl"}, "a smaller --owl-spread"),
-        ({"sequences": 0}, "--sequences is 0"),
-        ({"damping": -1.0}, "--damping is -1.0"),
+        ({"pattern": "2:4", "sparsity": 0.3}, "leave `sparsity` out"),
+        ({"pattern": "5:7", "sparsity": None}, "`pattern` 5:7 does not divide the rows of"),
+        ({"sequence_length": 4000}, "`sequence_length` 4000 is more than the 128 tokens"),
+        ({"allocation": "global"}, "it is for magnitude"),
+        ({"allocation": "best"}, "`allocation` best is unknown"),
+        ({"owl_spread": 0.9, "allocation": "owl"}, "a smaller `owl_spread`"),
+        ({"sequences": 0}, "`sequences` is 0"),
+        ({"damping": -1.0}, "`damping` has no meaning with `method` wanda"),
     ],
 )
 def test_bad_settings(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from apr.calibrate.stream import ModelStream, layer_number, with_number
-from apr.calibrate.windows import Calibration, calibration
+from apr.calibrate.model_stream import ModelStream
+from apr.calibrate.sequences import Calibration, calibration
+from apr.calibrate.walk import BATCH_TOKENS
 from apr.checkpoint import CheckpointWriter, open_checkpoint
 from apr.checkpoint.model_folder import (
     MANIFEST_NAME,
@@ -32,14 +34,12 @@ from apr.hub.checksums import file_records
 from apr.model.config import ModelConfig
 from apr.model.load import expected_shapes
 from apr.model.rope import short_context
-from apr.prune.layers import BATCH_TOKENS, prune_layers
-from apr.prune.methods import MatrixPruner
-from apr.prune.output import Layout, PrunedOutput, layout_of
-from apr.prune.scores import check_divides
-from apr.prune.settings import PruneSettings
-from apr.prune.shrink import layers_to_keep, shrink_layers
-from apr.prune.smaller import fewer_layers, smaller_json, smaller_layers, with_layers
-from apr.prune.width import narrower, plan_narrowing, write_narrow
+from apr.prune.matrices import zero_weights
+from apr.prune.prune_methods import Method, method_for
+from apr.prune.prune_settings import PruneSettings
+from apr.prune.pruned_folder import Layout, PrunedFolder, layout_of
+from apr.prune.smaller import Shrinking
+from apr.prune.smaller_sizes import smaller_json
 from apr.text import load_tokenizer
 
 
@@ -47,10 +47,14 @@ from apr.text import load_tokenizer
 class PreparedPrune:
     """An open and checked model with its calibration; no weight has been read.
 
-    calibration: None for methods that need none.
+    options: the method's own. config: of what is written; which layers are in it may be measured
+    later. calibration: None for methods that need none.
     """
 
     settings: PruneSettings
+    method: Method
+    options: dict[str, Any]
+    config: ModelConfig
     pulled: Pulled
     stream: ModelStream
     layout: Layout
@@ -88,16 +92,9 @@ class PreparedPrune:
         }
 
     def _after(self) -> dict[str, int] | None:
-        """Sizes of a model that shrinks."""
-        config, settings = self.stream.config, self.settings
-        if settings.method == "structured":
-            config = smaller_layers(config, settings.sparsity, settings.kv_groups)
-        elif settings.method == "depth":
-            layers = config.num_layers - fewer_layers(config, settings.sparsity)
-            config = replace(config, num_layers=layers)
-        elif settings.method == "width":
-            config = narrower(config, settings.sparsity)
-        else:
+        """Sizes of a model that gets smaller."""
+        config = self.config
+        if self.method.shrink is None:
             return None
         return {
             "layers": config.num_layers,
@@ -117,8 +114,7 @@ class PreparedPrune:
         held = self.calibration.ids.numel() * (config.hidden_size + heads) * width
         batch = BATCH_TOKENS * (4 * config.intermediate_size + 4 * config.hidden_size) * 4
         largest = max(config.hidden_size, heads, config.intermediate_size)
-        with_hessian = self.settings.method in ("sparsegpt", "structured")
-        hessian = 4 * 4 * largest**2 if with_hessian else 0
+        hessian = 4 * 4 * largest**2 if self.method.asks == "Hessians" else 0
         return held + 2 * layer * width + batch + hessian
 
 
@@ -168,25 +164,24 @@ def prepare(
     """
     where = pick_device(settings.device)
     kind = pick_product_dtype(settings.dtype, where)
+    method, options = method_for(settings)
     pulled = pull(settings.model, offline=offline, progress=progress)
     stream = ModelStream(open_checkpoint(pulled.path), kind, where)
     layout = layout_of(stream)
     if settings.pattern is not None:
         for name in stream.matrices(0):
-            check_divides(settings.pattern, stream.shapes[name][1], name)
-    if settings.method == "structured":
-        smaller_layers(stream.config, settings.sparsity, settings.kv_groups)
-    if settings.method == "depth":
-        fewer_layers(stream.config, settings.sparsity)
-    if settings.method == "width":
-        narrower(stream.config, settings.sparsity)
-    if not (settings.runs_layers or needs_calibration):
-        return PreparedPrune(settings, pulled, stream, layout, None)
+            settings.pattern.check_divides(stream.shapes[name][1], name)
+    config = stream.config
+    if method.resize is not None:
+        config = method.resize(config, settings.sparsity, options)
+    checked = partial(PreparedPrune, settings, method, options, config, pulled, stream, layout)
+    if method.asks == "nothing" and settings.allocation != "owl" and not needs_calibration:
+        return checked(None)
     context = short_context(stream.config)
-    if settings.length > context:
+    if settings.sequence_length > context:
         raise UsageError(
-            f"--sequence-length {settings.length} is more than the {context} tokens the model can"
-            " see"
+            f"`sequence_length` {settings.sequence_length} is more than the {context} tokens the"
+            " model can see"
         )
     # A batch's activations stay on the heap, where those of the next fit.
     return_large_blocks(16 << 20)
@@ -194,37 +189,13 @@ def prepare(
         settings.calibration,
         load_tokenizer(pulled.path),
         settings.sequences,
-        settings.length,
+        settings.sequence_length,
         vocab_size=stream.config.vocab_size,
         seed=settings.seed,
         data=data,
     )
     return_free_memory()  # what a tokenizer leaves is as much as a small model
-    return PreparedPrune(settings, pulled, stream, layout, drawn)
-
-
-@dataclass(frozen=True)
-class Outline:
-    """What is written. config: of the output. layers: those kept, by their old numbers.
-    influences: of all layers, where these were measured.
-    """
-
-    config: ModelConfig
-    layers: tuple[int, ...]
-    influences: tuple[float, ...] = ()
-
-    def shapes(self, stream: ModelStream) -> dict[str, tuple[int, ...]]:
-        """Shapes of all tensors that are written, by their names in the input; a stored copy of
-        tied embeddings is one of them.
-        """
-        found = {}
-        for name, shape in expected_shapes(self.config).items():
-            number = layer_number(name)
-            found[name if number is None else with_number(name, self.layers[number])] = shape
-        tied = "lm_head.weight"
-        if tied in stream.stored and tied not in found:
-            found[tied] = found["model.embed_tokens.weight"]
-        return found
+    return checked(drawn)
 
 
 def run_prune(
@@ -242,30 +213,27 @@ def run_prune(
     """
     begin, target = time.perf_counter(), Path(folder).expanduser()
     check_target(prepared, target, force)
-    stream, pruner = prepared.stream, MatrixPruner(prepared.settings)
-    outline = _outline(prepared, progress)
-    shapes = outline.shapes(stream)
+    stream, settings = prepared.stream, prepared.settings
     with CheckpointWriter(target, max_shard_bytes, overwrite=force) as writer:
-        output = PrunedOutput(stream, writer, prepared.layout)
-        output.reserve(shapes, outline.layers if prepared.settings.method == "depth" else None)
-        layers = tuple(_write_layers(prepared, outline, pruner, output, progress))
+        output = PrunedFolder(stream, writer, prepared.layout)
+        layers = tuple(_write_layers(prepared, output, progress))
         pruned_zeros = output.zeros
         output.put_others()
-        notes = (*prepared.notes, *_damping_notes(pruner))
-        for name, content in _files(prepared, outline, layers, pruner, output, notes).items():
+        notes = (*prepared.notes, *_damping_notes(output))
+        for name, content in _files(prepared, layers, output, notes).items():
             writer.add_file(name, content)
     matrices = prepared.matrices()
     before = sum(prod(stream.shapes[name]) for name in matrices)
-    gone = before - sum(prod(shapes[name]) for name in matrices if name in shapes)
+    gone = before - sum(prod(output.shapes[name]) for name in matrices if name in output.shapes)
     everything = sum(map(prod, stream.shapes.values()))
-    left = sum(map(prod, expected_shapes(outline.config).values()))
+    left = sum(map(prod, expected_shapes(output.config).values()))
     infos = [stream.checkpoint.tensors.info(name) for name in stream.stored.values()]
-    shrinks = prepared.settings.shrinks
+    shrinks = prepared.method.shrink is not None
     return PruneReport(
         folder=target,
-        method=prepared.settings.method,
-        pattern=str(prepared.settings.pattern) if prepared.settings.pattern else None,
-        nominal=prepared.settings.sparsity,
+        method=settings.method,
+        pattern=str(settings.pattern) if settings.pattern else None,
+        nominal=settings.sparsity,
         sparsity=(gone if shrinks else pruned_zeros) / before,
         of_all=(everything - left) / everything if shrinks else output.zeros / output.parameters,
         layers=layers,
@@ -276,82 +244,46 @@ def run_prune(
         shapes_kept=not shrinks,
         seconds=time.perf_counter() - begin,
         peak_memory_bytes=peak_process_memory(),
-        damping=pruner.damping,
+        damping=output.damping,
         notes=notes,
     )
 
 
-def _outline(prepared: PreparedPrune, progress: bool) -> Outline:
-    """Sizes and layers of the output; for depth, the layers are measured here."""
-    stream, settings = prepared.stream, prepared.settings
-    every = tuple(range(stream.config.num_layers))
-    if settings.method == "depth":
-        assert prepared.calibration is not None
-        drop = fewer_layers(stream.config, settings.sparsity)
-        ids = prepared.calibration.ids
-        kept, influences = layers_to_keep(stream, settings, ids, drop, progress)
-        return Outline(with_layers(stream.config, kept), tuple(kept), tuple(influences))
-    if settings.method == "structured":
-        config = smaller_layers(stream.config, settings.sparsity, settings.kv_groups)
-        return Outline(config, every)
-    if settings.method == "width":
-        return Outline(narrower(stream.config, settings.sparsity), every)
-    return Outline(stream.config, every)
-
-
-def _write_layers(
-    prepared: PreparedPrune,
-    outline: Outline,
-    pruner: MatrixPruner,
-    output: PrunedOutput,
-    progress: bool,
-) -> Iterator[float]:
-    """Write what changes; the part taken from each layer of the input."""
-    stream, settings = prepared.stream, prepared.settings
+def _write_layers(prepared: PreparedPrune, output: PrunedFolder, progress: bool) -> Iterator[float]:
+    """Write what the method changes; the part taken from each layer of the input."""
+    stream, settings, method = prepared.stream, prepared.settings, prepared.method
     ids = prepared.calibration.ids if prepared.calibration else None
-    if settings.method == "depth":
-        kept = set(outline.layers)
-        yield from (float(index not in kept) for index in range(stream.config.num_layers))
-    elif settings.method == "width":
-        assert ids is not None
-        size = outline.config.hidden_size
-        write_narrow(stream, plan_narrowing(stream, settings, ids, size, progress), output)
-        taken = 1 - size / stream.config.hidden_size
-        yield from [taken] * stream.config.num_layers
-    elif settings.method == "structured":
-        assert ids is not None
-        yield from shrink_layers(
-            stream, settings, ids, outline.config, output, pruner.damping, progress
-        )
-    else:
-        yield from prune_layers(stream, settings, ids, pruner, output, progress)
+    if method.shrink is None:
+        options = prepared.options
+        return zero_weights(stream, method, settings, options, ids, output, progress)
+    assert ids is not None
+    return method.shrink(
+        Shrinking(stream, prepared.config, prepared.options, ids, settings.seed, output, progress)
+    )
 
 
 def _files(
     prepared: PreparedPrune,
-    outline: Outline,
     layers: tuple[float, ...],
-    pruner: MatrixPruner,
-    output: PrunedOutput,
+    output: PrunedFolder,
     notes: tuple[str, ...],
 ) -> dict[str, bytes]:
     """Everything beside the weights, the manifest last."""
     files, settings = dict(prepared.layout.files), prepared.settings
-    if settings.shrinks:
+    if prepared.method.shrink is not None:
         old = prepared.stream.config
-        files["config.json"] = smaller_json(
-            files["config.json"], old, outline.config, outline.layers
-        )
+        files["config.json"] = smaller_json(files["config.json"], old, output.config, output.layers)
     files[MANIFEST_NAME] = folder_manifest(
         "prune",
         source=exact_source(prepared.pulled),
         inputs=file_records(prepared.pulled),
         settings={
             **settings.to_json(),
+            **prepared.options,
             "calibration": prepared.calibration.to_json() if prepared.calibration else None,
             "layer_sparsity": layers,
-            "layer_influence": outline.influences,
-            "damping_raised": pruner.damping,
+            "layer_influence": output.influences,
+            "damping_raised": output.damping,
         },
         tensors=output.sums,
         files=files,
@@ -367,8 +299,8 @@ def check_target(prepared: PreparedPrune, target: Path, force: bool) -> None:
     refuse_overlap(target, prepared.pulled.path)
 
 
-def _damping_notes(pruner: MatrixPruner) -> list[str]:
-    if not pruner.damping:
+def _damping_notes(output: PrunedFolder) -> list[str]:
+    if not output.damping:
         return []
-    most, of = max(pruner.damping.values()), len(pruner.damping)
+    most, of = max(output.damping.values()), len(output.damping)
     return [f"SparseGPT raised the damping to at most {most:g} for {of} matrices (manifest)"]
