@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from apr.common.errors import AprError, UsageError
 from apr.merge.diagnostics import MergeDiagnosis, diagnose, plot
 from apr.merge.merge import prepare, run_merge
-from apr.merge.settings import make_settings
+from apr.merge.recipe import make_settings
 from merge.tiny_models import tiny_weights, write_models
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from apr.common.errors import UsageError
 from apr.merge.inputs import FileReader, Memory, open_input
 from apr.merge.merge import prepare, run_merge
-from apr.merge.settings import make_settings
+from apr.merge.recipe import make_settings
 from apr.text import load_tokenizer
 from convert.models import gguf_file, small_model
 from merge.mergekit_cases import CONFIG

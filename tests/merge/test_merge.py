@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from apr.common.errors import AprError, UsageError
 from apr.merge.merge import prepare, run_merge
-from apr.merge.settings import make_settings
+from apr.merge.recipe import make_settings
 from checkpoint.test_adapter import DATA as ADAPTERS
 from merge.mergekit_cases import CONFIG, LAYERS
 from merge.tiny_models import tiny_weights, write_models
@@ -111,7 +111,7 @@ def test_what_lies_beside_the_weights(models: Path, tmp_path: Path) -> None:
         assert record["sha256"] in card and len(record["sha256"]) == 64
     assert "the card of a" not in card and "merge_method: linear" in card
     again = tmp_path / "again"
-    from apr.merge.settings import read_settings
+    from apr.merge.recipe import read_settings
 
     run_merge(prepare(read_settings(out / "merge_config.yml")), again, progress=False)
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()

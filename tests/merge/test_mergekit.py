@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from apr.merge.merge import prepare, run_merge
-from apr.merge.settings import make_settings, read_settings
+from apr.merge.recipe import make_settings, read_settings
 from merge.mergekit_cases import CASES
 from merge.tiny_models import tiny_weights, uniforms, write_models
 

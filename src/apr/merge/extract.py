@@ -17,8 +17,8 @@ from apr.common.errors import AprError, UsageError
 from apr.common.progress import ByteProgress
 from apr.kernels.cpu.threads import default_threads
 from apr.merge.inputs import ModelInput, layer_of, missing, open_input
+from apr.merge.merge_plan import EMBEDDING, OUTPUT_LAYER
 from apr.merge.operands import Operands, gram_matrix
-from apr.merge.plan import EMBEDDING, OUTPUT_LAYER
 
 # Up to this size the decomposition is exact; above, randomized, with so many extra columns and
 # passes that its error is within a percent of the best one's.

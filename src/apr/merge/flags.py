@@ -8,7 +8,7 @@ from typing import Any
 
 from apr.common.errors import UsageError
 from apr.merge.methods import Method, method_named
-from apr.merge.settings import MergeSettings, make_settings, read_settings
+from apr.merge.recipe import MergeSettings, make_settings, read_settings
 
 # Where MergeKit departs from the papers (docs/merging.md), its choice.
 MERGEKIT = {"rescale_norm": "l1", "zero_small_tensors": True}

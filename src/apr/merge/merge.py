@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from apr import __version__
 from apr.checkpoint import CheckpointWriter
 from apr.checkpoint.adapter import WEIGHTS_FILE
 from apr.checkpoint.model_folder import (
@@ -27,14 +30,14 @@ from apr.common.memory import process_memory
 from apr.common.record import FileRecord
 from apr.hub.checksums import file_records, file_sha256
 from apr.kernels.cpu.threads import default_threads
-from apr.merge.card import model_card
 from apr.merge.driver import load_kernels, peak_memory, write_tensors
 from apr.merge.inputs import ModelInput, open_input
-from apr.merge.plan import EMBEDDING, Plan, make_plan
-from apr.merge.settings import MergeSettings
+from apr.merge.merge_plan import EMBEDDING, Plan, make_plan
+from apr.merge.recipe import MergeSettings
 
 if TYPE_CHECKING:
     from apr.merge.vocabulary import TokenizerSettings, VocabularyPlan
+
 
 SETTINGS_FILE = "merge_config.yml"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -131,7 +134,7 @@ def run_merge(
         refuse_overlap(target, model.path)
     gathered = None
     if prepared.vocabulary is not None:
-        from apr.merge.embeddings import GatheredRows
+        from apr.merge.driver import GatheredRows
 
         gathered = GatheredRows(plan, prepared.vocabulary)
     with (
@@ -266,3 +269,28 @@ def _files(prepared: PreparedMerge) -> dict[str, bytes]:
     for name in ("README.md", "mergekit_config.yml", SETTINGS_FILE):
         files.pop(name, None)  # they describe the donor
     return files
+
+
+def model_card(name: str, plan: Plan, records: Sequence[Sequence[FileRecord]], seed: int) -> bytes:
+    """README.md with the hub's front matter. records: files of each input, with checksums."""
+    front = {
+        "base_model": [model.ref for model in plan.inputs],
+        "library_name": "transformers",
+        "tags": ["merge", "apr", plan.method_name],
+    }
+    lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", f"# {name}", ""]
+    method = plan.method_name.replace("_", "-")
+    lines += [f"A merge of {len(plan.inputs)} models by `{method}`, made with apr {__version__}."]
+    base = plan.settings.base_model
+    if base:
+        lines += ["", f"Base model: `{base}`"]
+    lines += ["", "| model | file | SHA-256 |", "|---|---|---|"]
+    for model, files in zip(plan.inputs, records, strict=True):
+        lines += [f"| `{model.ref}` | `{r.path}` | `{r.sha256}` |" for r in files]
+    lines += ["", "## Settings", "", "```yaml", plan.settings.to_yaml().strip(), "```", ""]
+    lines += [
+        f"Random masks (if any) have seed {seed}. `apr merge merge_config.yml --seed {seed} -o OUT`"
+        " repeats the merge.",
+        "",
+    ]
+    return "\n".join(lines).encode()

@@ -18,7 +18,7 @@ from apr.checkpoint.adapter import CONFIG_FILE, KEEP_ZEROS, WEIGHTS_FILE, open_a
 from apr.common.errors import UsageError
 from apr.hub import resolve
 from apr.merge.merge import prepare, run_merge
-from apr.merge.settings import make_settings
+from apr.merge.recipe import make_settings
 from apr.model.load import load_transformer
 from apr.model.transformer import Transformer
 from apr.model.weights import Embedding, matrix_shapes

@@ -8,11 +8,11 @@ donors        where each row comes from
 rows          any block of a model's rows in the output's order
 """
 
+from apr.merge.vocabulary.alignment import VocabularyPlan, plan_vocabulary
 from apr.merge.vocabulary.differences import VocabularyDifference, differences
-from apr.merge.vocabulary.plan import VocabularyPlan, plan_vocabulary
+from apr.merge.vocabulary.donors import Fetch, RowGather
 from apr.merge.vocabulary.read import VocabularyInput, model_index
-from apr.merge.vocabulary.rows import Fetch, RowGather
-from apr.merge.vocabulary.settings import (
+from apr.merge.vocabulary.vocabulary_settings import (
     ModelToken,
     TokenEmbedding,
     TokenizerSettings,

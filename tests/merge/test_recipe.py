@@ -9,7 +9,7 @@ import pytest
 
 from apr.common.errors import UsageError
 from apr.merge.flags import settings_from_flags
-from apr.merge.settings import make_settings, read_settings, value_of
+from apr.merge.recipe import make_settings, read_settings, value_of
 
 LINEAR: dict[str, Any] = {
     "merge_method": "linear",

@@ -20,7 +20,7 @@ from apr.merge.inputs import (
     missing,
 )
 from apr.merge.methods import REQUIRED, Method, method_named
-from apr.merge.settings import MergeSettings, Parameters, Slice, SliceSource, value_of
+from apr.merge.recipe import MergeSettings, Parameters, Slice, SliceSource, value_of
 
 # Accepted for MergeKit's sake; they change no result here.
 _IGNORED = {"int8_mask"}
