@@ -14,9 +14,8 @@ from apr.checkpoint import open_checkpoint
 from apr.checkpoint.adapter import Adapter, open_adapter
 from apr.common.errors import AprError, UsageError
 from apr.hub import Pulled
-from apr.model.adapted import adapted_checkpoint
 from apr.model.load import load_transformer
-from apr.model.opened import OpenedModel, open_model
+from apr.model.opened import OpenedModel, adapted_checkpoint, open_model
 from apr.model.transformer import Transformer
 from apr.text import FIM_FILE
 from apr.train.adapter_files import adapter_tensors, merge_adapter, save_adapter

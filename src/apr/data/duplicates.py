@@ -1,6 +1,6 @@
 """Rows that are the same, or nearly: MinHash finds candidates, exact Jaccard decides.
 
-Texts are sets of runs of 5 words (`apr.data.ngrams`). Two texts are near-duplicates from a Jaccard
+Texts are sets of runs of 5 words (`apr.data.overlap`). Two texts are near-duplicates from a Jaccard
 similarity of 0.7 on: the settings of SantaCoder and StarCoder (Ben Allal et al. 2023,
 arXiv:2301.03988; Li et al. 2023, arXiv:2305.06161). Candidates are texts that agree in
 a band of MinHash values (Broder 1997; banding: Leskovec et al., Mining of Massive Datasets, ch. 3)
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from apr.common.errors import AprError
-from apr.data.ngrams import Vocabulary, ngram_hashes
+from apr.data.overlap import Vocabulary, ngram_hashes
 
 SHINGLE = 5
 THRESHOLD = 0.7

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from apr.model.config import ModelConfig
-from apr.model.hf_fields import number, refuse, short, size
-from apr.model.hf_rope import rope_fields, rope_to_hf
+from apr.model.hf_rope import number, refuse, rope_fields, rope_to_hf, short, size
 
 _MODEL_TYPES = {
     "llama": "llama",
