@@ -1,4 +1,6 @@
-"""Rotary embedding in a parsed `config.json`, and checked values out of one."""
+"""The rotary embedding in `config.json`, as transformers 4 and 5 write it, and back; and checked
+values out of such a file.
+"""
 
 from __future__ import annotations
 
