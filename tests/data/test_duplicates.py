@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apr.data.duplicates import MISSED, banding, find_duplicates, jaccard
-from apr.data.rows import read_examples
+from apr.data.training_rows import read_examples
 from eval.shared import shared_data
 
 pytest.importorskip("rensa", reason="near-duplicates need rensa: pip install apr[data]")

@@ -17,7 +17,7 @@ from apr.cli.main import app
 from apr.common.errors import UsageError
 from apr.data.decontaminate import decontaminate, docstring_prose, read_reference
 from apr.data.overlap import NgramIndex
-from apr.data.rows import read_examples
+from apr.data.training_rows import read_examples
 from eval.shared import shared_data
 
 

@@ -19,7 +19,7 @@ from apr.common.errors import AprError, UsageError
 from apr.data.context import free_names
 from apr.data.definitions import Definition, Rejected, clean_docstring, definitions
 from apr.data.prep import KINDS, PrepSettings, instruction, make_pairs
-from apr.data.rows import read_examples
+from apr.data.training_rows import read_examples
 from eval.shared import shared_data
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])

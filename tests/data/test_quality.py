@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from apr.cli.main import app
 from apr.common.errors import AprError, UsageError
 from apr.data.quality import COSTS, Problem, measure_quality, problems_of, python_code
-from apr.data.rows import Example, read_examples, recognise
+from apr.data.training_rows import Example, read_examples, recognise
 from eval.shared import shared_data
 
 pytest.importorskip("rensa", reason="near-duplicates need rensa: pip install apr[data]")

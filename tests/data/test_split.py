@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from apr.cli.main import app
 from apr.common.errors import UsageError
-from apr.data.rows import read_examples
 from apr.data.split import choose_eval, merge_groups, split_data
+from apr.data.training_rows import read_examples
 from eval.shared import shared_data
 
 from .test_duplicates import mutated, runs

@@ -11,7 +11,7 @@ import torch
 
 from apr.calibrate.perplexity import (
     LoadedModel,
-    Window,
+    TokenWindow,
     evaluate_perplexity,
     load_model,
     measure,
@@ -129,9 +129,9 @@ def test_windows_with_context(length: int, window: int, stride: int) -> None:
 
 
 def test_windows_side_by_side() -> None:
-    assert token_windows(10, 4, 4) == [Window(0, 1, 4), Window(4, 5, 8)]
-    assert token_windows(8, 4, 4) == [Window(0, 1, 4), Window(4, 5, 8)]
-    assert token_windows(3, 4, 4) == [Window(0, 1, 3)]
+    assert token_windows(10, 4, 4) == [TokenWindow(0, 1, 4), TokenWindow(4, 5, 8)]
+    assert token_windows(8, 4, 4) == [TokenWindow(0, 1, 4), TokenWindow(4, 5, 8)]
+    assert token_windows(3, 4, 4) == [TokenWindow(0, 1, 3)]
 
 
 def test_all_logits_never_exist(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from apr.sandbox import Job, Outcome, Sandbox
 from apr.sandbox.codec import BadData, NotPlain
 from apr.sandbox.extensions import LONG, Digest, Opaque, digest
 from apr.sandbox.judging.calls import (
-    Answer,
     Large,
+    Returned,
     decode,
     encode,
     read_answer,
@@ -51,7 +51,7 @@ def _job(name: str, program: str, cases: list[Any], limit: float, **more: Any) -
     return Job(name, program, cases=lambda: cases, **options)
 
 
-def answers(outcome: Outcome) -> list[Answer]:
+def answers(outcome: Outcome) -> list[Returned]:
     return [read_answer(*answer) for answer in outcome.answers]
 
 

@@ -35,7 +35,7 @@ _LOGITS = 1 << 25
 
 
 @dataclass(frozen=True)
-class Window:
+class TokenWindow:
     """Tokens start to end of a text are seen, tokens first to end of these are predicted."""
 
     start: int
@@ -205,23 +205,23 @@ def check_windows(window: int | None, stride: int | None, max_windows: int | Non
         raise UsageError(f"--max-windows is {max_windows}", "it must be 1 or more")
 
 
-def token_windows(tokens: int, window: int, stride: int) -> list[Window]:
+def token_windows(tokens: int, window: int, stride: int) -> list[TokenWindow]:
     """The windows over a text of so many tokens, at least 2; stride <= window."""
     if tokens <= window:
-        return [Window(0, 1, tokens)]
+        return [TokenWindow(0, 1, tokens)]
     if stride == window:
-        return [Window(i, i + 1, i + window) for i in range(0, tokens - window + 1, window)]
-    found = [Window(0, 1, window)]
+        return [TokenWindow(i, i + 1, i + window) for i in range(0, tokens - window + 1, window)]
+    found = [TokenWindow(0, 1, window)]
     while found[-1].end < tokens:
         seen = found[-1].end
         end = min(seen + stride, tokens)
         # The last one begins where its stride puts it, not earlier, as in transformers' guide.
-        found.append(Window(len(found) * stride, seen, end))
+        found.append(TokenWindow(len(found) * stride, seen, end))
     return found
 
 
 def window_losses(
-    model: Transformer, ids: torch.Tensor, windows: Iterable[Window], progress: bool = False
+    model: Transformer, ids: torch.Tensor, windows: Iterable[TokenWindow], progress: bool = False
 ) -> tuple[float, int]:
     """Sum of the negative log-likelihoods (nats) of all predicted tokens, and their number.
 

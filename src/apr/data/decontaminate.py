@@ -19,7 +19,7 @@ from apr.common.files import output_file
 from apr.common.progress import counted
 from apr.common.rows import read_fields, row_writer
 from apr.data.overlap import NgramIndex
-from apr.data.rows import read_examples
+from apr.data.training_rows import read_examples
 from apr.eval.benchmarks.humaneval import packaged_data
 from apr.eval.benchmarks.mbpp import SPLITS
 from apr.hub.data_files import find_data_files

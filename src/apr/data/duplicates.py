@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from apr.common.errors import AprError
-from apr.data.overlap import Vocabulary, ngram_hashes
+from apr.data.overlap import WordNumbers, ngram_hashes
 
 SHINGLE = 5
 THRESHOLD = 0.7
@@ -71,7 +71,7 @@ def find_duplicates(texts: Iterable[str], threshold: float = THRESHOLD) -> Dupli
     rensa = _rensa()
     bands, rows = banding(threshold, PERMUTATIONS)
     index = rensa.RMinHashLSH(threshold, bands * rows, bands)
-    vocabulary, first_seen = Vocabulary(), dict[str, int]()
+    vocabulary, first_seen = WordNumbers(), dict[str, int]()
     shingles: dict[int, np.ndarray] = {}
     exact: list[int] = []
     near: list[int] = []

@@ -29,7 +29,7 @@ def words(text: str) -> list[str]:
     return [word.lower() for word in WORD.findall(text)]
 
 
-class Vocabulary:
+class WordNumbers:
     """Numbers for words, from 1 on in the order they come; `UNKNOWN` for others once closed."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class NgramIndex:
 
     def __init__(self, texts: Sequence[str], n: int) -> None:
         self.n = n
-        self._vocabulary = Vocabulary()
+        self._vocabulary = WordNumbers()
         ids = [self._vocabulary.add(text) for text in texts]
         self.lengths = np.array([len(one) for one in ids], dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])

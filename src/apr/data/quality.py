@@ -23,7 +23,7 @@ from apr.common.errors import AprError, UsageError
 from apr.common.progress import counted
 from apr.common.rows import row_writer
 from apr.data.duplicates import THRESHOLD, find_duplicates
-from apr.data.rows import Example, read_examples
+from apr.data.training_rows import Example, read_examples
 from apr.eval.code.extraction import FENCE, fenced_blocks
 
 # problem -> points of 100

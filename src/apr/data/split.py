@@ -20,7 +20,7 @@ from apr.common.files import output_file
 from apr.common.progress import counted
 from apr.common.rows import row_writer
 from apr.data.duplicates import SHINGLE, THRESHOLD, Groups, find_duplicates
-from apr.data.rows import read_examples
+from apr.data.training_rows import read_examples
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def read_documents(
     transform: Transform | None = None,
     seed: int = 0,
 ) -> tuple[list[Document], DataReport]:
-    """All rows of files (JSON lines, JSON, Parquet; see `apr.data.rows`) as documents.
+    """All rows of files (JSON lines, JSON, Parquet; see `apr.data.training_rows`) as documents.
 
     max_length: longer documents are cut at their end, plain text into several. skip_bad_rows:
     leave out rows that cannot be learned from, counted, instead of refusing the data. transform:

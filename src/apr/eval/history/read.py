@@ -17,7 +17,7 @@ RESULTS, DATABASE, MANIFEST = "results.json", "run.sqlite", "manifest.json"
 
 
 @dataclass(frozen=True)
-class Sample:
+class JudgedSample:
     """A verdict. suspect: reasons to look at it (suspect.py)."""
 
     task_id: str
@@ -65,9 +65,9 @@ class Run:
         """Tokens a second."""
         return self.results.get("generation", {}).get("tokens_per_second")
 
-    def samples(self) -> list[Sample]:
+    def samples(self) -> list[JudgedSample]:
         return [
-            Sample(task, s["sample"], s["verdict"], s["detail"], tuple(s.get("suspect", ())))
+            JudgedSample(task, s["sample"], s["verdict"], s["detail"], tuple(s.get("suspect", ())))
             for task, samples in self.results["per_task"].items()
             for s in samples
         ]
@@ -158,7 +158,9 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
-def select(run: Run, task: str = "", failed: bool = False, suspect: bool = False) -> list[Sample]:
+def select(
+    run: Run, task: str = "", failed: bool = False, suspect: bool = False
+) -> list[JudgedSample]:
     """Its samples in the order of the tasks: of one task, that failed, that have a reason to be
     looked at. Raises UsageError if the run has no such task.
     """

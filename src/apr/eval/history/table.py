@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from apr.eval.history.read import Run, Sample, whole_programs
+from apr.eval.history.read import JudgedSample, Run, whole_programs
 from apr.eval.run.result import natural, percent, shown_setting
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def run_table(run: Run) -> Table:
     table = Table("task", "passed", "first failure", "suspect", caption=told)
     table.caption_justify = "left"
     table.title = f"{run.benchmark}: {run.subject}"
-    tasks: dict[str, list[Sample]] = {}
+    tasks: dict[str, list[JudgedSample]] = {}
     for sample in run.samples():
         tasks.setdefault(sample.task_id, []).append(sample)
     for task in sorted(tasks, key=natural):
@@ -81,14 +81,14 @@ def run_table(run: Run) -> Table:
     return table
 
 
-def shown_samples(run: Run, samples: Sequence[Sample]) -> str:
+def shown_samples(run: Run, samples: Sequence[JudgedSample]) -> str:
     """Of each: task, verdict and its reason, the program, and what the model wrote if that is
     more.
     """
     return "\n".join(_shown(found) for found in samples_json(run, samples))
 
 
-def samples_json(run: Run, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+def samples_json(run: Run, samples: Sequence[JudgedSample]) -> list[dict[str, Any]]:
     """Of each what its verdict is and what was written. program, completion, text: None where they
     are not at hand.
     """

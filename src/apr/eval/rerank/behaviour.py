@@ -25,7 +25,7 @@ from apr.eval.rerank.visible import (
 )
 from apr.sandbox import Job, Outcome, Sandbox
 from apr.sandbox.codec import BadData, NotPlain
-from apr.sandbox.judging.calls import Answer, encode, read_answer
+from apr.sandbox.judging.calls import Returned, encode, read_answer
 
 RULES = 1  # to be raised when calls, limits or texts of answers change their meaning
 INPUTS = 40  # calls of each candidate, those shown in the prompt among them
@@ -195,7 +195,7 @@ def _behaviour(outcome: Outcome, calls: Calls, cause: str = "") -> Behaviour:
     return Behaviour((*texts, *unseen), right)
 
 
-def _answer(seconds: float, reply: bytes) -> Answer | None:
+def _answer(seconds: float, reply: bytes) -> Returned | None:
     """None for nonsense."""
     try:
         return read_answer(seconds, reply)
@@ -203,7 +203,7 @@ def _answer(seconds: float, reply: bytes) -> Answer | None:
         return None
 
 
-def _text(answer: Answer | None) -> str:
+def _text(answer: Returned | None) -> str:
     if answer is None:
         return "!nonsense"
     return f"~{answer.error[:80]}" if answer.error else f"={canonical(answer.value)}"

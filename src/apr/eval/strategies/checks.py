@@ -14,7 +14,7 @@ from apr.eval.rerank.behaviour import is_as_shown
 from apr.eval.rerank.visible import UNKNOWN, Example, Question, Truth, visible_examples
 from apr.sandbox import Job, Outcome, Sandbox
 from apr.sandbox.codec import BadData, NotPlain
-from apr.sandbox.judging.calls import Answer, encode, read_answer, short
+from apr.sandbox.judging.calls import Returned, encode, read_answer, short
 
 LIMIT = 3.0  # CPU seconds of an example
 MEMORY = 8 << 30  # bytes of address space, of which libraries reserve a lot
@@ -93,7 +93,7 @@ def _in_words(outcome: Outcome, check: Check) -> list[str]:
     ]
 
 
-def _sentence(answer: Answer, example: Example, name: str) -> str:
+def _sentence(answer: Returned, example: Example, name: str) -> str:
     call = f"{name}({', '.join(map(short, example.arguments))})"
     expected = example.expected
     wanted = f"something {str(expected.value).lower()}" if isinstance(expected, Truth) else None

@@ -25,7 +25,7 @@ _LARGE = 1 << 16  # bytes
 _NANS = (b"\xf8\x7f", b"\xf8\xff")  # upper bytes of a NaN; now and then of something else
 
 
-class Answer(NamedTuple):
+class Returned(NamedTuple):
     """What a call gave. seconds: of processor time, as the program's process says.
 
     value: what it returned (extensions.Opaque for what is no plain data). error: name of the
@@ -81,15 +81,15 @@ def decode(data: bytes) -> Any:
     return codec.Decoder(data, extend=_build).value()
 
 
-def read_answer(seconds: float, reply: bytes) -> Answer:
+def read_answer(seconds: float, reply: bytes) -> Returned:
     """One of the answers of an outcome (Outcome.answers). Raises codec.BadData."""
     decoder = codec.Decoder(reply, extend=_build)
     kind = decoder.byte()
     value = decoder.value()
     if kind == ord("v"):
-        return Answer(seconds, value)
+        return Returned(seconds, value)
     if kind == ord("e") and isinstance(value, tuple) and len(value) == 4:
-        return Answer(seconds, error=str(value[1]))
+        return Returned(seconds, error=str(value[1]))
     raise codec.BadData(f"reply of kind {kind}")
 
 

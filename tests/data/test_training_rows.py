@@ -11,7 +11,7 @@ import pytest
 
 from apr.common.errors import AprError, UsageError
 from apr.common.rows import row_writer
-from apr.data.rows import Example, read_examples, recognise
+from apr.data.training_rows import Example, read_examples, recognise
 
 ROWS: list[dict[str, Any]] = [
     {"instruction": "Add.", "response": "a + b", "system": "Be brief.", "input": "a, b"},
