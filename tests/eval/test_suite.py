@@ -14,7 +14,7 @@ from rich.console import Console
 from apr.cli.eval_output import suite_table
 from apr.common.errors import AprError, UsageError
 from apr.eval.benchmarks import GROUPS, NAMES, load_benchmark
-from apr.eval.benchmarks.task import Window
+from apr.eval.choices import Dates
 from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.evaluate import evaluate
 from apr.eval.run.suite import SuiteResult, evaluate_suite, is_suite
@@ -136,7 +136,7 @@ def test_options_of_one_benchmark_only(settings: EvalSettings, tmp_path: Path) -
     with pytest.raises(UsageError, match="--split: humaneval has no splits"):
         evaluate_suite(replace(several, split="complete"), Canned().model())
     # Those that have no dates do without; the one that has them is the first not to be here.
-    dated = replace(settings, benchmark="humaneval,livecodebench", window=Window())
+    dated = replace(settings, benchmark="humaneval,livecodebench", dates=Dates())
     with pytest.raises(UsageError, match="data of livecodebench is not here"):
         evaluate_suite(dated, Canned().model())
 

@@ -19,7 +19,7 @@ from apr.eval.history.compare import compare, mcnemar
 from apr.eval.history.read import find_runs, read_run
 from apr.eval.history.sweep import SweepResult, run_sweep, sweep_table
 from apr.eval.history.sweep_file import read_sweep, sweep_rows
-from apr.eval.run.eval_settings import EvalSettings
+from apr.eval.run.eval_settings import Asking, EvalSettings
 from apr.eval.run.evaluate import Interrupted
 
 from .runs import SETTINGS, Canned
@@ -112,7 +112,7 @@ def _sampling(**changes: Any) -> Any:
 
 def test_one_entry_needs_no_list_and_the_command_line_fills_in(tmp_path: Path) -> None:
     path = sweep_file(tmp_path, "strategies: few-shot\n")
-    base = replace(BASE, model="m", strategy=replace(BASE.strategy, system="Be brief."))
+    base = replace(BASE, model="m", asking=Asking(system="Be brief."))
     (row,) = sweep_rows(read_sweep(path), base, path)
     assert (row.label, row.settings.model, row.settings.strategy.name) == (
         *("few-shot", "m", "few-shot"),
@@ -131,7 +131,10 @@ def test_one_entry_needs_no_list_and_the_command_line_fills_in(tmp_path: Path) -
         ("", "holds no sweep"),
         ("- a\n", "holds no sweep"),
         ("models: [", "is not YAML"),
-        ("model: [a]\n", "key model is unknown (keys: benchmarks, models, strategies, settings)"),
+        (
+            "model: [a]\n",
+            "key model is unknown (keys: benchmarks, models, strategies, settings; models",
+        ),
         ("models: [{model: a, temprature: 1}]\n", "key models.0.temprature is unknown (keys: name"),
         ("models: [{model: a, n_samples: ten}]\n", "models.0.n_samples: Input should be a valid"),
         ("models: [a]\nsettings: [{mode: talk}]\n", "settings.0.mode: Input should be"),
@@ -143,10 +146,10 @@ def test_one_entry_needs_no_list_and_the_command_line_fills_in(tmp_path: Path) -
         ("models: [a]\nbenchmarks: [all]\n", "benchmarks: name the benchmarks"),
         ("models: [a, a]\n", "rows 1 and 2 are the same"),
         ("models: [a, {model: b, name: a}]\n", "two rows are called a"),
-        ("models: [a]\nstrategies: [cot]\n", "a, cot: --prompt-strategy cot is unknown"),
+        ("models: [a]\nstrategies: [cot]\n", "a, cot: prompt_strategy cot is unknown"),
         ("models: [a]\nsettings: [{temperature: -1}]\n", "a: temperature is -1"),
-        ("models: [a]\nsettings: [{n_samples: 5}]\n", "a: --n-samples 5 at temp"),
-        ("models: [a]\nsettings: [{k: [5]}, {}]\n", "a, k 5: --k 5 with --n-samples 1"),
+        ("models: [a]\nsettings: [{n_samples: 5}]\n", "a: n_samples 5 at temp"),
+        ("models: [a]\nsettings: [{k: [5]}, {}]\n", "a, k 5: k 5 with n_samples 1"),
         ("strategies: [standard]\n", "models names none"),
     ],
 )
@@ -166,9 +169,9 @@ def test_no_file(tmp_path: Path) -> None:
 
 def test_flags_that_no_sweep_has(tmp_path: Path) -> None:
     path = sweep_file(tmp_path, "models: [weak]\n")
-    with pytest.raises(UsageError, match="--benchmark all with --sweep"):
+    with pytest.raises(UsageError, match="`benchmark` all with `sweep`"):
         run_sweep(path, replace(BASE, benchmark="all"), Server())
-    with pytest.raises(UsageError, match="--data with several"):
+    with pytest.raises(UsageError, match="`data` with several"):
         run_sweep(path, replace(BASE, benchmark="humaneval,mbpp", data=path), Server())
 
 

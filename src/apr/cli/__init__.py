@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-# Modules of this package, in the order `apr --help` lists them.
-VERB_MODULES: tuple[str, ...] = (
-    "pull",
-    "data",
-    "import_model",
-    "export",
-    "inspect_model",
-    "check",
-    "finetune",
-    "merge",
-    "merge_report",
-    "prune",
-    "run",
-    "chat",
-    "bench",
-    "eval_model",
-    "score",
-    "results",
-    "compare",
-    "doctor",
-)
+# Modules of this package under the headings of `apr --help`, in its order.
+VERBS: dict[str, tuple[str, ...]] = {
+    "Models": ("pull", "import_model", "export", "inspect_model", "check"),
+    "Train": ("data", "finetune"),
+    "Compress": ("merge", "merge_report", "prune"),
+    "Run": ("run", "chat", "bench"),
+    "Evaluate": ("eval_model", "score", "results", "compare"),
+    "This machine": ("doctor",),
+}

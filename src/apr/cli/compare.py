@@ -20,7 +20,8 @@ def compare(
     ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    from apr.cli.options import one_of, page, print_table
+    from apr.cli.eval_output import page, print_table
+    from apr.cli.options import one_of
     from apr.eval.history.compare import SHOWN, comparison_table, shown_tasks
     from apr.eval.history.compare import compare as compared
     from apr.eval.history.read import read_run

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from apr.cli.options import number_text
+
 if TYPE_CHECKING:
+    from apr.eval.benchmarks.task import Prompt
     from apr.eval.history.contamination import Contamination
+    from apr.eval.history.sweep import SweepResult
     from apr.eval.run.result import Result
     from apr.eval.run.suite import SuiteResult
 
@@ -136,3 +143,94 @@ def contamination_table(found: Contamination) -> Table:
         shown = [f"{percent(s)} ({100 * a:.1f} to {100 * b:.1f})" for s, a, b in scores.values()]
         table.add_row(name, str(len(tasks)), *shown)
     return table
+
+
+def print_result(result: Result, per_task: bool) -> None:
+    """The tables of a result on standard output."""
+    from rich.console import Console
+
+    console = Console()
+    if per_task:
+        console.print(task_table(result))
+    console.print(summary_table(result))
+
+
+def print_samples(folder: Path, count: int) -> None:
+    """The first programs of a run."""
+    if not count:
+        return
+    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+    for row in map(json.loads, lines):
+        print(f"--- {row['task_id']}\n{row['completion']}")
+
+
+def print_suite(found: SuiteResult, per_task: bool, samples: int) -> None:
+    """The table of several benchmarks, and what was left out."""
+    from rich.console import Console
+
+    console = Console()
+    for result, folder in found.runs:
+        print_samples(folder, samples)
+        if per_task:
+            console.print(task_table(result))
+    console.print(suite_table(found))
+    for name, reason in found.left_out.items():
+        print(f"not run: {name}: {reason}")
+
+
+def print_sweep(found: SweepResult) -> None:
+    """The table of a sweep, and where all of it is."""
+    from rich.console import Console
+
+    from apr.eval.history.sweep import sweep_table
+
+    Console().print(sweep_table(found))
+    print(f"all of it is in {found.path}")
+
+
+def show_perplexity(result: Mapping[str, Any]) -> None:
+    """What was measured on a text, and how."""
+    tokens, text = result["tokens"], result["text"]
+    print(f"perplexity     {number_text(result['perplexity'])}  {result['model']}")
+    print(f"bits per byte  {number_text(result['bits_per_byte'], 4)}")
+    print(f"predicted      {tokens} tokens, {result['bytes']} bytes of {text}")
+    print(
+        f"windows        {result['windows']} of {result['window']} tokens, stride"
+        f" {result['stride']}; {result['dtype']} on {result['device']}"
+    )
+    if result["passed"] is False:
+        print(f"above --threshold {result['threshold']:g}")
+
+
+def print_table(table: Table) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def page(text: str) -> None:
+    """Show a long text, page by page at a terminal."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if console.is_terminal and text.count("\n") > console.height:
+        with console.pager():
+            console.print(text)
+    else:
+        print(text)
+
+
+def print_prompts(prompts: Sequence[Prompt], as_json: bool) -> None:
+    """Prompts as they are sent, one after the other: raw text, or messages in order."""
+    if as_json:
+        print(json.dumps({"prompts": [asdict(prompt) for prompt in prompts]}))
+        return
+    for number, prompt in enumerate(prompts):
+        if number:
+            print("\n=== then")
+        if prompt.messages is None:
+            print(prompt.text)
+        for message in prompt.messages or ():
+            print(f"--- {message['role']}\n{message['content']}")
+        if prompt.prefill:
+            print(f"--- assistant begins with\n{prompt.prefill}")

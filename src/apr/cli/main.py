@@ -11,9 +11,10 @@ import re
 import sys
 
 import typer
+from typer.models import CommandInfo, TyperInfo
 
 from apr import __version__
-from apr.cli import VERB_MODULES
+from apr.cli import VERBS
 from apr.common.errors import AprError
 
 app = typer.Typer(
@@ -45,8 +46,16 @@ def _root(
         os.environ["APR_DEBUG"] = "1"
 
 
-for _name in VERB_MODULES:
-    importlib.import_module(f"apr.cli.{_name}").register(app)
+def _verbs(app: typer.Typer) -> list[CommandInfo | TyperInfo]:
+    return [*app.registered_commands, *app.registered_groups]
+
+
+for _panel, _names in VERBS.items():
+    for _name in _names:
+        importlib.import_module(f"apr.cli.{_name}").register(app)
+    for _verb in _verbs(app):
+        if not isinstance(_verb.rich_help_panel, str):
+            _verb.rich_help_panel = _panel
 
 
 def main() -> None:

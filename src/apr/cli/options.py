@@ -1,14 +1,17 @@
-"""What several verbs share: reading option values, showing results."""
+"""How verbs get their options: flags made of settings classes, and what is read from flags."""
 
 from __future__ import annotations
 
-import json
+import inspect
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 
-from apr.common.errors import UsageError
+import typer
+
+from apr.common.errors import AprError, UsageError
+from apr.common.settings import Setting, made, settings_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,12 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from apr.engine.session import Session, TextRequest
-    from apr.eval.benchmarks.task import Prompt, Window
-    from apr.eval.history.sweep import SweepResult
-    from apr.eval.run.result import Result
-    from apr.eval.run.suite import SuiteResult
     from apr.merge.diagnostics import MergeDiagnosis
-    from apr.sandbox import Level
     from apr.text import FimOrder
 
 T = TypeVar("T")
@@ -51,6 +49,99 @@ MODEL_HELP = "Short name, hf://org/name, pypi://package, folder or .gguf."
 ADAPTER_HELP = "A LoRA adapter to put on the model: PEFT's folder, or hf://org/name."
 
 
+# The headings of a verb's flags in the order in which its help shows them; others come after.
+PANELS = ("Model", "Benchmark", "Data", "Prompt", "Sampling", "Judging", "Perplexity", "Output")
+
+
+def with_flags(function: Callable[..., None]) -> Callable[..., None]:
+    """A command function for typer, made of one whose parameters are settings.
+
+    A parameter annotated with a settings class (`apr.common.settings`) becomes a flag for each of
+    its options, under headings; the others are left to typer as they are. Fields that an error
+    names are called by their flags in it.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    groups: dict[str, type] = {}
+    others: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation):
+            groups[parameter.name] = parameter.annotation
+        else:
+            others.append(parameter)
+    known = {one.name: one for group in groups.values() for one in settings_in(group)}
+    shown = sorted(known.values(), key=_place)
+    parameters = [*others, *map(_parameter, shown)]
+
+    def command(**values: Any) -> None:
+        try:
+            given = {name: _value(one, values.pop(name)) for name, one in known.items()}
+            made_of: dict[str, Any] = {}
+            for name, group in groups.items():
+                own = {one.name: given[one.name] for one in settings_in(group)}
+                made_of[name] = made(group, own)
+            function(**made_of, **values)
+        except AprError as error:
+            raise error.named(lambda name: _flag(name, known, others)) from None
+
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+    )
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    return command
+
+
+def _place(setting: Setting) -> tuple[int, int]:
+    panel = setting.option.panel
+    known = PANELS.index(panel) if panel in PANELS else len(PANELS) * bool(panel)
+    return (not setting.option.argument, known)
+
+
+def _value(setting: Setting, text: Any) -> Any:
+    if text is None and setting.default is not MISSING:
+        return setting.default
+    return setting.parsed(text)
+
+
+def _flag(name: str, known: Mapping[str, Setting], others: Collection[inspect.Parameter]) -> str:
+    if name in known:
+        setting = known[name]
+        return setting.name.upper() if setting.option.argument else f"--{setting.flag}"
+    return f"--{name.replace('_', '-')}" if name in {one.name for one in others} else name
+
+
+def _parameter(setting: Setting) -> inspect.Parameter:
+    """A setting as typer takes it."""
+    option, kind, default = setting.option, setting.kind, setting.default
+    if option.repeated:
+        kind, default = list[get_args(kind)[0]], None if default in (None, ()) else list(default)  # type: ignore[misc]
+    elif setting.choices or option.parse is not None or get_origin(kind) is tuple:
+        kind = str
+        if default is None or default == ():
+            default = option.none or None
+        elif isinstance(default, tuple):
+            default = ",".join(map(str, default))
+    help_text = option.help.replace("[", r"\[")  # else rich takes it for a style
+    what: dict[str, Any] = {"help": help_text, "metavar": option.metavar or None}
+    if default in (None, ""):
+        what["show_default"] = False
+    if option.argument:
+        info: Any = typer.Argument(**what)
+    else:
+        flags = [f"--{setting.flag}"]
+        if kind is bool and default is not False:
+            flags = [f"--{setting.flag}/--no-{setting.flag}"]
+        if option.short:
+            flags.insert(0, option.short)
+        info = typer.Option(*flags, rich_help_panel=option.panel or None, **what)
+    return inspect.Parameter(
+        setting.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if default is MISSING else default,
+        annotation=Annotated[kind | None if default is None else kind, info],
+    )
+
+
 def one_of(flag: str, value: str, choices: Mapping[str, T]) -> T:
     """The choice a flag names. Raises UsageError listing them."""
     if value not in choices:
@@ -68,48 +159,6 @@ def byte_size(flag: str, text: str | None) -> int | None:
         return int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError:
         raise UsageError(f"--{flag} {text} is no size", "e.g. 8GB") from None
-
-
-def parse_rerank(text: str) -> tuple[str, ...]:
-    """--rerank majority,logprob or none."""
-    return () if text == "none" else tuple(part.strip() for part in text.split(","))
-
-
-def parse_ks(text: str) -> tuple[int, ...] | None:
-    """ "1,10" as numbers; None for an empty text."""
-    if not text:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--k {text} is not a list of numbers", "e.g. --k 1,10") from None
-
-
-def parse_window(first: str, last: str, cutoff: str) -> Window | None:
-    """The dates of --from, --to and --cutoff; None if none is given."""
-    from datetime import datetime
-
-    from apr.eval.benchmarks.task import Window
-
-    def day(flag: str, text: str) -> datetime | None:
-        try:
-            return datetime.strptime(text, "%Y-%m-%d") if text else None
-        except ValueError:
-            raise UsageError(f"--{flag} {text} is not a day", "as 2024-02-17") from None
-
-    if not (first or last or cutoff):
-        return None
-    window = Window(day("from", first), day("to", last), day("cutoff", cutoff))
-    if window.first and window.last and window.first > window.last:
-        raise UsageError(f"--from {first} is after --to {last}")
-    return window
-
-
-def sandbox_choice(value: str) -> Literal["auto"] | Level:
-    """The isolation level --sandbox-level names."""
-    from apr.sandbox import LEVELS
-
-    return one_of("sandbox-level", value, {"auto": "auto", **{level: level for level in LEVELS}})
 
 
 def fim_token_names(text: str) -> tuple[str, ...]:
@@ -203,53 +252,6 @@ def show_session(session: Session, verbose: bool) -> None:
         print(f"apr: {note}", file=sys.stderr)
 
 
-def print_result(result: Result, per_task: bool) -> None:
-    """The tables of a result on standard output."""
-    from rich.console import Console
-
-    from apr.cli.eval_output import summary_table, task_table
-
-    console = Console()
-    if per_task:
-        console.print(task_table(result))
-    console.print(summary_table(result))
-
-
-def print_samples(folder: Path, count: int) -> None:
-    """The first programs of a run."""
-    if not count:
-        return
-    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()[:count]
-    for row in map(json.loads, lines):
-        print(f"--- {row['task_id']}\n{row['completion']}")
-
-
-def print_suite(found: SuiteResult, per_task: bool, samples: int) -> None:
-    """The table of several benchmarks, and what was left out."""
-    from rich.console import Console
-
-    from apr.cli.eval_output import suite_table, task_table
-
-    console = Console()
-    for result, folder in found.runs:
-        print_samples(folder, samples)
-        if per_task:
-            console.print(task_table(result))
-    console.print(suite_table(found))
-    for name, reason in found.left_out.items():
-        print(f"not run: {name}: {reason}")
-
-
-def print_sweep(found: SweepResult) -> None:
-    """The table of a sweep, and where all of it is."""
-    from rich.console import Console
-
-    from apr.eval.history.sweep import sweep_table
-
-    Console().print(sweep_table(found))
-    print(f"all of it is in {found.path}")
-
-
 def show_merge_plan(summary: Mapping[str, Any], to_stderr: bool = False) -> None:
     """What a merge does, before it starts."""
     out = sys.stderr if to_stderr else sys.stdout
@@ -272,27 +274,13 @@ def show_merge(result: Mapping[str, Any]) -> None:
     check = result.get("check")
     if check:
         for row in check["perplexity"]:
-            print(f"perplexity on Python: {_number(row['perplexity'])}  {row['model']}")
+            print(f"perplexity on Python: {number_text(row['perplexity'])}  {row['model']}")
         print(f"HumanEval, first {check['tasks']} tasks: {check['passed']} passed")
         if check["verdict"] == "broken":
             print("this merge is broken: its perplexity is above ten times the worst input's")
 
 
-def show_perplexity(result: Mapping[str, Any]) -> None:
-    """What was measured on a text, and how."""
-    tokens, text = result["tokens"], result["text"]
-    print(f"perplexity     {_number(result['perplexity'])}  {result['model']}")
-    print(f"bits per byte  {_number(result['bits_per_byte'], 4)}")
-    print(f"predicted      {tokens} tokens, {result['bytes']} bytes of {text}")
-    print(
-        f"windows        {result['windows']} of {result['window']} tokens, stride"
-        f" {result['stride']}; {result['dtype']} on {result['device']}"
-    )
-    if result["passed"] is False:
-        print(f"above --threshold {result['threshold']:g}")
-
-
-def _number(value: float | None, digits: int = 3) -> str:
+def number_text(value: float | None, digits: int = 3) -> str:
     return "not finite" if value is None else f"{value:.{digits}f}"
 
 
@@ -348,37 +336,3 @@ def _span(values: tuple[float, ...], percent: bool = False) -> str:
         return ""
     ends = [f"{100 * v:.0f}" if percent else f"{v + 0.0:.2f}" for v in (min(values), max(values))]
     return (ends[0] if ends[0] == ends[1] else "–".join(ends)) + (" %" if percent else "")
-
-
-def print_table(table: Table) -> None:
-    from rich.console import Console
-
-    Console().print(table)
-
-
-def page(text: str) -> None:
-    """Show a long text, page by page at a terminal."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    if console.is_terminal and text.count("\n") > console.height:
-        with console.pager():
-            console.print(text)
-    else:
-        print(text)
-
-
-def print_prompts(prompts: Sequence[Prompt], as_json: bool) -> None:
-    """Prompts as they are sent, one after the other: raw text, or messages in order."""
-    if as_json:
-        print(json.dumps({"prompts": [asdict(prompt) for prompt in prompts]}))
-        return
-    for number, prompt in enumerate(prompts):
-        if number:
-            print("\n=== then")
-        if prompt.messages is None:
-            print(prompt.text)
-        for message in prompt.messages or ():
-            print(f"--- {message['role']}\n{message['content']}")
-        if prompt.prefill:
-            print(f"--- assistant begins with\n{prompt.prefill}")

@@ -42,8 +42,8 @@ def results(
 ) -> None:
     from rich.console import Console
 
-    from apr.cli.eval_output import contamination_table
-    from apr.cli.options import one_of, page, print_table
+    from apr.cli.eval_output import contamination_table, page, print_table
+    from apr.cli.options import one_of
     from apr.common.errors import UsageError
     from apr.eval.history.contamination import contamination
     from apr.eval.history.read import ORDERS, find_runs, in_order, is_run, read_run, select, summary

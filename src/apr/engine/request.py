@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from apr.common.errors import UsageError
+from apr.common.settings import option
 
 if TYPE_CHECKING:
     from apr.text import FimOrder
@@ -40,11 +41,25 @@ class Sampling:
     min_p 0 and repetition_penalty 1 switch the filters off.
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    temperature: float = option(
+        0.0, "How freely tokens are drawn; 0 takes the likeliest.", panel="Sampling"
+    )
+    top_k: int = option(
+        0, "Draw only from so many of the likeliest tokens; 0 is off.", panel="Sampling"
+    )
+    top_p: float = option(
+        1.0,
+        "Draw only from the likeliest tokens that together have this probability; 1 is off.",
+        panel="Sampling",
+    )
+    min_p: float = option(
+        0.0,
+        "Draw only tokens at least this share as likely as the likeliest; 0 is off.",
+        panel="Sampling",
+    )
+    repetition_penalty: float = option(
+        1.0, "Make tokens that were there already less likely; 1 is off.", panel="Sampling"
+    )
 
     def __post_init__(self) -> None:
         penalty = self.repetition_penalty
@@ -62,7 +77,7 @@ class Sampling:
         )
         for name, value, fine, rule in bounds:
             if not fine:
-                raise UsageError(f"{name} is {value}", f"it must be {rule}")
+                raise UsageError(f"`{name}` is {value}", f"it must be {rule}")
 
     @property
     def greedy(self) -> bool:

@@ -16,6 +16,7 @@ from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.humaneval import HumanEval
 from apr.eval.benchmarks.task import PromptStyle
 from apr.eval.generators import Answer, Ask
+from apr.eval.run.eval_settings import Asking
 from apr.eval.run.evaluate import evaluate
 from apr.eval.run.identity import shown_prompts
 from apr.eval.strategies.checks import failures, visible_check
@@ -143,13 +144,13 @@ def test_own_templates_and_exemplars(tmp_path: Path, humaneval: HumanEval) -> No
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"name": "magic"}, "--prompt-strategy magic is unknown"),
+        ({"name": "magic"}, "`prompt_strategy` magic is unknown"),
         ({"name": "reflexion", "exemplars": Path("x")}, "takes none"),
         ({"name": "few-shot", "exemplars": Path("nowhere")}, "no such file"),
         ({"name": "few-shot", "templates": [Path("x")]}, "has no template"),
         ({"name": "scot", "templates": [Path("nowhere")]}, "no such file"),
-        ({"name": "scot", "rounds": 2}, "--rounds 2"),
-        ({"name": "reflexion", "rounds": 0}, "--rounds 0"),
+        ({"name": "scot", "rounds": 2}, "`rounds` 2"),
+        ({"name": "reflexion", "rounds": 0}, "`rounds` 0"),
     ],
 )
 def test_what_cannot_be(arguments: dict[str, Any], complaint: str) -> None:
@@ -167,9 +168,9 @@ def test_templates_that_cannot_be_used(tmp_path: Path, text: str, humaneval: Hum
 
 @pytest.mark.parametrize("name", ["scot", "scot-two-step", "cgo", "reflexion"])
 def test_base_models_do_not_think(name: str) -> None:
-    with pytest.raises(UsageError, match=f"strategy {name} needs a chat model and benchmark"):
+    with pytest.raises(UsageError, match=f"strategy` {name} needs a chat model and benchmark"):
         load_strategy(name).style(PromptStyle("base"))
-    with pytest.raises(UsageError, match="--system needs a chat model"):
+    with pytest.raises(UsageError, match="`system` needs a chat model"):
         load_strategy(system="x").style(PromptStyle("base"))
 
 
@@ -229,7 +230,7 @@ def test_system_text_moves_where_templates_have_no_such_role(humaneval: HumanEva
 def test_a_template_without_a_system_role_is_noticed(tmp_path: Path) -> None:
     talker = _Talker(lambda task, sample, said: f"{len(said)} {said[0]['content']}")
     model = replace(talker.model(chat_template="x"), takes_system=False)
-    settings = replace(SAMPLED, limit=1, out=tmp_path / "r", strategy=load_strategy(system="Brief"))
+    settings = replace(SAMPLED, limit=1, out=tmp_path / "r", asking=Asking(system="Brief"))
     result, _ = evaluate(settings, model)
     assert "system text in the user's turn" in result.settings["prompt"]
     (ask,) = talker.seen[0]
@@ -267,9 +268,7 @@ def test_two_steps(tmp_path: Path) -> None:
         return f"Here:\n```python\n{task.prompt}{task.canonical_solution}\n```\n"
 
     talker = _Talker(reply)
-    settings = replace(
-        SAMPLED, limit=5, out=tmp_path / "run", strategy=load_strategy("scot-two-step")
-    )
+    settings = replace(SAMPLED, limit=5, out=tmp_path / "run", asking=Asking("scot-two-step"))
     result, _ = evaluate(settings, talker.model(chat_template="x"))
     assert result.passes[1][0] == 1.0
     assert [len(group) for group in talker.seen] == [5, 5]
@@ -293,7 +292,7 @@ def test_reflexion_mends_by_the_examples_shown(tmp_path: Path) -> None:
         return f"Mended.\n```python\n{task.prompt}{task.canonical_solution}\n```\n"
 
     talker = _Talker(reply)
-    settings = replace(SAMPLED, limit=4, out=tmp_path / "run", strategy=load_strategy("reflexion"))
+    settings = replace(SAMPLED, limit=4, out=tmp_path / "run", asking=Asking("reflexion"))
     result, _ = evaluate(settings, talker.model(chat_template="x"))
     verdicts = {v.task_id: v.verdict for v in result.verdicts}
     assert verdicts == {
@@ -310,22 +309,22 @@ def test_another_strategy_is_another_run(tmp_path: Path) -> None:
     settings = replace(SAMPLED, limit=1, out=tmp_path / "run")
     evaluate(settings, Canned().model(chat_template="x"))
     with pytest.raises(UsageError, match="holds a run with"):
-        changed = replace(settings, strategy=load_strategy("few-shot"))
+        changed = replace(settings, asking=Asking("few-shot"))
         evaluate(changed, Canned().model(chat_template="x"))
 
 
 def test_the_prompt_can_be_shown() -> None:
     (found,) = shown_prompts(
-        replace(SAMPLED, strategy=load_strategy("cgo")), Canned().model(chat_template="x")
+        replace(SAMPLED, asking=Asking("cgo")), Canned().model(chat_template="x")
     )
     assert found.messages is not None and "objectives" in found.messages[-1]["content"]
 
 
 def test_all_that_will_be_asked_can_be_shown() -> None:
     model = Canned().model(chat_template="x")
-    two = shown_prompts(replace(SAMPLED, strategy=load_strategy("scot-two-step")), model)
+    two = shown_prompts(replace(SAMPLED, asking=Asking("scot-two-step")), model)
     assert len(two) == 2 and "<the plan>" in str(two[1].messages)
-    two = shown_prompts(replace(SAMPLED, strategy=load_strategy("reflexion")), model)
+    two = shown_prompts(replace(SAMPLED, asking=Asking("reflexion")), model)
     assert "<an example that fails>" in str(two[1].messages)
 
 

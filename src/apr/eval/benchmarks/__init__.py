@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from apr.common.errors import UsageError
-from apr.eval.benchmarks.task import ROW_FILES, Benchmark, Window
+from apr.eval.benchmarks.task import ROW_FILES, Benchmark
+from apr.eval.choices import Dates
 
 NAMES = (
     "humaneval",
@@ -34,10 +35,10 @@ GROUPS: dict[str, tuple[str, ...]] = {  # names for several
 
 
 def load_benchmark(
-    name: str, data: Path | None = None, window: Window | None = None, split: str | None = None
+    name: str, data: Path | None = None, dates: Dates | None = None, split: str | None = None
 ) -> Benchmark:
     """A benchmark by name, or that of a file of the user's. data: its file, if not the one that is
-    installed or pulled. window: dates of the problems, for a benchmark that has them. split:
+    installed or pulled. dates: dates of the problems, for a benchmark that has them. split:
     complete or instruct, for BigCodeBench.
 
     Raises UsageError for an unknown name.
@@ -46,8 +47,8 @@ def load_benchmark(
         from apr.eval.benchmarks.livecodebench import LiveCodeBench
         from apr.hub.data_files import find_data_files
 
-        return LiveCodeBench(find_data_files(name, data), window)
-    if window not in (None, Window()):
+        return LiveCodeBench(find_data_files(name, data), dates)
+    if dates not in (None, Dates()):
         raise UsageError(f"--from, --to and --cutoff: {name} has no dates", "for livecodebench")
     if name in ("bigcodebench", "bigcodebench-hard"):
         from apr.eval.benchmarks.bigcodebench import BigCodeBench

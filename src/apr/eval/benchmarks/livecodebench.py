@@ -22,7 +22,8 @@ from apr.eval.benchmarks.livecodebench_data import (
     read_problems,
     read_public_cases,
 )
-from apr.eval.benchmarks.task import Benchmark, Newline, Prompt, PromptStyle, Task, Window
+from apr.eval.benchmarks.task import Benchmark, Prompt, PromptStyle, Task
+from apr.eval.choices import Dates, Newline
 from apr.sandbox import DEFAULT_PRELOAD, Job
 
 TIME_LIMIT = 6.0  # a test
@@ -91,7 +92,7 @@ class LiveCodeBench(Benchmark):
     """A sample's completion is its program, whole.
 
     data: its files (test.jsonl, test2.jsonl, … of code_generation_lite make up the releases).
-    window: contest dates that count.
+    dates: contest dates that count.
     """
 
     name = "livecodebench"
@@ -102,13 +103,13 @@ class LiveCodeBench(Benchmark):
     base_examples = True
     preload = PRELOAD
 
-    def __init__(self, data: Sequence[Path], window: Window | None = None) -> None:
-        window = window or Window()
+    def __init__(self, data: Sequence[Path], dates: Dates | None = None) -> None:
+        dates = dates or Dates()
         known = read_problems(data)
-        self._problems = {name: p for name, p in known.items() if window.holds(p.date)}
+        self._problems = {name: p for name, p in known.items() if dates.holds(p.date)}
         if not self._problems:
             raise UsageError(
-                f"no problem of {data[0]} is from {window}",
+                f"no problem of {data[0]} is from {dates}",
                 f"its contests are from {_span(known.values())}",
             )
         self._outside = known.keys() - self._problems.keys()
@@ -117,8 +118,8 @@ class LiveCodeBench(Benchmark):
             name: Task(name, problem.content, problem.function, test="", canonical_solution="")
             for name, problem in self._problems.items()
         }
-        self.groups = _groups(self._problems, window)
-        self.notes = _notes(self._problems, len(known), window)
+        self.groups = _groups(self._problems, dates)
+        self.notes = _notes(self._problems, len(known), dates)
 
     def prompt(self, task: Task, style: PromptStyle) -> Prompt:
         problem = self._problems[task.task_id]
@@ -165,7 +166,7 @@ class LiveCodeBench(Benchmark):
 
     def read_row(self, row: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
         """Rows of LiveCodeBench's own files: `question_id` and `code_list`, or `output_list` of
-        chat answers. What is outside the window is left out.
+        chat answers. What is outside the dates is left out.
         """
         if "question_id" not in row:
             return [] if row.get("task_id") in self._outside else [row]
@@ -230,11 +231,11 @@ def _span(problems: Iterable[Problem]) -> str:
     return f"{dates[0]:%Y-%m-%d} to {dates[-1]:%Y-%m-%d}"
 
 
-def _groups(problems: Mapping[str, Problem], window: Window) -> dict[str, tuple[str, ...]]:
+def _groups(problems: Mapping[str, Problem], dates: Dates) -> dict[str, tuple[str, ...]]:
     """Question id -> difficulty, the easiest first, and the side of the cut-off it is on."""
     order = ("easy", "medium", "hard")
     found = {
-        name: (problem.difficulty, *_side(problem, window.cutoff))
+        name: (problem.difficulty, *_side(problem, dates.cutoff))
         for name, problem in problems.items()
     }
     ranked = sorted(found.items(), key=lambda item: (*order, item[1][0]).index(item[1][0]))
@@ -247,10 +248,10 @@ def _side(problem: Problem, cutoff: datetime | None) -> tuple[str, ...]:
     return (f"{'up to' if problem.date <= cutoff else 'after'} {cutoff:%Y-%m-%d}",)
 
 
-def _notes(problems: Mapping[str, Problem], known: int, window: Window) -> tuple[str, ...]:
+def _notes(problems: Mapping[str, Problem], known: int, dates: Dates) -> tuple[str, ...]:
     """The dates of what is scored, and how much of it a model may have been trained on."""
     notes = [f"{len(problems)} of {known} problems, contests of {_span(problems.values())}"]
-    cutoff = window.cutoff
+    cutoff = dates.cutoff
     if cutoff is None:
         notes.append(
             "contamination: unknown; --cutoff, the last day of the model's training data, tells the"

@@ -5,15 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
+from apr.eval.choices import Mode, Newline
 from apr.sandbox import DEFAULT_PRELOAD, Job, Sandbox
 from apr.sandbox.interpreter import Interpreter
 
-Mode = Literal["base", "chat", "psm", "spm", "prefix"]
-Newline = Literal["strip", "keep", "add"]
 ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")  # of a benchmark of the user's own
 
 
@@ -75,24 +73,6 @@ class Prompt:
     prefill: str
     stop: tuple[str, ...]
     suffix: str | None = None
-
-
-@dataclass(frozen=True)
-class Window:
-    """Contest dates that count, both ends included. cutoff: of the model's training data."""
-
-    first: datetime | None = None
-    last: datetime | None = None
-    cutoff: datetime | None = None
-
-    def holds(self, date: datetime) -> bool:
-        return (self.first is None or self.first <= date) and (
-            self.last is None or date <= self.last
-        )
-
-    def __str__(self) -> str:
-        ends = [f"{end:%Y-%m-%d}" if end else "" for end in (self.first, self.last)]
-        return f"{ends[0] or 'the beginning'} to {ends[1] or 'the end'}"
 
 
 class Benchmark(ABC):

@@ -20,11 +20,10 @@ from apr.eval.generators import Model
 from apr.eval.generators.model import find_model
 from apr.eval.history.compare import Comparison, chance, compare, holm
 from apr.eval.history.read import Run, summary
-from apr.eval.history.sweep_file import Row, read_sweep, sweep_rows
+from apr.eval.history.sweep_file import Row, key_of, read_sweep, sweep_rows
 from apr.eval.history.table import more_scores
 from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.evaluate import Interrupted, evaluate
-from apr.eval.run.identity import check
 from apr.eval.run.result import percent
 from apr.eval.run.suite import names_of, settings_of
 
@@ -95,15 +94,10 @@ def run_sweep(
     base = replace(base, benchmark=",".join(sweep.benchmarks) or base.benchmark)
     benchmarks = list(names_of(base.benchmark))
     if base.benchmark == ALL:
-        raise UsageError("--benchmark all with --sweep", "name the benchmarks")
+        raise UsageError("`benchmark` all with `sweep`", "name the benchmarks")
     if base.data is not None and len(benchmarks) > 1:
-        raise UsageError("--data with several benchmarks", "sweep them one by one")
+        raise UsageError("`data` with several benchmarks", "sweep them one by one")
     rows = sweep_rows(sweep, base, path)
-    for row in rows:
-        try:
-            check(row.settings)
-        except UsageError as error:
-            raise UsageError(f"{path}: {row.label}: {error.message}", error.hint) from None
     models = _Models(find)
     cells: list[Cell] = []
     for row in rows:  # those of one model one after the other: it is loaded once
@@ -141,7 +135,7 @@ def _cell(row: Row, benchmark: str, models: _Models) -> Cell:
     except Interrupted:
         raise
     except AprError as error:
-        return Cell(row, benchmark, error=str(error))
+        return Cell(row, benchmark, error=str(error.named(key_of)))
     return Cell(row, benchmark, Run(folder, result.to_json()))
 
 

@@ -6,98 +6,56 @@ Keys are the flags of `apr eval` with _ for -. Plain data; nothing else is opene
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
-
 from apr.common.errors import UsageError
+from apr.common.settings import changed, read_keys, settings_in, unknown_key
 from apr.common.yaml_file import read_yaml
 from apr.eval.benchmarks import ALL, GROUPS, NAMES, is_file_name, unknown_benchmark
-from apr.eval.benchmarks.task import Mode, Newline
-from apr.eval.run.eval_settings import EvalSettings
-from apr.eval.strategies.strategy import load_strategy
+from apr.eval.run.eval_settings import Asking, EvalSettings
+from apr.eval.run.identity import check
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-_STRATEGY = ("prompt_strategy", "system", "exemplars", "prompt_template", "rounds")
+# What a row may set, in the order of its label.
+ROW_KEYS = (
+    *("model", "adapter", "endpoint", "request_timeout", "dtype", "device"),
+    *("prompt_strategy", "system", "exemplars", "prompt_template", "rounds"),
+    *("n_samples", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "k", "rerank"),
+    *("limit", "mode", "newline", "prefill", "max_tokens", "seed"),
+)
+_ALL_KEYS = {setting.key: setting for setting in settings_in(EvalSettings)}
+_KEYS = {key: _ALL_KEYS[key] for key in ROW_KEYS}
+_KEY_OF = {setting.name: key for key, setting in _ALL_KEYS.items()}
+_STRATEGY = {setting.key for setting in settings_in(Asking)}
+# Axis -> the key that an entry which is only a name sets; its value needs no key in a label.
+_AXES = {"models": "model", "strategies": "prompt_strategy", "settings": ""}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+@dataclass(frozen=True)
+class Part:
+    """What an entry of an axis sets, by key. name: in the table, in place of the values."""
 
-
-class Options(_Strict):
-    """What a row of the table sets, as the flags of these names do; None: as on the command line.
-
-    name: in the table, in place of the values.
-    """
-
-    name: str | None = Field(default=None, min_length=1)
-    model: str | None = None
-    adapter: str | None = None
-    endpoint: str | None = None
-    request_timeout: float | None = None
-    dtype: str | None = None
-    device: str | None = None
-    prompt_strategy: str | None = None
-    system: str | None = None
-    exemplars: Path | None = None
-    prompt_template: list[Path] | None = None
-    rounds: int | None = None
-    n_samples: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    k: list[int] | None = None
-    rerank: list[str] | None = None
-    limit: int | None = None
-    mode: Mode | None = None
-    newline: Newline | None = None
-    prefill: bool | None = None
-    max_tokens: int | None = None
-    seed: int | None = None
-
-    def given(self) -> dict[str, Any]:
-        return {k: v for k, v in self.model_dump(exclude={"name"}).items() if v is not None}
+    name: str = ""
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def label(self) -> str:
-        """Its name, or its values; those of models and strategies need no key."""
         if self.name:
             return self.name
-        plain = ("model", "prompt_strategy")
-        given = self.given().items()
+        plain = _AXES.values()
+        given = self.given.items()
         return ", ".join(_value(v) if k in plain else f"{k} {_value(v)}" for k, v in given)
 
 
-class Sweep(_Strict):
+@dataclass(frozen=True)
+class Sweep:
     """The axes; each combination is a row of the table. Empty: as on the command line."""
 
-    benchmarks: list[str] = []
-    models: list[Options] = []
-    strategies: list[Options] = []
-    settings: list[Options] = []
-
-    @field_validator("benchmarks", "models", "strategies", "settings", mode="before")
-    @classmethod
-    def _in_short(cls, value: Any, info: ValidationInfo) -> Any:
-        """One entry for a list of one; a name for an entry that sets nothing else."""
-        entries = value if isinstance(value, list) else [value]
-        key = {"models": "model", "strategies": "prompt_strategy"}.get(info.field_name or "")
-        return [{key: e} if key and isinstance(e, str) else e for e in entries]
-
-    @field_validator("benchmarks")
-    @classmethod
-    def _known(cls, value: list[str]) -> list[str]:
-        for name in value:
-            if name == ALL:
-                raise ValueError("name the benchmarks: a sweep leaves none out")
-            if name.partition("@")[0] not in (*NAMES, *GROUPS) and not is_file_name(name):
-                raise ValueError(f"{name} is unknown ({unknown_benchmark(name).hint})")
-        return value
+    benchmarks: tuple[str, ...] = ()
+    models: tuple[Part, ...] = ()
+    strategies: tuple[Part, ...] = ()
+    settings: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,35 +67,65 @@ class Row:
     settings: EvalSettings
 
 
+def key_of(name: str) -> str:
+    """How a file calls a field of the settings."""
+    return _KEY_OF.get(name, name)
+
+
 def read_sweep(path: Path) -> Sweep:
     """Raises UsageError naming file and key."""
     value = read_yaml(path)
+    keys = ("benchmarks", *_AXES)
     if not isinstance(value, dict):
-        raise UsageError(f"{path} holds no sweep", f"keys: {', '.join(Sweep.model_fields)}")
+        raise UsageError(f"{path} holds no sweep", f"keys: {', '.join(keys)}")
+    axes: dict[str, tuple[Any, ...]] = {}
     try:
-        return Sweep.model_validate(value)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            owner = Sweep if len(problem["loc"]) == 1 else Options
-            known = ", ".join(owner.model_fields)
-            raise UsageError(f"{path}: key {key} is unknown", f"keys: {known}") from None
-        raise UsageError(f"{path}: {key}: {problem['msg'].removeprefix('Value error, ')}") from None
+        for axis, entries in value.items():
+            if axis not in keys:
+                raise unknown_key(axis, axis, keys)
+            several = entries if isinstance(entries, list) else [entries]
+            read = _part if axis in _AXES else _benchmark
+            axes[axis] = tuple(read(entry, axis, place) for place, entry in enumerate(several))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.message}", error.hint) from None
+    return Sweep(**axes)
+
+
+def _benchmark(entry: Any, axis: str, place: int) -> str:
+    if not isinstance(entry, str):
+        raise UsageError(f"{axis}.{place}: Input should be a valid string")
+    if entry == ALL:
+        raise UsageError(f"{axis}: name the benchmarks: a sweep leaves none out")
+    if entry.partition("@")[0] not in (*NAMES, *GROUPS) and not is_file_name(entry):
+        raise UsageError(f"{axis}: {entry} is unknown", unknown_benchmark(entry).hint)
+    return entry
+
+
+def _part(entry: Any, axis: str, place: int) -> Part:
+    if isinstance(entry, str) and _AXES[axis]:
+        entry = {_AXES[axis]: entry}
+    if not isinstance(entry, dict):
+        raise UsageError(f"{axis}.{place}: Input should be a valid dictionary")
+    name = entry.get("name")
+    if name is not None and not (isinstance(name, str) and name):
+        raise UsageError(f"{axis}.{place}.name: Input should be a text that is not empty")
+    return Part(name or "", read_keys(_KEYS, entry, f"{axis}.{place}", also=("name",)))
 
 
 def sweep_rows(sweep: Sweep, base: EvalSettings, path: Path) -> list[Row]:
     """base: from the command line, for what the file does not set. Raises UsageError."""
-    axes = [axis or [Options()] for axis in (sweep.models, sweep.strategies, sweep.settings)]
+    axes = [axis or (Part(),) for axis in (sweep.models, sweep.strategies, sweep.settings)]
     rows: list[Row] = []
-    common = sweep.settings if len(sweep.settings) == 1 else []  # of all rows: no news of one
+    common = sweep.settings if len(sweep.settings) == 1 else ()  # of all rows: no news of one
     for parts in product(*axes):
         labels = [part.label() for part in parts if part.name or part not in common]
         label = ", ".join(filter(None, labels)) or base.model
-        options = {key: value for part in parts for key, value in part.given().items()}
+        options = {key: value for part in parts for key, value in part.given.items()}
         try:
             row = Row(label, options, _settings(base, options))
+            check(row.settings)
         except UsageError as error:
+            error.named(key_of)
             raise UsageError(f"{path}: {label}: {error.message}", error.hint) from None
         if not row.settings.model:
             raise UsageError(f"{path}: models names none", "there, or apr eval MODEL --sweep FILE")
@@ -155,24 +143,13 @@ def _check_new(row: Row, rows: Sequence[Row], path: Path) -> None:
 
 
 def _settings(base: EvalSettings, options: Mapping[str, Any]) -> EvalSettings:
-    changes = dict(options)
-    sampling = {name: changes.pop(name) for name in _SAMPLING if name in changes}
-    strategy = {name: changes.pop(name) for name in _STRATEGY if name in changes}
-    if sampling:
-        changes["sampling"] = replace(base.sampling, **sampling)
-    if strategy:
-        name = strategy.pop("prompt_strategy", base.strategy.name)
-        strategy.setdefault("system", base.strategy.system)
-        strategy["templates"] = strategy.pop("prompt_template", ())
-        changes["strategy"] = load_strategy(name, **strategy)
-    if "k" in changes:
-        changes["ks"] = tuple(changes.pop("k"))
-    if "rerank" in changes:
-        changes["rerank"] = tuple(changes["rerank"])
-    return replace(base, **changes)
+    if options.keys() & _STRATEGY:  # what only fits the command line's strategy goes with it
+        asked = base.asking
+        base = replace(base, asking=Asking(asked.prompt_strategy, asked.system))
+    return changed(base, {_KEYS[key].name: value for key, value in options.items()})
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, list):
+    if isinstance(value, tuple):
         return "+".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -6,7 +6,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
@@ -30,7 +30,7 @@ from apr.eval.generators.model import find_model
 from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.identity import check, folder_of, identity_of, style_of
 from apr.eval.run.result import Result, natural
-from apr.eval.run.scoring import JudgeSettings, judge_and_score, open_sandbox
+from apr.eval.run.scoring import judge_and_score, open_sandbox
 from apr.eval.run.store import Generation, Store
 from apr.eval.strategies.turns import notes_on, with_turns
 
@@ -47,12 +47,11 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
     model: for tests and other sources of answers; default: `settings.model`.
     """
     check(settings)
-    benchmark = load_benchmark(settings.benchmark, settings.data, settings.window, settings.split)
+    benchmark = load_benchmark(settings.benchmark, settings.data, settings.dates, settings.split)
     if settings.max_tokens is None:
         extra = settings.strategy.extra_tokens
         settings = replace(settings, max_tokens=benchmark.max_tokens + extra)
-    judging = JudgeSettings(**{f.name: getattr(settings, f.name) for f in fields(JudgeSettings)})
-    with open_sandbox(benchmark, judging) as (sandbox, interpreter):
+    with open_sandbox(benchmark, settings) as (sandbox, interpreter):
         if model is None:
             model = find_model(settings)
         style = style_of(settings, benchmark, model)
@@ -63,7 +62,7 @@ def evaluate(settings: EvalSettings, model: Model | None = None) -> tuple[Result
         store = Store(out / "run.sqlite", identity, settings.fresh)
         run = ModelRun(settings, benchmark, model, style, identity, store)
         try:
-            result = judge_and_score(benchmark, run, judging, sandbox, interpreter, store)
+            result = judge_and_score(benchmark, run, settings, sandbox, interpreter, store)
             _write(out, result, store, settings, benchmark)
         except AprError:
             if not store.generated():  # the request was wrong, or no server answered: no run yet

@@ -26,37 +26,29 @@ def shown_prompts(settings: EvalSettings, model: Model | None = None) -> list[Pr
     Raises AprError for what `evaluate` would refuse before it begins.
     """
     check(settings)
-    benchmark = load_benchmark(settings.benchmark, settings.data, settings.window, settings.split)
+    benchmark = load_benchmark(settings.benchmark, settings.data, settings.dates, settings.split)
     style = style_of(settings, benchmark, model or find_model(settings))
     task = next(iter(benchmark.tasks.values()))
     return prompts_of_task(settings.strategy, benchmark, task, style)
 
 
 def check(settings: EvalSettings) -> None:
-    """Raises UsageError for numbers that cannot be meant."""
-    numbers = {
-        "n-samples": settings.n_samples,
-        "max-tokens": settings.max_tokens,
-        "max-concurrency": settings.max_concurrency,
-        "workers": settings.workers,
-        "limit": settings.limit,
-    }
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} is {value}", "it must be 1 or more")
+    """Raises UsageError for settings that do not go together."""
+    n_samples, temperature = settings.n_samples, settings.sampling.temperature
     for k in settings.ks or ():
-        if k > settings.n_samples or k < 1:
+        if k > n_samples or k < 1:
             raise UsageError(
-                f"--k {k} with --n-samples {settings.n_samples}",
-                "pass@k needs k of 1 or more and at least k samples a task",
+                f"`ks` {k} with `n_samples` {n_samples}",
+                "pass@k needs k of 1 or more and at least k samples of each task",
             )
-    check_methods(settings.rerank, settings.n_samples)
-    if settings.n_samples > 1 and settings.sampling.greedy:
+    check_methods(settings.rerank, n_samples)
+    if n_samples > 1 and settings.sampling.greedy:
         raise UsageError(
-            f"--n-samples {settings.n_samples} at temperature {settings.sampling.temperature:g}"
-            " gives the same sample every time",
-            "add --temperature 0.8, say",
+            f"`n_samples` {n_samples} at `temperature` {temperature:g} gives the same sample every"
+            " time",
+            "`temperature` 0.8, say",
         )
+    _ = settings.strategy  # raises for one that is none
 
 
 def style_of(settings: EvalSettings, benchmark: Benchmark, model: Model) -> PromptStyle:
@@ -66,19 +58,19 @@ def style_of(settings: EvalSettings, benchmark: Benchmark, model: Model) -> Prom
     mode = settings.mode or usual
     if mode not in benchmark.modes:
         known = ", ".join(benchmark.modes)
-        raise UsageError(f"--mode {mode} is not for {benchmark.name}", f"one of {known}")
+        raise UsageError(f"`mode` {mode} is not for {benchmark.name}", f"one of {known}")
     if mode in ("psm", "spm") and model.remote:
         raise UsageError(
-            f"--endpoint with {benchmark.name}: servers take no fill-in-the-middle prompts",
-            "--mode prefix gives the left-to-right baseline",
+            f"`endpoint` with {benchmark.name}: servers take no fill-in-the-middle prompts",
+            "`mode` prefix gives the left-to-right baseline",
         )
     if mode in ("psm", "spm") and mode not in model.fim_orders:
         known = ", ".join(model.fim_orders).upper()
         raise UsageError(
             f"{model.name} "
             + (f"was trained on {known} only" if known else "has no fill-in-the-middle tokens"),
-            "use a model that has them, or --fim-tokens for one trained with others;"
-            " --mode prefix gives the left-to-right baseline",
+            "use a model that has them, or `fim_tokens` for one trained with others;"
+            " `mode` prefix gives the left-to-right baseline",
         )
     wanted = not model.remote if settings.prefill is None else settings.prefill
     prefill = wanted and benchmark.prefill

@@ -4,43 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from apr.common.errors import UsageError
 from apr.common.progress import EvalProgress
 from apr.eval.benchmarks import load_benchmark
-from apr.eval.benchmarks.task import Benchmark, Window
+from apr.eval.benchmarks.task import Benchmark
+from apr.eval.choices import Dates
 from apr.eval.generators import Source, Submission, Submissions
 from apr.eval.generators.sample_files import SampleFile
 from apr.eval.rerank.behaviour import Behaviour
 from apr.eval.rerank.choose import Choice, check_methods, choose_by
+from apr.eval.run.eval_settings import JudgeSettings
 from apr.eval.run.judging import References, check_references, judge, judged_by_reference
 from apr.eval.run.result import Record, Result, make_result
 from apr.eval.run.store import Store, StoredVerdict
 from apr.eval.run.suspect import repeated_references, suspects
 from apr.sandbox import Level, Outcome, Sandbox
 from apr.sandbox.interpreter import Interpreter, find_interpreter
-
-
-@dataclass(frozen=True)
-class JudgeSettings:
-    """How samples are judged and scored. python: the interpreter that runs the programs; None: our
-    own. exclude_broken: leave tasks whose reference solution fails with it out of the score, where
-    reference solutions are run. ks: which pass@k; None: 1, 10 and 100 where there are as many
-    samples. rerank: ways of choosing one of several samples, with seed (rerank.choose).
-    """
-
-    workers: int | None = None
-    level: Literal["auto"] | Level = "auto"
-    allow_weak: bool = False
-    python: str | None = None
-    exclude_broken: bool = False
-    ks: tuple[int, ...] | None = None
-    rerank: tuple[str, ...] = ()
-    seed: int = 0
-    progress: bool = True
 
 
 def score_samples(
@@ -53,7 +35,7 @@ def score_samples(
     level: Literal["auto"] | Level = "auto",
     allow_weak: bool = False,
     progress: bool = True,
-    window: Window | None = None,
+    dates: Dates | None = None,
     python: str | None = None,
     exclude_broken: bool = False,
     rerank: Sequence[str] = (),
@@ -67,7 +49,7 @@ def score_samples(
     solution fails with it out of the score, where reference solutions are run.
     Raises UsageError naming file, line and field.
     """
-    benchmark = load_benchmark(benchmark_name, data, window)
+    benchmark = load_benchmark(benchmark_name, data, dates)
     source = SampleFile(path, benchmark, allow_partial)
     check_methods(rerank, source.most)
     settings = JudgeSettings(
@@ -106,7 +88,7 @@ def run_references(
             f"--check-gt: {benchmark.name} has no reference solutions that are run first",
             "for bigcodebench, and files of tasks with canonical_solution",
         )
-    settings = JudgeSettings(workers, level, allow_weak, python)
+    settings = JudgeSettings(workers=workers, level=level, allow_weak=allow_weak, python=python)
     with open_sandbox(benchmark, settings) as (sandbox, interpreter):
         tasks = benchmark.tasks.values()
         return check_references(

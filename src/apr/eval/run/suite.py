@@ -10,6 +10,7 @@ from typing import Any
 
 from apr.common.errors import AprError, UsageError
 from apr.eval.benchmarks import ALL, GROUPS
+from apr.eval.choices import Dates
 from apr.eval.generators import Model
 from apr.eval.generators.model import find_model
 from apr.eval.run.eval_settings import EvalSettings
@@ -96,5 +97,5 @@ def settings_of(settings: EvalSettings, name: str) -> EvalSettings:
         benchmark=name,
         out=settings.out / Path(name).name if settings.out else None,
         split=None if has_split and not name.startswith("bigcodebench") else settings.split,
-        window=None if has_dates and not name.startswith("livecodebench") else settings.window,
+        dates=Dates() if has_dates and not name.startswith("livecodebench") else settings.dates,
     )

@@ -46,7 +46,7 @@ def load_templates(
     """
     if len(given) > len(own):
         raise UsageError(
-            f"--prompt-template {given[len(own)]}: strategy {strategy} has"
+            f"`prompt_template` {given[len(own)]}: strategy {strategy} has"
             f" {len(own) or 'no'} template{'s' * (len(own) > 1)}"
         )
     found = [_read(path) for path in given]
@@ -54,7 +54,7 @@ def load_templates(
         _check(template, names)
     found += [own_template(file) for file, _ in own[len(given) :]]
     if len({template.name for template in found}) < len(found):
-        raise UsageError(f"--prompt-template: two files are named {found[0].name}", "rename one")
+        raise UsageError(f"`prompt_template`: two files are named {found[0].name}", "rename one")
     return tuple(found)
 
 
@@ -65,13 +65,13 @@ def own_template(file: str) -> Template:
 
 def _read(path: Path) -> Template:
     if not path.is_file():
-        raise UsageError(f"--prompt-template {path}: no such file")
+        raise UsageError(f"`prompt_template` {path}: no such file")
     try:
         return Template(path.name, path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
-        raise UsageError(f"--prompt-template {path} is not UTF-8 text") from None
+        raise UsageError(f"`prompt_template` {path} is not UTF-8 text") from None
     except OSError as error:
-        raise UsageError(f"--prompt-template {path}: {error.strerror}") from None
+        raise UsageError(f"`prompt_template` {path}: {error.strerror}") from None
 
 
 def _check(template: Template, names: frozenset[str]) -> None:
@@ -118,7 +118,7 @@ class Exemplar:
         same = next((n for n in found if stub is not None and n.name == stub.name), None)
         if same is None or tree is None:
             raise UsageError(
-                f"--exemplars: {self.prompt.strip().partition(chr(10))[0]!r} is no def line with a"
+                f"`exemplars`: {self.prompt.strip().partition(chr(10))[0]!r} is no def line with a"
                 " docstring that its solution defines",
                 "base prompts are continued and need one; or --mode chat",
             )
@@ -142,7 +142,7 @@ def load_exemplars(path: Path | None, plans: str = "") -> tuple[Exemplar, ...]:
                 raise UsageError(f"{where} has no text in field {field!r}")
         found.append(Exemplar(row["prompt"], row["solution"], row[plan] if plans else ""))
     if not found:
-        raise UsageError(f"--exemplars {path} has no exemplars")
+        raise UsageError(f"`exemplars` {path} has no exemplars")
     return tuple(found)
 
 
@@ -159,7 +159,7 @@ def _own() -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _given(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if not path.is_file():
-        raise UsageError(f"--exemplars {path}: no such file")
+        raise UsageError(f"`exemplars` {path}: no such file")
     for number, row in read_rows(path):
         yield f"{path} line {number}", row
 

@@ -96,12 +96,12 @@ class Strategy:
             # Where words come before the code, no answer can be begun with code.
             return replace(style, prefill=style.prefill and not self.templates)
         if self.name == "few-shot" and style.mode != "base":
-            raise UsageError(f"--prompt-strategy few-shot is not for mode {style.mode}")
+            raise UsageError(f"`prompt_strategy` few-shot is not for mode {style.mode}")
         if self.templates or self.system:
-            what = f"--prompt-strategy {self.name}" if self.templates else "--system"
+            what = f"`prompt_strategy` {self.name}" if self.templates else "`system`"
             raise UsageError(
                 f"{what} needs a chat model and benchmark, not mode {style.mode}",
-                "--mode chat, where there is one",
+                "`mode` chat, where there is one",
             )
         return style
 
@@ -113,8 +113,8 @@ class Strategy:
         """
         if (self.templates or self.exemplars) and not benchmark.writes_code:
             raise UsageError(
-                f"--prompt-strategy {self.name} asks for programs, {benchmark.name} for no program",
-                "--prompt-strategy standard",
+                f"`prompt_strategy` {self.name} asks for programs, {benchmark.name} for no program",
+                "`prompt_strategy` standard",
             )
         own = benchmark.prompt(task, style)
         if own.messages is None:
@@ -139,9 +139,9 @@ class Strategy:
         """A base prompt behind exemplars."""
         if self.exemplars and benchmark.base_examples:
             raise UsageError(
-                f"--prompt-strategy few-shot: base prompts of {benchmark.name} show solved"
+                f"`prompt_strategy` few-shot: base prompts of {benchmark.name} show solved"
                 " problems already",
-                "--mode chat, or --prompt-strategy standard",
+                "`mode` chat, or `prompt_strategy` standard",
             )
         shots = [e.continued() for e in fitting(self.exemplars, function=True)]
         return replace(own, text="".join(shots) + (own.text or ""))
@@ -176,12 +176,12 @@ def load_strategy(
     """
     key = ALIASES.get(name, name)
     if key not in FORMS:
-        raise UsageError(f"--prompt-strategy {name} is unknown", f"one of {', '.join(FORMS)}")
+        raise UsageError(f"`prompt_strategy` {name} is unknown", f"one of {', '.join(FORMS)}")
     form = FORMS[key]
     if exemplars is not None and not (form.shots or form.plans):
-        raise UsageError(f"--exemplars: strategy {key} takes none", "--prompt-strategy few-shot")
+        raise UsageError(f"`exemplars`: strategy {key} takes none", "`prompt_strategy` few-shot")
     if rounds is not None and (key != "reflexion" or rounds < 1):
-        raise UsageError(f"--rounds {rounds}", "1 or more, with --prompt-strategy reflexion")
+        raise UsageError(f"`rounds` {rounds}", "1 or more, with `prompt_strategy` reflexion")
     plans = key.partition("-")[0] if form.plans else ""  # both forms of scot plan alike
     own = exemplars is None or exemplars == Path("own")
     shown = form.shots or exemplars is not None
