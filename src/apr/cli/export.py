@@ -28,13 +28,13 @@ def export(
         None,
         "--dtype",
         help="Number type of the weights: bf16, fp16 or fp32."
-        " [default: as stored; bf16 if they are quantized]",
+        " \\[default: as stored; bf16 if they are quantized]",
     ),
     pre: str | None = typer.Option(
         None,
         "--pre",
         help="Name that llama.cpp has for the tokenizer's way of cutting text into words."
-        " [default: found from its rules]",
+        " \\[default: found from its rules]",
     ),
     extract_lora: bool = typer.Option(
         False,

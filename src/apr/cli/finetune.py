@@ -25,7 +25,12 @@ def finetune(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Folder of the run; the same again goes on with it."),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder of the run; the same command again goes on with it.",
+            rich_help_panel="Output",
+        ),
     ] = None,
     data: Annotated[
         list[str] | None,
@@ -33,99 +38,246 @@ def finetune(
             "--data",
             help="JSONL, JSON, Parquet or hf://datasets/org/name: {instruction, response},"
             " {messages}, {prompt, completion} or {text}.",
+            rich_help_panel="Data",
         ),
     ] = None,
     method: str = typer.Option(
-        "lora", "--method", help="lora, qlora, full, or auto with --memory."
+        "lora",
+        "--method",
+        help="lora, qlora (LoRA on a 4-bit model), full (all weights), or auto with --memory.",
+        rich_help_panel="Method",
     ),
     memory: str | None = typer.Option(
-        None, "--memory", help="With --method auto: what training may take, e.g. 8GB."
+        None,
+        "--memory",
+        help="With --method auto: how much memory training may take, as 8GB.",
+        rich_help_panel="Method",
     ),
-    rank: int = typer.Option(16, "--rank", help="LoRA: size of the update."),
-    lora_alpha: float = typer.Option(32.0, "--lora-alpha", help="LoRA: its factor, by the rank."),
-    lora_dropout: float = typer.Option(0.0, "--lora-dropout"),
-    rslora: bool = typer.Option(False, "--rslora", help="Factor alpha / sqrt(rank)."),
-    dora: bool = typer.Option(False, "--dora", help="Learn lengths and directions apart."),
+    rank: int = typer.Option(
+        16,
+        "--rank",
+        help="Rank of the adapter: how large its two matrices are.",
+        rich_help_panel="Method",
+    ),
+    lora_alpha: float = typer.Option(
+        32.0,
+        "--lora-alpha",
+        help="The update is multiplied by this over the rank.",
+        rich_help_panel="Method",
+    ),
+    lora_dropout: float = typer.Option(
+        0.0,
+        "--lora-dropout",
+        help="Share of the adapter's inputs that is hidden at random in training.",
+        rich_help_panel="Method",
+    ),
+    rslora: bool = typer.Option(
+        False,
+        "--rslora",
+        help="Multiply the update by alpha / sqrt(rank) instead of alpha / rank (rsLoRA).",
+        rich_help_panel="Method",
+    ),
+    dora: bool = typer.Option(
+        False,
+        "--dora",
+        help="Learn each row's length apart from its direction (DoRA).",
+        rich_help_panel="Method",
+    ),
     targets: str = typer.Option(
         "q_proj,v_proj",
         "--targets",
-        help="Layers: names, patterns, or all-linear.",
+        help="Layers that get an adapter: names, patterns with *, or all-linear.",
+        rich_help_panel="Method",
     ),
     adapter: Path | None = typer.Option(
-        None, "--adapter", help="PEFT folder to train on, or with --merge to merge."
+        None,
+        "--adapter",
+        help="PEFT folder of an adapter to go on training, or with --merge to merge.",
+        rich_help_panel="Method",
     ),
-    merge: bool = typer.Option(False, "--merge", help="Merge --adapter into MODEL, train nothing."),
+    merge: bool = typer.Option(
+        False,
+        "--merge",
+        help="Merge --adapter into MODEL and train nothing.",
+        rich_help_panel="Method",
+    ),
     lr: float | None = typer.Option(
-        None, "--lr", help="Peak learning rate. [default: 2e-4; full: 2e-5]"
+        None,
+        "--lr",
+        help="Peak learning rate. \\[default: 2e-4; full: 2e-5]",
+        rich_help_panel="Training",
     ),
-    lora_plus: float = typer.Option(1.0, "--lora-plus", help="B's learning rate by A's."),
-    epochs: int = typer.Option(1, "--epochs"),
-    max_steps: int | None = typer.Option(None, "--max-steps", help="Instead of --epochs."),
-    batch_size: int = typer.Option(4, "--batch-size", help="Sequences in a micro-batch."),
-    accumulate: int = typer.Option(1, "--accumulate", help="Micro-batches in a step."),
-    max_seq_len: int = typer.Option(512, "--max-seq-len", help="Tokens of a sequence."),
-    packing: bool = typer.Option(True, "--packing/--no-packing", help="Fill sequences up."),
-    schedule: str = typer.Option("cosine", "--schedule", help="cosine, linear or constant."),
-    warmup: float = typer.Option(0.03, "--warmup", help="Steps, or a part of them below 1."),
-    weight_decay: float = typer.Option(0.0, "--weight-decay"),
-    max_grad_norm: float = typer.Option(1.0, "--max-grad-norm", help="0 for no clipping."),
+    lora_plus: float = typer.Option(
+        1.0,
+        "--lora-plus",
+        help="How many times as large the learning rate of the matrix B is as that of A (LoRA+).",
+        rich_help_panel="Training",
+    ),
+    epochs: int = typer.Option(
+        1, "--epochs", help="How often the data is gone through.", rich_help_panel="Training"
+    ),
+    max_steps: int | None = typer.Option(
+        None,
+        "--max-steps",
+        help="Stop after so many steps, instead of --epochs.",
+        rich_help_panel="Training",
+    ),
+    batch_size: int = typer.Option(
+        4, "--batch-size", help="Sequences in a micro-batch.", rich_help_panel="Training"
+    ),
+    accumulate: int = typer.Option(
+        1, "--accumulate", help="Micro-batches in a step.", rich_help_panel="Training"
+    ),
+    max_seq_len: int = typer.Option(
+        512, "--max-seq-len", help="Longest sequence, in tokens.", rich_help_panel="Data"
+    ),
+    packing: bool = typer.Option(
+        True,
+        "--packing/--no-packing",
+        help="Fill sequences with several documents, which do not see each other.",
+        rich_help_panel="Data",
+    ),
+    schedule: str = typer.Option(
+        "cosine",
+        "--schedule",
+        help="How the learning rate falls: cosine, linear or constant.",
+        rich_help_panel="Training",
+    ),
+    warmup: float = typer.Option(
+        0.03,
+        "--warmup",
+        help="Steps in which the learning rate rises; below 1, a share of all steps.",
+        rich_help_panel="Training",
+    ),
+    weight_decay: float = typer.Option(
+        0.0, "--weight-decay", help="Weight decay of AdamW.", rich_help_panel="Training"
+    ),
+    max_grad_norm: float = typer.Option(
+        1.0,
+        "--max-grad-norm",
+        help="Largest norm of the gradient; longer ones are scaled down, 0 leaves them.",
+        rich_help_panel="Training",
+    ),
     eval_data: Annotated[
-        list[str] | None, typer.Option("--eval-data", help="Held-out data, measured every epoch.")
+        list[str] | None,
+        typer.Option(
+            "--eval-data", help="Held-out data, measured after every epoch.", rich_help_panel="Data"
+        ),
     ] = None,
-    eval_split: float = typer.Option(0.0, "--eval-split", help="Or a part of --data, e.g. 0.05."),
+    eval_split: float = typer.Option(
+        0.0,
+        "--eval-split",
+        help="Hold out this share of --data instead, as 0.05.",
+        rich_help_panel="Data",
+    ),
     patience: int | None = typer.Option(
-        None, "--patience", help="Epochs without a better evaluation before stopping."
+        None,
+        "--patience",
+        help="Stop after so many epochs without a better evaluation.",
+        rich_help_panel="Training",
     ),
-    save_every: int = typer.Option(50, "--save-every", help="Steps between checkpoints."),
+    save_every: int = typer.Option(
+        50, "--save-every", help="Steps from one checkpoint to the next.", rich_help_panel="Output"
+    ),
     dtype: str = typer.Option(
-        "auto", "--dtype", help="bf16 or fp32 (auto: bf16); what is learned is fp32."
+        "auto",
+        "--dtype",
+        help="bf16 or fp32 (auto: bf16); what is learned is kept in fp32.",
+        rich_help_panel="Training",
     ),
-    seed: int = typer.Option(0, "--seed"),
+    seed: int = typer.Option(
+        0, "--seed", help="The same seed gives the same run.", rich_help_panel="Training"
+    ),
     chat: bool = typer.Option(
-        False, "--chat", help="Put prompt and completion in the chat template."
+        False,
+        "--chat",
+        help="Put prompt and completion in the chat template.",
+        rich_help_panel="Data",
     ),
     skip_bad_rows: bool = typer.Option(
-        False, "--skip-bad-rows", help="Leave out rows that cannot be learned from."
+        False,
+        "--skip-bad-rows",
+        help="Leave out rows that cannot be learned from, instead of stopping.",
+        rich_help_panel="Data",
     ),
     recompute: bool | None = typer.Option(
         None,
         "--recompute/--no-recompute",
-        help="Less memory: run layers again in the backward pass. [default: with qlora]",
+        help="Take less memory: compute layers again in the backward pass. \\[default: with qlora]",
+        rich_help_panel="Training",
     ),
     keep_mask: bool = typer.Option(
-        False, "--keep-mask", help="Of a pruned model: weights that are zero stay so."
+        False,
+        "--keep-mask",
+        help="For a pruned model: weights that are zero stay zero.",
+        rich_help_panel="Method",
     ),
     fim_rate: float = typer.Option(
-        0.0, "--fim-rate", help="Rows of text: part of them to learn to fill in the middle of."
+        0.0,
+        "--fim-rate",
+        help="Share of the text rows that are learned as gaps to fill in, from 0 to 1.",
+        rich_help_panel="Fill in the middle",
     ),
     fim_spm_rate: float | None = typer.Option(
-        None, "--fim-spm-rate", help="Part of these with the suffix first. [default: 0.5]"
+        None,
+        "--fim-spm-rate",
+        help="Share of those that have the suffix before the prefix. \\[default: 0.5]",
+        rich_help_panel="Fill in the middle",
     ),
     fim_level: str = typer.Option(
-        "document", "--fim-level", help="document, or context: cut to sequences first."
+        "document",
+        "--fim-level",
+        help="document: cut gaps before documents are split into sequences; context: after it.",
+        rich_help_panel="Fill in the middle",
     ),
     fim_tokens: str = typer.Option(
-        "", "--fim-tokens", help="PREFIX,SUFFIX,MIDDLE: tokens for a model without its own."
+        "",
+        "--fim-tokens",
+        help="PREFIX,SUFFIX,MIDDLE: the tokens that mark a gap, for a model without its own.",
+        rich_help_panel="Fill in the middle",
     ),
     benchmark: str | None = typer.Option(
-        None, "--benchmark", help="Score the model before and after, e.g. humaneval."
+        None,
+        "--benchmark",
+        help="Score the model on this benchmark before and after training, as humaneval.",
+        rich_help_panel="Scores",
     ),
     benchmark_samples: int = typer.Option(
-        1, "--benchmark-samples", help="Of each task; one is greedy, 10 give pass@10."
+        1,
+        "--benchmark-samples",
+        help="Samples of each task; one is greedy, ten give pass@10.",
+        rich_help_panel="Scores",
     ),
     benchmark_limit: int | None = typer.Option(
-        None, "--benchmark-limit", help="Only the first tasks."
+        None, "--benchmark-limit", help="Use only the first tasks.", rich_help_panel="Scores"
     ),
     report_to: str = typer.Option(
-        "none", "--report-to", help="tensorboard or trackio, beside metrics.jsonl."
+        "none",
+        "--report-to",
+        help="Send metrics to tensorboard or trackio, beside metrics.jsonl.",
+        rich_help_panel="Output",
     ),
-    plan: bool = typer.Option(False, "--plan", help="Say what it would take, and stop."),
+    plan: bool = typer.Option(
+        False,
+        "--plan",
+        help="Say how much memory and how many steps it would take, and stop.",
+        rich_help_panel="Output",
+    ),
     show_samples: int = typer.Option(
-        0, "--show-samples", help="Print so many documents, coloured by what is learned, and stop."
+        0,
+        "--show-samples",
+        help="Print so many documents, coloured by what is learned, and stop.",
+        rich_help_panel="Output",
     ),
-    force: bool = typer.Option(False, "--force", help="Begin anew in a folder that holds a run."),
-    offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    force: bool = typer.Option(
+        False, "--force", help="Begin anew in a folder that holds a run.", rich_help_panel="Output"
+    ),
+    offline: bool = typer.Option(
+        False, "--offline", help="Use only what is in the cache.", rich_help_panel="Output"
+    ),
+    as_json: bool = typer.Option(
+        False, "--json", help="Print one JSON object.", rich_help_panel="Output"
+    ),
 ) -> None:
     from apr.cli import training_output as out
     from apr.cli.options import byte_size, fim_token_names, only_flags

@@ -25,7 +25,7 @@ def import_model(
         None,
         "--dtype",
         help="Number type of the weights: bf16, fp16 or fp32."
-        " [default: as stored; bf16 if they are quantized]",
+        " \\[default: as stored; bf16 if they are quantized]",
     ),
     force: bool = typer.Option(False, "--force", help="Replace the model that the folder holds."),
     offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),

@@ -39,13 +39,13 @@ def merge(
         None, "--density", help="Part of each delta that is kept; one number, or one per model."
     ),
     lambda_: float | None = typer.Option(
-        None, "--lambda", help="Factor of the merged delta. [default: 1]"
+        None, "--lambda", help="Factor of the merged delta. \\[default: 1]"
     ),
     t: str | None = typer.Option(
         None,
         "--t",
         help="slerp: 0 is the first model, 1 the second; 0,0.5,1 runs over the layers."
-        " [default: 0.5]",
+        " \\[default: 0.5]",
     ),
     parameter: Annotated[
         list[str] | None,
@@ -60,7 +60,7 @@ def merge(
         False, "--like-mergekit", help="Follow MergeKit where it departs from the papers."
     ),
     dtype: str | None = typer.Option(
-        None, "--dtype", help="Type to write: bf16, fp16, fp32. [default: as the first model]"
+        None, "--dtype", help="Type to write: bf16, fp16, fp32. \\[default: as the first model]"
     ),
     tokenizer_source: str | None = typer.Option(
         None, "--tokenizer-source", help="Where tokenizers differ: base, union or one of the models"
@@ -70,7 +70,7 @@ def merge(
         False, "--check", help="Then measure perplexity and 20 tasks on the result."
     ),
     seed: int = typer.Option(0, "--seed", help="Of random masks (DARE, DELLA)."),
-    threads: int | None = typer.Option(None, "--threads", min=1, help="[default: all cores]"),
+    threads: int | None = typer.Option(None, "--threads", min=1, help="\\[default: all cores]"),
     force: bool = typer.Option(False, "--force", help="Replace a model that is in the folder."),
     offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),

@@ -22,7 +22,7 @@ def merge_report(
         None, "--merged", help="What they were merged to, to be compared as well."
     ),
     picture: Path | None = typer.Option(None, "--plot", help="Draw the layers into this file."),
-    threads: int | None = typer.Option(None, "--threads", min=1, help="[default: all cores]"),
+    threads: int | None = typer.Option(None, "--threads", min=1, help="\\[default: all cores]"),
     offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:

@@ -47,7 +47,7 @@ def prune(
         typer.Option(
             "--calibration",
             help="builtin (Python's standard library), wikitext-2, or a file (.txt, .jsonl, packed"
-            " with gzip or not). Several: as many sequences from each. [default: builtin]",
+            " with gzip or not). Several: as many sequences from each. \\[default: builtin]",
         ),
     ] = None,
     sequences: int = typer.Option(128, "--sequences", help="Of calibration."),
@@ -82,7 +82,7 @@ def prune(
     ),
     verify_text: Annotated[
         list[str] | None,
-        typer.Option("--verify-text", help="As --perplexity of apr eval. [default: builtin]"),
+        typer.Option("--verify-text", help="As --perplexity of apr eval. \\[default: builtin]"),
     ] = None,
     seed: int = typer.Option(0, "--seed", help="Of the choice of calibration sequences."),
     dtype: str = typer.Option(

@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 def results(
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="Folders of runs, or one run. [default: runs]")
+        list[Path] | None, typer.Argument(help="Folders of runs, or one run. \\[default: runs]")
     ] = None,
     benchmark: str = typer.Option("", help="Only runs of benchmarks with this in their name."),
     model: str = typer.Option("", help="Only runs of models with this in their name."),

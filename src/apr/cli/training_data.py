@@ -34,7 +34,7 @@ def prep(
         list[str] | None,
         typer.Option(
             help="docstring-to-code, complete (from signature and docstring), document (write the"
-            " docstring) or text (the code alone); several: one of them for each. [default:"
+            " docstring) or text (the code alone); several: one of them for each. \\[default:"
             " docstring-to-code]"
         ),
     ] = None,

@@ -68,8 +68,8 @@ DEFAULT_PRELOAD = (
 )
 _MAX_OUTCOME = 512 << 20
 _MAX_WAITING_RETRIES = 32
-# How much longer a program may take beside others than alone: they share caches, and cores that
-# pass for two.
+# How much longer a program may take beside others than alone: programs share caches, and
+# two hardware threads share one core.
 SLACK = 1.5
 
 
