@@ -23,7 +23,8 @@ class TrainSettings:
     optimizer steps. batch_size: sequences in a micro-batch; accumulate: micro-batches in a step.
     warmup: steps, or a part of all steps below 1. lora_plus: how many times the learning rate of A
     that of B is (LoRA+, Hayou et al. 2024, arXiv:2402.12354). patience: epochs without a better
-    evaluation before the run ends. save_every: steps between checkpoints; None: at the end of epochs.
+    evaluation before the run ends. save_every: steps between checkpoints; None: at the end of
+    epochs.
     """
 
     learning_rate: float = 2e-4
