@@ -12,10 +12,30 @@ from apr.common.errors import AprError, UsageError
 from apr.kernels.cpu import merging
 from apr.merge.methods import METHODS, merge_tensors, start
 from apr.merge.operands import Operands, in_memory
-from apr.merge.task_vectors import keep_middle, keep_random, mask_of, merge_fp32
+from apr.merge.select import Threshold, belongs
+from apr.merge.task_vectors import Keep, keep_middle, keep_random, merge_fp32
 
 PER_MODEL = {"weight": [0.5, 0.3, 0.4], "density": [0.4, 0.6, 0.5], "gamma": [0.05, 0.02, 0.1],
              "epsilon": [0.1, 0.2, 0.05], "scale": [0.7, 1.0, 1.0]}  # fmt: skip
+
+
+def mask_of(x: Operands, model: int, keep: Keep) -> torch.Tensor:
+    """The elements of a delta that are kept, as booleans of the tensor's shape."""
+    if keep.mode == merging.KEEP_ALL:
+        return torch.ones(x.shape, dtype=torch.bool)
+    parts = []
+    for first, last in x.blocks:
+        if keep.mode == merging.KEEP_RANDOM:
+            words = np.empty(last - first, np.uint32)
+            merging.random_words(x.key(model), first, words)
+            parts.append(torch.from_numpy(words.astype(np.int64)) < int(keep.numbers[0]))
+            continue
+        assert x.base is not None
+        size = (x.models[model](first, last).float() - x.base(first, last).float()).abs()
+        least, least_cut, most, most_cut = keep.numbers
+        inside = belongs(size, Threshold(least, int(least_cut)), first)
+        parts.append(inside & ~belongs(size, Threshold(most, int(most_cut)), first))
+    return torch.cat(parts).view(x.shape)
 
 
 def tensors(dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (60, 48)) -> Any:

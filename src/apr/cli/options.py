@@ -27,24 +27,6 @@ T = TypeVar("T")
 
 FIM_TOKENS_HELP = "PREFIX,SUFFIX,MIDDLE: tokens of a model trained to infill with others' names."
 
-FROM_HELP = "Only problems of contests from this day on (YYYY-MM-DD)."
-TO_HELP = "Only problems of contests up to this day (YYYY-MM-DD)."
-CUTOFF_HELP = "Last day of the model's training data: says how many problems are not newer."
-SPLIT_HELP = "BigCodeBench: complete (continue a docstring) or instruct (asked in words)."
-STRATEGY_HELP = (
-    "standard, few-shot, scot (structured chain of thought), scot-two-step, cgo (chain of grounded "
-    "objectives), reflexion (repair by the examples the prompt shows). structured-cot is scot."
-)
-RERANK_HELP = (
-    "Choose one of several samples a task, without the tests: majority (behaviour), tests (those "
-    "the prompt shows), logprob; also several, e.g. majority,logprob."
-)
-PYTHON_HELP = "Interpreter that runs the programs, with the libraries they need. Default: ours."
-PERPLEXITY_HELP = (
-    "Measure perplexity and bits per byte instead: on a file (.txt, .jsonl, packed with gzip or"
-    " not), wikitext-2, or builtin, a sample of Python."
-)
-BROKEN_HELP = "Leave tasks whose reference solution fails here out of the score."
 MODEL_HELP = "Short name, hf://org/name, pypi://package, folder or .gguf."
 ADAPTER_HELP = "A LoRA adapter to put on the model: PEFT's folder, or hf://org/name."
 

@@ -100,18 +100,6 @@ class ModelInput:
         return self.checkpoint.tensors.info(self.stored[name]).nbytes
 
 
-class MemoryReader:
-    """Blocks of a tensor that is in memory, or in a map of a file that is quantized."""
-
-    def __init__(self, tensor: torch.Tensor, label: str) -> None:
-        self.label = label
-        flat = tensor.contiguous().view(-1)
-        self._flat = flat if flat.dtype in KINDS else flat.float()
-
-    def __call__(self, start: int, end: int) -> torch.Tensor:
-        return self._flat[start:end]
-
-
 class FileReader:
     """Blocks of one tensor of a safetensors file, read one after another into the same memory: a
     block is good until the next.

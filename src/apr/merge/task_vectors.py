@@ -23,7 +23,7 @@ from apr.merge.operands import (
     models_and_base,
     output_arrays,
 )
-from apr.merge.select import NOTHING, Threshold, belongs, largest_deltas
+from apr.merge.select import NOTHING, Threshold, largest_deltas
 
 Consensus = Literal["sum", "count"]
 Rules = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -239,22 +239,3 @@ def della(
         return merge_fp32(base, deltas, weight, consensus, normalize, scale)
 
     return from_fp32(x, block)
-
-
-def mask_of(x: Operands, model: int, keep: Keep) -> torch.Tensor:
-    """The elements of a delta that are kept, as booleans of the tensor's shape."""
-    if keep.mode == merging.KEEP_ALL:
-        return torch.ones(x.shape, dtype=torch.bool)
-    parts = []
-    for start, end in x.blocks:
-        if keep.mode == merging.KEEP_RANDOM:
-            words = np.empty(end - start, np.uint32)
-            merging.random_words(x.key(model), start, words)
-            parts.append(torch.from_numpy(words.astype(np.int64)) < int(keep.numbers[0]))
-            continue
-        assert x.base is not None
-        size = (x.models[model](start, end).float() - x.base(start, end).float()).abs()
-        least, least_cut, most, most_cut = keep.numbers
-        inside = belongs(size, Threshold(least, int(least_cut)), start)
-        parts.append(inside & ~belongs(size, Threshold(most, int(most_cut)), start))
-    return torch.cat(parts).view(x.shape)

@@ -35,7 +35,6 @@ FAR = 20
 _LOOK_EVERY = 0.1
 _JOBS_OF_A_JUDGE = 500
 _SCM_CREDENTIALS = 2
-_JUDGE_GOES_ON = ("passed", "failed", "gone", "needs-whole")
 
 
 def main(fd: int) -> None:

@@ -53,9 +53,3 @@ class Runner(Protocol):
     def copy_block(self, source: int, target: int) -> None:
         """Copy one cache block (all layers): copy-on-write for samples that part ways."""
         ...
-
-
-class RunnerFactory(Protocol):
-    """Given a number of blocks, allocates a runner's cache (the engine states the budget)."""
-
-    def __call__(self, num_blocks: int) -> Runner: ...
