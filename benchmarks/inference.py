@@ -93,7 +93,11 @@ def engines(threads: int, with_transformers: bool) -> dict[str, Engine]:
         check=True,
         stderr=subprocess.DEVNULL,
     )
-    found = {"apr bf16": Engine([sys.executable, HERE / "peers/apr_worker.py", gguf], threads)}
+    worker = [sys.executable, HERE / "peers/apr_worker.py"]
+    found = {
+        "apr bf16": Engine([*worker, formats / "bf16.gguf"], threads),
+        "apr as stored": Engine([*worker, gguf], threads),  # the published file's own blocks
+    }
     for kind in LLAMA_FORMATS:
         command = [llama, HERE / "peers/llama_cpp_worker.py", formats / f"{kind}.gguf"]
         found[f"llama.cpp {kind}"] = Engine([*command, str(threads), "flash"], threads)
@@ -104,8 +108,8 @@ def engines(threads: int, with_transformers: bool) -> dict[str, Engine]:
         folder = ENVS / "hf-bf16"
         if not folder.exists():
             import_checkpoint(gguf, folder, dtype="bf16")
-        worker = [python, HERE / "peers/transformers_worker.py", folder, str(threads)]
-        found["transformers bf16"] = Engine(worker, threads)
+        theirs = [python, HERE / "peers/transformers_worker.py", folder, str(threads)]
+        found["transformers bf16"] = Engine(theirs, threads)
     return found
 
 
