@@ -161,7 +161,7 @@ def test_files_of_the_hub_come_from_the_hub_in_use(
     ("name", "content"),
     [
         ("a.jsonl.gz", PACKED),
-        ("mine-a.jsonl.gz", gzip.compress(TEXT, compresslevel=1)),
+        ("mine-a.jsonl.gz", gzip.compress(TEXT, compresslevel=1, mtime=0)),
         ("deep/a.jsonl", TEXT),
     ],
 )
