@@ -218,7 +218,7 @@ def test_existing_target_is_kept(tmp_path: Path) -> None:
     path = gguf_file(tmp_path / "m.gguf", small_model("Llama"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"is not empty .*--force"):
+    with pytest.raises(UsageError, match=r"is not empty .*`force`"):
         import_checkpoint(path, tmp_path / "out", progress=False)
     # Even --force replaces models only.
     with pytest.raises(UsageError, match="other things than a model"):
@@ -258,7 +258,7 @@ def test_values_beyond_fp16(tmp_path: Path) -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 4] = 70000.0
     path = gguf_file(tmp_path / "m.gguf", model)
-    with pytest.raises(AprError, match=r"layers\.1\.mlp\.up_proj\.weight .*use --dtype bf16"):
+    with pytest.raises(AprError, match=r"layers\.1\.mlp\.up_proj\.weight .*use `dtype` bf16"):
         import_checkpoint(path, tmp_path / "out", "fp16", progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
 
