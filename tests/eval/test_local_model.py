@@ -25,7 +25,7 @@ def test_a_reference_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(opened, "open_model", noted)
     settings = EvalSettings(
-        str(folder), mode="base", limit=2, max_tokens=4, workers=1, progress=False
+        model=str(folder), mode="base", limit=2, max_tokens=4, workers=1, progress=False
     )
     result, out = evaluate(replace(settings, out=tmp_path / "run"))
     assert refs == [str(folder)]

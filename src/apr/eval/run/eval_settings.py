@@ -50,7 +50,7 @@ class Asking:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JudgeSettings:
     """Which tasks count, and how programs are run and scored: wherever the samples come from."""
 
@@ -114,7 +114,7 @@ class JudgeSettings:
         check_least(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvalSettings(JudgeSettings):
     """What an evaluation is asked to do. None of mode and newline is what is usual for the
     benchmark and the model; of prefill, yes where apr itself runs the model; of out, a folder
