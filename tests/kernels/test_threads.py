@@ -108,9 +108,11 @@ def test_ctrl_c_while_waiting_is_immediate_and_what_runs_keeps_what_it_needs() -
     class Buffers:
         pass
 
-    go_on, ended, started = threading.Event(), threading.Event(), threading.Barrier(3)
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    started = threading.Barrier(3)
 
     def slow(tid: int, count: int) -> None:
+        begun.set()
         started.wait(PATIENCE)
         assert go_on.wait(PATIENCE)
         if tid == 0:
@@ -123,8 +125,9 @@ def test_ctrl_c_while_waiting_is_immediate_and_what_runs_keeps_what_it_needs() -
     team, buffers = Team(2), Buffers()
     life = weakref.ref(buffers)
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        team.run(slow, keep=buffers)
+    while not begun.is_set():  # else it was an interrupt from elsewhere, before the order was given
+        with pytest.raises(KeyboardInterrupt):
+            team.run(slow, keep=buffers)
     del buffers
     assert life() is not None  # both still run
     go_on.set()
