@@ -31,6 +31,8 @@ from apr.kernels.cpu.microkernel import _BF16V, LANES, PAIR_BYTES, PANEL, _decla
 from apr.kernels.cpu.packing import Zeros, aligned_zeros
 from apr.kernels.cpu.target import HAS_BF16_DOT, target_features
 
+# Bytes ahead that blocks are fetched from.
+_AHEAD = 8192
 WIDENER = types.void(types.int64, types.int64, types.int64, types.int64)
 _HALF_CAST = "f16c" in target_features() or "avx512f" in target_features()
 _HAS_PERMUTE = "avx512f" in target_features()
@@ -90,13 +92,16 @@ class _Rows:
             self._seen[key] = wide
         return self._seen[key]
 
-    def bits(self, where: Bits) -> ir.Value:
+    def bits(self, where: Bits, to: int = 0) -> ir.Value:
+        """The bits, shifted to bit `to` and up."""
         place, shift, count = where
         value = self.byte(place)
-        if shift:
-            value = self.b.lshr(value, self.number(shift))
-        if shift + count < 8:
-            value = self.b.and_(value, self.number((1 << count) - 1))
+        if shift > to:
+            value = self.b.lshr(value, self.number(shift - to))
+        elif shift < to:
+            value = self.b.shl(value, self.number(to - shift))
+        if to or shift + count < 8:
+            value = self.b.and_(value, self.number(((1 << count) - 1) << to))
         return value
 
     def joined(self, low: ir.Value, high: ir.Value, shift: int) -> ir.Value:
@@ -135,7 +140,7 @@ class _Rows:
         else:
             q = self.bits(kind.low(element))
         if kind.high is not None:
-            q = self.joined(q, self.bits(kind.high(element)), kind.low(element)[2])
+            q = b.or_(q, self.bits(kind.high(element), kind.low(element)[2]))
         wide = self.level(q) if kind.codebook else b.sitofp(q, _F32V)
         if kind.offset:
             # (q - offset) * scale in one rounding: offset * scale is exact, being a power of two.
@@ -266,8 +271,9 @@ KINDS = {
 }  # fmt: skip
 
 
-def _emit(function: ir.Function, kind: Kind, first: int, count: int) -> None:
+def _emit(function: ir.Function, name: str, first: int, count: int) -> None:
     """widen(block, out): elements first .. first + count - 1 of the blocks of 64 rows."""
+    kind, form = KINDS[name], GGML_TYPES[name]
     block, out = function.args
     entry = function.append_basic_block("entry")
     loop, done = function.append_basic_block("loop"), function.append_basic_block("done")
@@ -278,6 +284,16 @@ def _emit(function: ir.Function, kind: Kind, first: int, count: int) -> None:
     lane.add_incoming(ir.Constant(_I64, 0), entry)
     rows = _Rows(b, b.add(block, lane))
     to = b.add(out, b.mul(lane, ir.Constant(_I64, 4)))
+    # Each round of the loop asks for a part of what will be widened after this, into the
+    # second-level cache: bytes are not read in their order here, which the processor would follow.
+    lines = -(-form.block_bytes * count // form.block_elements // (PANEL // LANES))
+    ahead = b.add(block, b.mul(lane, ir.Constant(_I64, lines * (PANEL // LANES))))
+    ahead = b.add(ahead, ir.Constant(_I64, _AHEAD + first // count * lines * 4 * PANEL))
+    pointer = _I8.as_pointer()
+    prefetch = _declare(b.module, "llvm.prefetch.p0", ir.VoidType(), [pointer, _I32, _I32, _I32])
+    for line in range(lines):
+        far = b.inttoptr(b.add(ahead, ir.Constant(_I64, PANEL * line)), pointer)
+        b.call(prefetch, [far, *(ir.Constant(_I32, value) for value in (0, 2, 1))])
     # Elements that share bytes follow one another; of a sub-block the scales are made once.
     order = sorted(range(first, first + count, 2), key=lambda e: (kind.low(e)[0], e))
     needed = sorted({e // kind.sub for e in order})
@@ -310,7 +326,7 @@ def _widen(typingctx, kind, first, count, block, out):
             function = ir.Function(builder.module, shape, label)
             function.linkage = "internal"
             function.attributes.add("noinline")
-            _emit(function, KINDS[name], start, length)
+            _emit(function, name, start, length)
         builder.call(function, args[3:])
         return context.get_dummy_value()
 
