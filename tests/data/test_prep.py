@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from apr.calibrate.sources import SourceFile, source_files
+from apr.calibrate.texts import SourceFile, source_files
 from apr.cli.main import app
 from apr.common.errors import AprError, UsageError
 from apr.data.context import free_names

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from apr.engine.blocks import BlockPool
+from apr.engine.scheduler import BlockPool
 
 BLOCKS, SIZE = 6, 2
 TOKENS = st.tuples(st.integers(0, 1), st.integers(0, 1))

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apr.engine.blocks import BlockPool
 from apr.engine.request import Request
-from apr.engine.scheduler import Sample, Scheduler
+from apr.engine.scheduler import BlockPool, Sample, Scheduler
 
 SIZE = 4
 CONTEXT = 120

@@ -31,8 +31,7 @@ from apr.common.errors import UsageError
 from apr.eval.benchmarks import livecodebench_data, load_benchmark
 from apr.eval.benchmarks.livecodebench import LiveCodeBench, last_block
 from apr.eval.benchmarks.livecodebench_data import unpack_tests
-from apr.eval.benchmarks.task import PromptStyle
-from apr.eval.choices import Dates
+from apr.eval.benchmarks.task import Dates, PromptStyle
 from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.evaluate import evaluate
 from apr.eval.run.scoring import score_samples

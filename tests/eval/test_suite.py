@@ -14,7 +14,7 @@ from rich.console import Console
 from apr.cli.eval_output import suite_table
 from apr.common.errors import AprError, UsageError
 from apr.eval.benchmarks import GROUPS, NAMES, load_benchmark
-from apr.eval.choices import Dates
+from apr.eval.benchmarks.task import Dates
 from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.evaluate import evaluate
 from apr.eval.run.suite import SuiteResult, evaluate_suite, is_suite

@@ -9,7 +9,7 @@ import torch
 
 from apr.common.errors import UsageError
 from apr.engine.runners.runtime import load_runtime, pick_product_dtype
-from apr.kernels.cpu import target
+from apr.kernels.cpu import intrinsics
 from apr.kernels.cpu.panels import HAS_SHUFFLE
 from model.zoo import Case, make_hf
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 def test_products_in_the_faster_type(
     features: set[str], kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(target, "target_features", lambda: frozenset(features))
+    monkeypatch.setattr(intrinsics, "target_features", lambda: frozenset(features))
     assert pick_product_dtype("auto", CPU) is kind
     assert pick_product_dtype("bf16", CPU) is torch.bfloat16
     assert pick_product_dtype("auto", torch.device("cuda")) is torch.bfloat16

@@ -18,7 +18,7 @@ from apr.common.errors import UsageError
 from apr.model.families import config_from_checkpoint
 from apr.model.load import load_transformer
 from apr.prune.prune_run import run_prune
-from apr.prune.smaller_sizes import smaller_layers
+from apr.prune.smaller import smaller_layers
 from apr.prune.surgeon import choose_groups, columns_of, refit
 
 from .conftest import inputs_of, load_hf

@@ -10,11 +10,10 @@ from torch import nn
 from apr.checkpoint import Checkpoint
 from apr.common.errors import AprError
 from apr.model.config import ModelConfig
-from apr.model.documents import document_attention
 from apr.model.families import config_from_checkpoint
 from apr.model.load import FLOATS, expected_shapes, read_unmapped, stored_names
 from apr.model.rope import needs_long_factors
-from apr.model.transformer import Attend, Layer, Tables, Transformer
+from apr.model.transformer import Attend, Layer, Tables, Transformer, document_attention
 
 
 class ModelStream:

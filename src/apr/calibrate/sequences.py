@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from apr.calibrate.sources import source_files
-from apr.calibrate.texts import BUILTIN, load_text
+from apr.calibrate.texts import BUILTIN, load_text, source_files
 from apr.common.errors import AprError, UsageError
 from apr.text import Tokenizer
 

@@ -33,7 +33,7 @@ class Norms:
     def add(self, x: torch.Tensor) -> None:
         flat = x.flatten(0, -2)
         if compiled(flat):
-            from apr.kernels.cpu.gram import add_squares
+            from apr.kernels.cpu.pruning import add_squares
 
             add_squares(flat.contiguous(), self._squares)
             return
@@ -55,7 +55,7 @@ class Hessian:
     def add(self, x: torch.Tensor) -> None:
         flat = x.flatten(0, -2)
         if _is_compiled(flat):
-            from apr.kernels.cpu.gram import add_upper_gram
+            from apr.kernels.cpu.pruning import add_upper_gram
 
             add_upper_gram(flat.contiguous(), self._upper, team())
             return

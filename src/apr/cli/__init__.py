@@ -4,10 +4,10 @@ from __future__ import annotations
 
 # Modules of this package under the headings of `apr --help`, in its order.
 VERBS: dict[str, tuple[str, ...]] = {
-    "Models": ("pull", "import_model", "export", "inspect_model", "check"),
+    "Models": ("models", "inspect_model"),
     "Train": ("data", "finetune"),
-    "Compress": ("merge", "merge_report", "prune"),
+    "Compress": ("merge", "prune"),
     "Run": ("run", "chat", "bench"),
-    "Evaluate": ("eval_model", "score", "results", "compare"),
+    "Evaluate": ("eval_model", "score", "results"),
     "This machine": ("doctor",),
 }

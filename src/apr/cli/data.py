@@ -1,13 +1,20 @@
-"""`apr data`: the public benchmark files; the verbs on training data are in `training_data`."""
+"""`apr data`: the public benchmark files, and training data made, checked, divided."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from apr.cli import training_data
+if TYPE_CHECKING:
+    from apr.data.decontaminate import Decontamination
+    from apr.data.quality import Quality
+
+DATA_HELP = "Rows: .jsonl, .jsonl.gz, .json or .parquet."
+NEAR_HELP = "Jaccard similarity, of runs of 5 words, from which rows are near-duplicates."
+JSON_HELP = "Print one JSON object."
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +24,8 @@ def register(app: typer.Typer) -> None:
     )
     verbs.command("list", help="The benchmark files apr knows, and which are here.")(list_data)
     verbs.command("pull", help="Fetch a benchmark's files, checked against their checksum.")(pull)
-    training_data.register(verbs)
+    for verb in (prep, decontaminate, quality, split):
+        verbs.command(verb.__name__)(verb)
     app.add_typer(verbs, name="data")
 
 
@@ -66,3 +74,157 @@ def pull(
         known = ", already in the cache" if pulled.from_cache else ""
         print(f"{pulled.dataset.label}, {pulled.dataset.rows} rows{known}")
         print(f"licence: {pulled.dataset.licence}")
+
+
+def prep(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help=".py files, folders, or corpora of sources (.jsonl, .parquet, ...)."),
+    ] = None,
+    output: Path = typer.Option(..., "-o", "--output", help="File to write, .jsonl or .jsonl.gz."),
+    stdlib: bool = typer.Option(False, "--stdlib", help="Also this Python's standard library."),
+    installed: bool = typer.Option(False, "--installed", help="Also all installed packages."),
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="docstring-to-code, complete (from signature and docstring), document (write the"
+            " docstring) or text (the code alone); several: one of them for each. \\[default:"
+            " docstring-to-code]"
+        ),
+    ] = None,
+    methods: bool = typer.Option(False, "--methods", help="Also the methods of classes."),
+    min_length: int = typer.Option(80, "--min-length", help="Of a response, in characters."),
+    max_length: int = typer.Option(3000, "--max-length", help="Of a response, in characters."),
+    limit: int | None = typer.Option(None, "--limit", help="Most pairs, drawn by the seed."),
+    seed: int = typer.Option(0, "--seed", help="Of wordings, kinds and the limit's draw."),
+    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
+) -> None:
+    """Make instruction and response pairs from Python sources with docstrings."""
+    from apr.calibrate.texts import source_files
+    from apr.data.prep import KINDS, PrepSettings, write_pairs
+
+    settings = PrepSettings(
+        kinds=tuple(kind or KINDS[:1]),
+        min_length=min_length,
+        max_length=max_length,
+        limit=limit,
+        seed=seed,
+        methods=methods,
+    )
+    files = source_files(paths or (), stdlib=stdlib, installed=installed)
+    counts = write_pairs(files, output, settings).to_json()
+    if as_json:
+        print(json.dumps({"output": str(output), **counts}))
+        return
+    print(output)
+    print(
+        f"{counts['kept']} pairs from {counts['definitions']} definitions, {counts['files']} files"
+    )
+    for reason, number in counts["dropped"].items():
+        print(f"dropped: {number:6}  {reason}")
+
+
+def decontaminate(
+    data: Path = typer.Argument(help=DATA_HELP),
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[REFERENCE]...", help="Further references."),
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(help="Benchmark (as in `apr data list`), BENCHMARK=FILE, or a file of rows."),
+    ] = None,
+    ngram: int = typer.Option(10, "--ngram", help="Words in a run that counts as shared."),
+    threshold: float = typer.Option(
+        0.5, "--threshold", help="Part of a reference text that a row repeats; 0: any shared run."
+    ),
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the clean rows here.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write every finding here, as JSON.")
+    ] = None,
+    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
+) -> None:
+    """Find rows that repeat a benchmark; exit code 1 if there are any and no -o leaves them out."""
+    from apr.data.decontaminate import decontaminate as work
+    from apr.data.decontaminate import write_report
+
+    names = [name for text in [*(reference or ()), *(more or ())] for name in text.split(",")]
+    result = work(data, names, ngram=ngram, threshold=threshold, output=output)
+    if report is not None:
+        write_report(result, report)
+    print(json.dumps(result.to_json())) if as_json else _show_findings(result)
+    if result.found and output is None:
+        raise typer.Exit(1)
+
+
+def quality(
+    data: Path = typer.Argument(help=DATA_HELP),
+    near: float = typer.Option(0.7, "--near", help=NEAR_HELP),
+    scores: Annotated[
+        Path | None, typer.Option("--scores", help="Write each row's score and problems here.")
+    ] = None,
+    min_score: float = typer.Option(
+        0.0, "--min-score", help="Exit code 1 if the data's score is lower."
+    ),
+    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
+) -> None:
+    """Score data from 0 to 100: code that does not parse, lint, duplicates, empty answers."""
+    from apr.common.errors import UsageError
+    from apr.data.quality import measure_quality
+
+    if not 0 <= min_score <= 100:
+        raise UsageError(f"--min-score is {min_score:g}", "from 0 to 100")
+
+    result = measure_quality(data, threshold=near, scores=scores)
+    print(json.dumps(result.to_json())) if as_json else _show_quality(result)
+    if result.score < min_score:
+        raise typer.Exit(1)
+
+
+def split(
+    data: Path = typer.Argument(help=DATA_HELP),
+    output: Path = typer.Option(..., "-o", "--output", help="Folder for the parts."),
+    share: float = typer.Option(0.05, "--eval", help="Part of the rows for evaluation."),
+    by: str | None = typer.Option(None, "--by", help="Field whose values both parts represent."),
+    near: float = typer.Option(0.7, "--near", help=NEAR_HELP),
+    seed: int = typer.Option(0, "--seed", help="Of the draw."),
+    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
+) -> None:
+    """Divide data into train.jsonl and eval.jsonl; near-duplicates stay on one side."""
+    from apr.data.split import split_data
+
+    result = split_data(data, output, share=share, by=by, seed=seed, threshold=near)
+    if as_json:
+        print(json.dumps(result.to_json()))
+        return
+    for name, rows in (("train", result.train), ("eval", result.eval)):
+        print(f"{rows:8} rows  {result.files[name]}")
+    print(f"{result.groups} groups that stay together, the largest of {result.largest} rows")
+    for name, (train, held_out) in result.strata.items():
+        print(f"{train:8} + {held_out} of {result.by} {name}")
+
+
+def _show_findings(result: Decontamination) -> None:
+    for one in result.found:
+        print(f"{one.where}: {one.coverage:.0%} of {one.reference} {one.task}, {one.part}")
+        for span in one.spans:
+            print(f"    {' '.join(span['text'].split())[:100]}")
+    for name, counts in result.references.items():
+        print(
+            f"{name}: {counts['tasks_found']} of {counts['tasks']} tasks are in the data"
+            f" ({counts['texts']} texts, {counts['too_short']} too short to be found)"
+        )
+    print(
+        f"{len(result.found)} of {result.rows} rows repeat at least {result.threshold:.0%} of a"
+        f" text; {result.overlapping} share {result.ngram} words in a row"
+    )
+
+
+def _show_quality(result: Quality) -> None:
+    lengths = ", ".join(f"{name} {value}" for name, value in result.lengths.items())
+    print(f"score {result.score:.1f} of 100: {result.rows} rows, {result.with_code} with Python")
+    for kind, rows in result.problems.items():
+        print(f"{rows:8} rows  -{result.lost[kind]:.2f}  {kind}")
+    print(f"characters of a response: {lengths}")

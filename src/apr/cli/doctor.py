@@ -56,7 +56,7 @@ def examine() -> dict[str, Any]:
 
 
 def _cpu() -> dict[str, Any]:
-    from apr.kernels.cpu.target import HAS_BF16_DOT, target_features
+    from apr.kernels.cpu.intrinsics import HAS_BF16_DOT, target_features
 
     features = target_features()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -2,7 +2,7 @@
 
 What is being written is called `.NAME.PURPOSE-xxxxxxxx` and lies in the target's own folder, so
 that one rename commits it. Everything here raises OSError unless it says otherwise;
-`disk_errors` turns that into one line for people.
+`disk_errors` turns that into one line for people. `read_yaml` reads what people write.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from functools import cache
 from io import FileIO
 from pathlib import Path
 from typing import IO, Any
+
+import yaml
 
 from apr.common.errors import AprError, UsageError
 
@@ -178,3 +180,13 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a file holds. Raises UsageError naming it where it cannot be read or is no YAML."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None

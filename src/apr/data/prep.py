@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apr.calibrate.sources import SourceFile
+from apr.calibrate.texts import SourceFile
 from apr.common.errors import AprError, UsageError
 from apr.common.progress import counted
 from apr.common.rows import row_writer

@@ -11,7 +11,6 @@ import torch
 
 from apr.common.errors import UsageError
 from apr.engine import sampling
-from apr.engine.blocks import BlockPool
 from apr.engine.request import (
     Completion,
     Event,
@@ -22,7 +21,7 @@ from apr.engine.request import (
     TokenEvent,
 )
 from apr.engine.runners.runner import Runner, StepBatch
-from apr.engine.scheduler import Sample, Scheduler
+from apr.engine.scheduler import BlockPool, Sample, Scheduler
 
 # Guesses of the tokens that follow each of these decoding samples' own, as many as it likes.
 Drafter = Callable[[Sequence[Sample]], Sequence[Sequence[int]]]

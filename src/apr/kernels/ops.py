@@ -88,7 +88,7 @@ def multiplies_bf16(device: torch.device) -> bool:
     """Whether torch's bf16 matrix products are as fast as fp32 ones there, or faster."""
     if device.type != "cpu":
         return True
-    from apr.kernels.cpu.target import target_features
+    from apr.kernels.cpu.intrinsics import target_features
 
     return bool({"avx512bw", "bf16"} & target_features())  # x86, Arm
 

@@ -28,7 +28,7 @@ from apr.checkpoint.model_folder import (
 from apr.common.errors import UsageError
 from apr.common.memory import process_memory
 from apr.common.record import FileRecord
-from apr.hub.checksums import file_records, file_sha256
+from apr.hub.resolve import file_records, file_sha256
 from apr.kernels.cpu.threads import default_threads
 from apr.merge.driver import load_kernels, peak_memory, write_tensors
 from apr.merge.inputs import ModelInput, open_input

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from apr.common.errors import UsageError
-from apr.common.yaml_file import read_yaml
+from apr.common.files import read_yaml
 
 Scalar = float | int | bool | str
 DTYPES = ("bfloat16", "float16", "float32")

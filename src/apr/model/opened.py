@@ -21,7 +21,7 @@ from apr.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from apr.checkpoint.adapter import EMBEDDING, OUTPUT_LAYER, Adapter
 from apr.common.errors import AprError
 from apr.hub import Pulled, pull
-from apr.hub.checksums import fingerprint
+from apr.hub.resolve import fingerprint
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint, config_to_hf
 from apr.model.load import read_unmapped, read_weight, stored_names

@@ -20,11 +20,13 @@ from apr.prune.masks import lowest, lowest_of_groups, lowest_of_rows, prune_coun
 from apr.prune.prune_settings import Pattern, PruneSettings
 from apr.prune.smaller import (
     Shrinking,
+    fewer_layers,
+    narrower,
+    smaller_layers,
     take_heads_and_channels,
     take_hidden_dimensions,
     take_layers,
 )
-from apr.prune.smaller_sizes import fewer_layers, narrower, smaller_layers
 from apr.prune.surgeon import DAMPING, inverse_factor, sparsegpt
 
 Weights = Mapping[str, torch.Tensor]

@@ -30,7 +30,7 @@ from apr.common.memory import (
 )
 from apr.engine.runners.runtime import pick_device, pick_product_dtype
 from apr.hub import Pulled, pull
-from apr.hub.checksums import file_records
+from apr.hub.resolve import file_records
 from apr.model.config import ModelConfig
 from apr.model.load import expected_shapes
 from apr.model.rope import short_context
@@ -38,8 +38,7 @@ from apr.prune.matrices import zero_weights
 from apr.prune.prune_methods import Method, method_for
 from apr.prune.prune_settings import PruneSettings
 from apr.prune.pruned_folder import Layout, PrunedFolder, layout_of
-from apr.prune.smaller import Shrinking
-from apr.prune.smaller_sizes import smaller_json
+from apr.prune.smaller import Shrinking, smaller_json
 from apr.text import load_tokenizer
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from apr.checkpoint import CheckpointWriter, open_checkpoint
 from apr.checkpoint.adapter import open_adapter
-from apr.checkpoint.dtypes import DTYPES
 from apr.checkpoint.model_folder import (
     MANIFEST_NAME,
     exact_source,
@@ -25,11 +24,11 @@ from apr.checkpoint.model_folder import (
     folder_manifest,
     refuse_overlap,
 )
-from apr.checkpoint.tensors import read_json_object
+from apr.checkpoint.tensors import DTYPES, read_json_object
 from apr.common.errors import UsageError
 from apr.common.memory import return_free_memory, return_large_blocks
 from apr.convert.import_checkpoint import files_from_gguf
-from apr.hub.checksums import file_records, file_sha256
+from apr.hub.resolve import file_records, file_sha256
 from apr.model.opened import OpenedModel, open_model
 from apr.model.transformer import Transformer
 from apr.text import fim_file, fim_format

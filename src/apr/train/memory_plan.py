@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from apr.checkpoint.adapter import open_adapter
-from apr.checkpoint.dtypes import DTYPES
+from apr.checkpoint.tensors import DTYPES
 from apr.common.memory import process_memory
 from apr.kernels.logprobs import CHUNK
 from apr.model.config import ModelConfig

@@ -7,9 +7,8 @@ import torch
 from apr.kernels import differentiable, ops
 from apr.kernels.logprobs import cross_entropy, token_logprobs
 from apr.model.config import ModelConfig
-from apr.model.documents import document_attention
 from apr.model.rope import needs_long_factors
-from apr.model.transformer import Transformer
+from apr.model.transformer import Transformer, document_attention
 from apr.train.loop import Objective
 from apr.train.lora import LoraLinear
 from apr.train.packing import Batch

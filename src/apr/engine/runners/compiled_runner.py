@@ -20,14 +20,7 @@ from apr.kernels.cpu.blocks import KINDS
 from apr.kernels.cpu.matmul import WIDE
 from apr.kernels.cpu.microkernel import PANEL
 from apr.kernels.cpu.packing import Arena, aligned_zeros, pack_panels, padded
-from apr.kernels.cpu.panels import (
-    Panels,
-    block_panels,
-    dense_panels,
-    gains,
-    joined,
-    thin_panels,
-)
+from apr.kernels.cpu.panels import Panels, block_panels, dense_panels, gains, joined, thin_panels
 from apr.kernels.cpu.threads import Team, default_threads
 from apr.model.config import ModelConfig
 from apr.model.rope import inverse_frequencies

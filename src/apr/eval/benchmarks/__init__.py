@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 
 from apr.common.errors import UsageError
-from apr.eval.benchmarks.task import ROW_FILES, Benchmark
-from apr.eval.choices import Dates
+from apr.eval.benchmarks.task import ROW_FILES, Benchmark, Dates
 
 NAMES = (
     "humaneval",

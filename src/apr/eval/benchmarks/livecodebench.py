@@ -22,8 +22,7 @@ from apr.eval.benchmarks.livecodebench_data import (
     read_problems,
     read_public_cases,
 )
-from apr.eval.benchmarks.task import Benchmark, Prompt, PromptStyle, Task
-from apr.eval.choices import Dates, Newline
+from apr.eval.benchmarks.task import Benchmark, Dates, Newline, Prompt, PromptStyle, Task
 from apr.sandbox import DEFAULT_PRELOAD, Job
 
 TIME_LIMIT = 6.0  # a test

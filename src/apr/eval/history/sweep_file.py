@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from apr.common.errors import UsageError
+from apr.common.files import read_yaml
 from apr.common.settings import changed, read_keys, settings_in, unknown_key
-from apr.common.yaml_file import read_yaml
 from apr.eval.benchmarks import ALL, GROUPS, NAMES, is_file_name, unknown_benchmark
 from apr.eval.run.eval_settings import Asking, EvalSettings
 from apr.eval.run.identity import check

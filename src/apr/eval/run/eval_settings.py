@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from apr.common.settings import check_least, option
 from apr.engine.request import Sampling
-from apr.eval.choices import TASKS, Dates, Mode, Newline
+from apr.eval.benchmarks.task import TASKS, Dates, Mode, Newline
 
 if TYPE_CHECKING:
     from apr.eval.strategies.strategy import Strategy

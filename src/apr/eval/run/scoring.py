@@ -10,8 +10,7 @@ from typing import Literal
 from apr.common.errors import UsageError
 from apr.common.progress import EvalProgress
 from apr.eval.benchmarks import load_benchmark
-from apr.eval.benchmarks.task import Benchmark
-from apr.eval.choices import Dates
+from apr.eval.benchmarks.task import Benchmark, Dates
 from apr.eval.generators import Source, Submission, Submissions
 from apr.eval.generators.sample_files import SampleFile
 from apr.eval.rerank.behaviour import Behaviour

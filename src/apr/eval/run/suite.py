@@ -10,7 +10,7 @@ from typing import Any
 
 from apr.common.errors import AprError, UsageError
 from apr.eval.benchmarks import ALL, GROUPS
-from apr.eval.choices import Dates
+from apr.eval.benchmarks.task import Dates
 from apr.eval.generators import Model
 from apr.eval.generators.model import find_model
 from apr.eval.run.eval_settings import EvalSettings

@@ -10,10 +10,9 @@ from __future__ import annotations
 from numba import float32, njit
 
 from apr.kernels.cpu.elementwise import FAST, exp
-from apr.kernels.cpu.intrinsics import to_bf16
+from apr.kernels.cpu.intrinsics import MAX_ROWS, to_bf16
 from apr.kernels.cpu.matmul import block_product
 from apr.kernels.cpu.microkernel import PANEL
-from apr.kernels.cpu.target import MAX_ROWS
 
 # Rows of one tile: query heads that share a key head, times tokens. Scratch is laid out for it.
 TILE_ROWS = 48

@@ -27,9 +27,9 @@ from numba.extending import intrinsic
 
 from apr.checkpoint.block_formats import CODEBOOK
 from apr.checkpoint.gguf_header import GGML_TYPES
+from apr.kernels.cpu.intrinsics import HAS_BF16_DOT, target_features
 from apr.kernels.cpu.microkernel import _BF16V, LANES, PAIR_BYTES, PANEL, _declare
 from apr.kernels.cpu.packing import Zeros, aligned_zeros
-from apr.kernels.cpu.target import HAS_BF16_DOT, target_features
 
 # Bytes ahead that blocks are fetched from.
 _AHEAD = 8192

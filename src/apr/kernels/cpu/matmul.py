@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from apr.kernels.cpu.intrinsics import call_widener
+from apr.kernels.cpu.intrinsics import MAX_ROWS, call_widener, vectors_for
 from apr.kernels.cpu.microkernel import (
     PAIR_BYTES,
     PANEL,
@@ -20,7 +20,6 @@ from apr.kernels.cpu.microkernel import (
     micro_5,
     micro_6,
 )
-from apr.kernels.cpu.target import MAX_ROWS, vectors_for
 
 # Bytes of a k pair that one micro-kernel call covers.
 _SPLIT_1, _SPLIT_2, _SPLIT_MORE = (64 * vectors_for(rows) for rows in (1, 2, 3))

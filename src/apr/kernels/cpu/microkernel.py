@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from apr.kernels.cpu.target import HAS_BF16_DOT, vectors_for
+from apr.kernels.cpu.intrinsics import HAS_BF16_DOT, vectors_for
 
 PANEL = 64
 PAIR_BYTES = 4 * PANEL  # between two k pairs of a panel

@@ -32,11 +32,10 @@ from numba.extending import intrinsic
 
 from apr.checkpoint.gguf_header import GGML_TYPES
 from apr.kernels.cpu.blocks import WIDENER, interleave, widener
-from apr.kernels.cpu.intrinsics import load_int64
+from apr.kernels.cpu.intrinsics import load_int64, target_features
 from apr.kernels.cpu.matmul import CHUNK_PAIRS, WIDE, linear
 from apr.kernels.cpu.microkernel import PAIR_BYTES, PANEL
 from apr.kernels.cpu.packing import ALIGNMENT, Zeros, aligned_zeros
-from apr.kernels.cpu.target import target_features
 from apr.kernels.cpu.threads import Team
 
 HAS_SHUFFLE = "ssse3" in target_features() or "avx2" in target_features()

