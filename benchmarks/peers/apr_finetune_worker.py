@@ -14,11 +14,11 @@ from apr.checkpoint import open_checkpoint
 from apr.checkpoint.tensors import DTYPES
 from apr.common.memory import return_large_blocks
 from apr.train.base import load_base
-from apr.train.lora import LoraSettings, add_lora
+from apr.train.lora import add_lora
 from apr.train.objective import token_loss
 from apr.train.optimizer import Optimizer
 from apr.train.packing import Document, make_batch
-from apr.train.train_settings import TrainSettings
+from apr.train.train_settings import LoraSettings, TrainSettings
 
 
 def main() -> None:

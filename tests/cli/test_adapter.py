@@ -11,7 +11,8 @@ import torch
 
 from apr.model.load import load_transformer
 from apr.train.adapter_files import adapter_tensors, save_adapter
-from apr.train.lora import LoraSettings, add_lora
+from apr.train.lora import add_lora
+from apr.train.train_settings import LoraSettings
 from eval.shared import shared_data
 from train.tiny import write_model
 

@@ -70,7 +70,7 @@ def test_analysis_writes_nothing(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--sparsity", 1.5], "--sparsity is 1.5 (it must lie between 0 and 1)"),
+        (["--sparsity", 1.5], "--sparsity is 1.5 (it must be above 0, below 1)"),
         (["--sparsity", 0], "--sparsity is 0"),
         ([], "nothing says how much to prune"),
         (["--pattern", "3:7"], "--pattern 3:7 does not divide the rows of model.layers.0."),

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from apr.cli.options import with_flags
 from apr.common.errors import UsageError
-from apr.common.settings import changed, check_least, made, option, read_keys, settings_in
+from apr.common.settings import changed, check, made, option, read_keys, settings_in
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Outer:
     hidden: int = 3  # no option
 
     def __post_init__(self) -> None:
-        check_least(self)
+        check(self)
 
 
 KNOWN = {one.key: one for one in settings_in(Outer)}

@@ -19,7 +19,8 @@ from apr.model.opened import OpenedModel, adapted_checkpoint, open_model
 from apr.model.transformer import Transformer
 from apr.text import FIM_FILE
 from apr.train.adapter_files import adapter_tensors, merge_adapter, save_adapter
-from apr.train.lora import LoraSettings, add_lora
+from apr.train.lora import add_lora
+from apr.train.train_settings import LoraSettings
 from convert.models import folder, gguf_file, small_model
 from train.cases import CASES, DOCUMENTS
 

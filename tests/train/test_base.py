@@ -20,11 +20,11 @@ from apr.model.transformer import Transformer
 from apr.model.weights import Linear
 from apr.train.base import base_size, check_base, load_base
 from apr.train.finetune import finetune
-from apr.train.lora import LoraSettings, adapters_of, adapters_off, add_lora
+from apr.train.lora import adapters_of, adapters_off, add_lora
 from apr.train.objective import target_logprobs, token_loss
 from apr.train.packing import Document, make_batch
 from apr.train.prepare import prepare
-from apr.train.train_settings import FinetuneRequest, TrainSettings
+from apr.train.train_settings import FinetuneRequest, LoraSettings, TrainSettings
 from model.gguf_files import write_gguf
 
 from .tiny import questions, write_model, write_rows
@@ -193,16 +193,16 @@ def test_auto_takes_the_first_that_fits(tmp_path: Path) -> None:
     margin = 1 << 22  # this process grows a little between two plans
     assert chosen(peaks["lora", False] + margin) == ("lora", False)
     assert chosen(1 << 40) == ("lora", False)
-    with pytest.raises(UsageError, match=r"^--memory .* too little: .* GB are needed"):
+    with pytest.raises(UsageError, match=r"^`memory` .* too little: .* GB are needed"):
         prepare(request(tmp_path, method="auto", memory=1000))
-    with pytest.raises(UsageError, match="--method auto and --memory go together"):
+    with pytest.raises(UsageError, match="`method` auto and `memory` go together"):
         request(tmp_path, method="auto")
 
 
 def test_a_quantized_base_is_not_quantized_again(tmp_path: Path) -> None:
     path = gguf_model(tmp_path, "Q8_0")
     checkpoint = open_checkpoint(path)
-    with pytest.raises(UsageError, match=r"^--method qlora: .* is quantized already \("):
+    with pytest.raises(UsageError, match=r"^`method` qlora: .* is quantized already \("):
         check_base(checkpoint, config_from_checkpoint(checkpoint), "qlora")
 
 

@@ -18,13 +18,13 @@ from apr.train.dataset import read_documents
 from apr.train.examples import (
     LEFT_TO_RIGHT,
     TOO_LONG,
-    FimSettings,
     cut_in_three,
     draw_order,
     fim_transform,
     pieces_that_fit,
     text_document,
 )
+from apr.train.train_settings import FimSettings
 
 from .tiny import write_rows, write_tokenizer
 
@@ -170,10 +170,10 @@ def test_named_tokens_and_what_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rate": 1.5}, "--fim-rate is 1.5"),
-        ({"rate": 0.5, "spm_rate": -1.0}, "--fim-spm-rate is -1.0"),
-        ({"rate": 0.5, "level": "word"}, "--fim-level word is unknown"),
-        ({"tokens": ("a", "b", "c")}, "--fim-tokens without --fim-rate"),
+        ({"rate": 1.5}, "`rate` is 1.5"),
+        ({"rate": 0.5, "spm_rate": -1.0}, "`spm_rate` is -1"),
+        ({"rate": 0.5, "level": "word"}, "`level` word is unknown"),
+        ({"tokens": ("a", "b", "c")}, "`tokens` without `rate`"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:

@@ -118,13 +118,13 @@ def test_schedules_are_those_of_transformers(schedule: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "flag"),
     [
-        ({"learning_rate": 0.0}, "--lr"),
-        ({"learning_rate": float("inf")}, "--lr"),
-        ({"epochs": 0}, "--epochs"),
-        ({"accumulate": 0}, "--accumulate"),
-        ({"warmup": -1.0}, "--warmup"),
-        ({"schedule": "step"}, "--schedule"),
-        ({"seed": -1}, "--seed"),
+        ({"learning_rate": 0.0}, "`learning_rate`"),
+        ({"learning_rate": float("inf")}, "`learning_rate`"),
+        ({"epochs": 0}, "`epochs`"),
+        ({"accumulate": 0}, "`accumulate`"),
+        ({"warmup": -1.0}, "`warmup`"),
+        ({"schedule": "step"}, "`schedule`"),
+        ({"seed": -1}, "`seed`"),
     ],
 )
 def test_settings_are_checked(changes: dict[str, Any], flag: str) -> None:
@@ -276,7 +276,7 @@ def test_divergence_stops_the_run(tmp_path: Path) -> None:
         return (level + 0 * model.w.sum()) * batch.weight, {}
 
     with pytest.raises(
-        AprError, match=r"the loss rose from 2\.000 to .*bad_batch.json.*lower --lr"
+        AprError, match=r"the loss rose from 2\.000 to .*bad_batch.json.*lower `learning_rate`"
     ):
         run(tmp_path, replace(SETTINGS, epochs=20), rising)
     assert calls < 35

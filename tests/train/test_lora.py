@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from apr.common.errors import AprError, UsageError
 from apr.model.transformer import Transformer
 from apr.train.adapter_files import adapter_names, adapter_tensors, load_adapter, save_adapter
-from apr.train.lora import LoraSettings, adapters_of, add_lora, matching_modules
+from apr.train.lora import adapters_of, add_lora, matching_modules
 from apr.train.objective import hidden_states, token_loss
 from apr.train.packing import Batch, Document, make_batch
+from apr.train.train_settings import LoraSettings
 from model.zoo import CASES_BY_NAME, make_hf, make_ours, relative_error
 
 from .cases import CASES, DOCUMENTS, LABELS
@@ -182,11 +183,11 @@ def test_targets() -> None:
 @pytest.mark.parametrize(
     ("changes", "flag"),
     [
-        ({"rank": 0}, "--rank"),
-        ({"alpha": 0.0}, "--lora-alpha"),
-        ({"alpha": float("nan")}, "--lora-alpha"),
-        ({"dropout": 1.0}, "--lora-dropout"),
-        ({"targets": ()}, "--targets"),
+        ({"rank": 0}, "`rank`"),
+        ({"alpha": 0.0}, "`alpha`"),
+        ({"alpha": float("nan")}, "`alpha`"),
+        ({"dropout": 1.0}, "`dropout`"),
+        ({"targets": ()}, "`targets`"),
     ],
 )
 def test_settings_are_checked(changes: dict[str, object], flag: str) -> None:

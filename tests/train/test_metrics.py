@@ -63,7 +63,7 @@ def test_the_picture_shows_every_step(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_is_missing_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match=r"--report-to wandb is unknown .*none, tensorboard"):
+    with pytest.raises(UsageError, match=r"`report_to` wandb is unknown .*none, tensorboard"):
         check_report("wandb")
     for module, name in (("torch.utils.tensorboard", "tensorboard"), ("trackio", "trackio")):
         monkeypatch.setitem(__import__("sys").modules, module, None)

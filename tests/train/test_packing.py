@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apr.train.lora import LoraSettings, add_lora
+from apr.train.lora import add_lora
 from apr.train.objective import hidden_states, token_loss
 from apr.train.packing import Document, epoch_batches, make_batch, pack
+from apr.train.train_settings import LoraSettings
 from model.zoo import make_pair, random_ids, relative_error
 
 

@@ -16,12 +16,11 @@ import torch
 
 from apr.text import load_tokenizer
 from apr.train.adapter_files import merge_adapter
-from apr.train.examples import FimSettings
 from apr.train.finetune import finetune
 from apr.train.packing import Document
 from apr.train.prepare import Prepared, prepare
 from apr.train.report import PAGE, REPORT, Shown
-from apr.train.train_settings import FinetuneRequest, TrainSettings
+from apr.train.train_settings import FimSettings, FinetuneRequest, TrainSettings
 
 from .tiny import questions, write_model, write_rows
 

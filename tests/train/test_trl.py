@@ -19,10 +19,10 @@ from apr.checkpoint import open_checkpoint
 from apr.train.adapter_files import save_adapter
 from apr.train.base import load_base
 from apr.train.loop import Training, train
-from apr.train.lora import LoraSettings, add_lora
+from apr.train.lora import add_lora
 from apr.train.objective import supervised
 from apr.train.packing import Batch, Document, make_batch
-from apr.train.train_settings import TrainSettings
+from apr.train.train_settings import LoraSettings, TrainSettings
 
 from .tiny import write_model
 

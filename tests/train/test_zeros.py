@@ -16,9 +16,9 @@ from apr.kernels.nf4 import quantize_nf4
 from apr.model.weights import Linear
 from apr.train.adapter_files import merge_adapter
 from apr.train.finetune import finetune
-from apr.train.lora import LoraLinear, LoraSettings
+from apr.train.lora import LoraLinear
 from apr.train.prepare import prepare
-from apr.train.train_settings import FinetuneRequest, TrainSettings
+from apr.train.train_settings import FinetuneRequest, LoraSettings, TrainSettings
 from apr.train.zeros import check_zeros, keep_zeros
 from train.tiny import questions, write_model, write_rows
 
@@ -122,9 +122,9 @@ def test_a_model_without_zeros_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lora": LoraSettings(dora=True)}, "--keep-mask does not go with --dora"),
-        ({"method": "qlora", "lora": LoraSettings(dora=True)}, "--keep-mask .* with --dora"),
-        ({"lora": LoraSettings(dropout=0.1)}, "--keep-mask does not go with --lora-dropout"),
+        ({"lora": LoraSettings(dora=True)}, "`keep_mask` does not go with `dora`"),
+        ({"method": "qlora", "lora": LoraSettings(dora=True)}, "`keep_mask` .* with `dora`"),
+        ({"lora": LoraSettings(dropout=0.1)}, "`keep_mask` does not go with `dropout`"),
     ],
 )
 def test_what_keeping_zeros_does_not_go_with(changes: dict[str, Any], message: str) -> None:
@@ -143,5 +143,5 @@ def test_an_adapter_trained_without_it_is_refused(tmp_path: Path) -> None:
     )
     finetune(prepare(request, progress=False), tmp_path / "out")
     again = replace(request, adapter=tmp_path / "out", keep_mask=True)
-    with pytest.raises(UsageError, match=r"--keep-mask: .*out was trained without it"):
+    with pytest.raises(UsageError, match=r"`keep_mask`: .*out was trained without it"):
         finetune(prepare(again, progress=False), tmp_path / "more")

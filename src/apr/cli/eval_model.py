@@ -9,9 +9,9 @@ from pathlib import Path
 
 import typer
 
-from apr.cli.options import only_flags, with_flags
+from apr.cli.options import only_flags
 from apr.common.errors import UsageError
-from apr.common.settings import check_least, option, settings_in
+from apr.common.settings import check, option, settings_in
 from apr.eval.run.eval_settings import EvalSettings
 
 
@@ -59,7 +59,7 @@ class Shown:
     as_json: bool = option(False, "Print one JSON object.", flag="json", panel="Output")
 
     def __post_init__(self) -> None:
-        check_least(self)
+        check(self)
 
 
 # Flags that --perplexity leaves a meaning.
@@ -68,7 +68,7 @@ _OF_BOTH = {"model", "adapter", "data", "dtype", "device", "offline", "as_json"}
 
 def register(app: typer.Typer) -> None:
     app.command("eval", help="Score a model on a benchmark; goes on where it was stopped.")(
-        with_flags(evaluate)
+        evaluate
     )
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
-import inspect
 import os
-import re
 import sys
+from collections.abc import Iterator
 
 import typer
 from typer.models import CommandInfo, TyperInfo
 
 from apr import __version__
 from apr.cli import VERBS
+from apr.cli.options import with_flags
 from apr.common.errors import AprError
 
 app = typer.Typer(
@@ -50,12 +50,22 @@ def _verbs(app: typer.Typer) -> list[CommandInfo | TyperInfo]:
     return [*app.registered_commands, *app.registered_groups]
 
 
+def _commands(app: typer.Typer | None) -> Iterator[CommandInfo]:
+    assert app is not None
+    yield from app.registered_commands
+    for group in app.registered_groups:
+        yield from _commands(group.typer_instance)
+
+
 for _panel, _names in VERBS.items():
     for _name in _names:
         importlib.import_module(f"apr.cli.{_name}").register(app)
     for _verb in _verbs(app):
         if not isinstance(_verb.rich_help_panel, str):
             _verb.rich_help_panel = _panel
+for _command in _commands(app):
+    if _command.callback is not None:
+        _command.callback = with_flags(_command.callback)
 
 
 def main() -> None:
@@ -69,7 +79,7 @@ def main() -> None:
     except AprError as error:
         if os.environ.get("APR_DEBUG"):
             raise
-        _fail(_with_flags(str(error)), error.exit_code)
+        _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except SystemExit as end:
@@ -81,21 +91,6 @@ def main() -> None:
         # from the interpreter when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-
-
-def _with_flags(message: str) -> str:
-    """A message in which the parameters it names (`like_this`) are called by their flags."""
-    known = {
-        name
-        for verb in app.registered_commands
-        if verb.callback is not None
-        for name in inspect.signature(verb.callback).parameters
-    }
-    return re.sub(
-        r"`(\w+)`",
-        lambda found: f"--{found[1].replace('_', '-')}" if found[1] in known else found[0],
-        message,
-    )
 
 
 def _fail(message: str, exit_code: int) -> None:

@@ -9,6 +9,7 @@ from dataclasses import MISSING, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
+from typer.models import ArgumentInfo
 
 from apr.common.errors import AprError, UsageError
 from apr.common.settings import Setting, made, settings_in
@@ -29,10 +30,16 @@ FIM_TOKENS_HELP = "PREFIX,SUFFIX,MIDDLE: tokens of a model trained to infill wit
 
 MODEL_HELP = "Short name, hf://org/name, pypi://package, folder or .gguf."
 ADAPTER_HELP = "A LoRA adapter to put on the model: PEFT's folder, or hf://org/name."
-
+FORCE_HELP = "Replace a model that is in the folder."
+OFFLINE_HELP = "Use only what is in the cache."
+JSON_HELP = "Print one JSON object."
+OUTPUT = "Output"  # a heading
 
 # The headings of a verb's flags in the order in which its help shows them; others come after.
-PANELS = ("Model", "Benchmark", "Data", "Prompt", "Sampling", "Judging", "Perplexity", "Output")
+PANELS = (
+    "Model", "Benchmark", "Data", "Method", "Training", "Fill in the middle", "Scores",
+    "Calibration", "Prompt", "Sampling", "Judging", "Perplexity", "Output",
+)  # fmt: skip
 
 
 def with_flags(function: Callable[..., None]) -> Callable[..., None]:
@@ -86,10 +93,16 @@ def _value(setting: Setting, text: Any) -> Any:
 
 
 def _flag(name: str, known: Mapping[str, Setting], others: Collection[inspect.Parameter]) -> str:
+    """What the command line calls a field; a name that is no flag here stays."""
     if name in known:
         setting = known[name]
         return setting.name.upper() if setting.option.argument else f"--{setting.flag}"
-    return f"--{name.replace('_', '-')}" if name in {one.name for one in others} else name
+    for one in others:
+        if one.name == name:
+            given = getattr(one.annotation, "__metadata__", (one.default,))[0]
+            flags = getattr(given, "param_decls", None) or (f"--{name.replace('_', '-')}",)
+            return name.upper() if isinstance(given, ArgumentInfo) else max(flags, key=len)
+    return name
 
 
 def _parameter(setting: Setting) -> inspect.Parameter:
@@ -114,7 +127,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         if kind is bool and default is not False:
             flags = [f"--{setting.flag}/--no-{setting.flag}"]
         if option.short:
-            flags.insert(0, option.short)
+            flags.append(option.short)
         info = typer.Option(*flags, rich_help_panel=option.panel or None, **what)
     return inspect.Parameter(
         setting.name,
@@ -129,18 +142,6 @@ def one_of(flag: str, value: str, choices: Mapping[str, T]) -> T:
     if value not in choices:
         raise UsageError(f"--{flag} {value} is unknown", f"one of {', '.join(choices)}")
     return choices[value]
-
-
-def byte_size(flag: str, text: str | None) -> int | None:
-    """Bytes of a size like 8GB or 512MiB. Raises UsageError."""
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
-    if text is None:
-        return None
-    try:
-        return int(TypeAdapter(ByteSize).validate_python(text))
-    except ValidationError:
-        raise UsageError(f"--{flag} {text} is no size", "e.g. 8GB") from None
 
 
 def fim_token_names(text: str) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import typer
 
-from apr.cli.options import with_flags
 from apr.common.errors import UsageError
 from apr.common.settings import option
 from apr.eval.run.eval_settings import JudgeSettings
@@ -38,7 +37,7 @@ class Scored:
 
 
 def register(app: typer.Typer) -> None:
-    app.command("score", help="Judge a file of samples; needs no model.")(with_flags(score))
+    app.command("score", help="Judge a file of samples; needs no model.")(score)
 
 
 def score(settings: JudgeSettings, scored: Scored) -> None:

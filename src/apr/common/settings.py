@@ -17,6 +17,7 @@ for it there (`AprError.named`). Standard library only: `apr --help` imports eve
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
@@ -34,10 +35,11 @@ class Option:
 
     help: one sentence. panel: the heading it stands under in the help. flag: without dashes, where
     it is not the field's name. short: a second flag, "-o". metavar: what the help calls its value.
-    none: the word for None, or for no entries. parse: makes the value of a flag's text; raises
-    UsageError with what is wrong with it ("is no size"). argument: by place, without a flag.
-    repeated: given once for each entry, instead of all of them with commas between. least: the
-    smallest number it may be.
+    none: the word for None, for no entries, or where neither is allowed, for the default. parse:
+    makes the value of a flag's text; raises UsageError with what is wrong with it ("is no size").
+    argument: by place, without a flag. repeated: given once for each entry, instead of all of them
+    with commas between. least, above, most, below: what a number must be, or be above, at most,
+    below.
     """
 
     help: str
@@ -50,6 +52,28 @@ class Option:
     argument: bool = False
     repeated: bool = False
     least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+    def allows(self, number: float) -> bool:
+        return (
+            math.isfinite(number)
+            and (self.least is None or number >= self.least)
+            and (self.above is None or number > self.above)
+            and (self.most is None or number <= self.most)
+            and (self.below is None or number < self.below)
+        )
+
+    def range(self) -> str:
+        """What a number must be, in words; empty where it may be any."""
+        bounds = (
+            (self.least, "{:g} or more"),
+            (self.above, "above {:g}"),
+            (self.most, "at most {:g}"),
+            (self.below, "below {:g}"),
+        )
+        return ", ".join(words.format(value) for value, words in bounds if value is not None)
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
@@ -93,7 +117,7 @@ class Setting:
         if not isinstance(text, str):
             return tuple(text) if option.repeated and text is not None else text
         if option.none and text == option.none:
-            return None if self.optional else ()
+            return None if self.optional else self.default if self.choices else ()
         if self.choices:
             if text not in self.choices:
                 known = ", ".join(self.choices)
@@ -157,12 +181,26 @@ def changed(settings: T, values: Mapping[str, Any]) -> T:
     return replace(settings, **own) if own else settings  # type: ignore[type-var]
 
 
-def check_least(settings: Any) -> None:
-    """Raises UsageError for a number below the least that its option may be."""
+def check(settings: Any) -> None:
+    """Raises UsageError for a number outside its option's range, a text that is no choice of it."""
     for setting in settings_in(_class_of(settings)):
-        value, least = getattr(settings, setting.name, None), setting.option.least
-        if len(setting.path) == 1 and least is not None and value is not None and value < least:
-            raise UsageError(f"`{setting.name}` is {value:g}", f"it must be {least:g} or more")
+        if len(setting.path) > 1:
+            continue  # that class checks its own
+        value, option = getattr(settings, setting.name), setting.option
+        if isinstance(value, str) and setting.choices:
+            setting.parsed(value)
+        elif isinstance(value, int | float) and option.range() and not option.allows(value):
+            raise UsageError(f"`{setting.name}` is {value:g}", f"it must be {option.range()}")
+
+
+def byte_size(text: str) -> int:
+    """Bytes of a size like 8GB or 512MiB: `parse` of such an option. Raises UsageError."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise UsageError("is no size", "e.g. 8GB") from None
 
 
 def read_keys(

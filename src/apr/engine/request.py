@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from apr.common.errors import UsageError
-from apr.common.settings import option
+from apr.common.settings import check, option
 
 if TYPE_CHECKING:
     from apr.text import FimOrder
@@ -42,42 +41,31 @@ class Sampling:
     """
 
     temperature: float = option(
-        0.0, "How freely tokens are drawn; 0 takes the likeliest.", panel="Sampling"
+        0.0, "How freely tokens are drawn; 0 takes the likeliest.", panel="Sampling", least=0
     )
     top_k: int = option(
-        0, "Draw only from so many of the likeliest tokens; 0 is off.", panel="Sampling"
+        0, "Draw only from so many of the likeliest tokens; 0 is off.", panel="Sampling", least=0
     )
     top_p: float = option(
         1.0,
         "Draw only from the likeliest tokens that together have this probability; 1 is off.",
+        above=0,
+        most=1,
         panel="Sampling",
     )
     min_p: float = option(
         0.0,
         "Draw only tokens at least this share as likely as the likeliest; 0 is off.",
+        least=0,
+        most=1,
         panel="Sampling",
     )
     repetition_penalty: float = option(
-        1.0, "Make tokens that were there already less likely; 1 is off.", panel="Sampling"
+        1.0, "Make tokens that were there already less likely; 1 is off.", panel="Sampling", above=0
     )
 
     def __post_init__(self) -> None:
-        penalty = self.repetition_penalty
-        bounds = (
-            (
-                "temperature",
-                self.temperature,
-                0 <= self.temperature < math.inf,
-                "finite, 0 or more",
-            ),
-            ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
-            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, at most 1"),
-            ("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1"),
-            ("repetition_penalty", penalty, 0 < penalty < math.inf, "finite, above 0"),
-        )
-        for name, value, fine, rule in bounds:
-            if not fine:
-                raise UsageError(f"`{name}` is {value}", f"it must be {rule}")
+        check(self)
 
     @property
     def greedy(self) -> bool:

@@ -35,9 +35,9 @@ def zero_weights(
     """
     output.begin(stream.config)
     if settings.allocation == "global":
-        yield from _one_threshold(stream, settings.sparsity, output)
+        yield from _one_threshold(stream, settings.part, output)
         return
-    sparsities = [settings.sparsity] * stream.config.num_layers
+    sparsities = [settings.part] * stream.config.num_layers
     if settings.allocation == "owl":
         assert ids is not None
         sparsities = _owl(stream, settings, ids, progress)
@@ -95,7 +95,7 @@ def _owl(
         outliers.append(outlier_ratio(scores, settings.owl_outlier))
         sizes.append(sum(score.numel() for score in scores))
         scores.clear()
-    return owl_sparsities(outliers, sizes, settings.sparsity, settings.owl_spread)
+    return owl_sparsities(outliers, sizes, settings.part, settings.owl_spread)
 
 
 def _one_threshold(stream: ModelStream, sparsity: float, output: PrunedFolder) -> Iterator[float]:

@@ -56,7 +56,7 @@ def analyze(prepared: PreparedPrune, *, progress: bool = True) -> dict[str, Any]
             with stop.named_errors():
                 norms, hessian = stop.statistic.norms(), stop.statistic.take()
                 found = method.matrices(
-                    weights, stop.statistic, settings.sparsity, settings.pattern, **prepared.options
+                    weights, stop.statistic, settings.part, settings.pattern, **prepared.options
                 )
             scores.extend(wanda_scores(weight, norms) for weight in weights.values())
             for name, pruned in found.weights.items():
@@ -76,7 +76,7 @@ def analyze(prepared: PreparedPrune, *, progress: bool = True) -> dict[str, Any]
         errors.clear()
         scores.clear()
     owl = owl_sparsities(
-        [row["outliers"] for row in rows], sizes, settings.sparsity, settings.owl_spread
+        [row["outliers"] for row in rows], sizes, settings.part, settings.owl_spread
     )
     for row, value in zip(rows, owl, strict=True):
         row["owl_sparsity"] = value

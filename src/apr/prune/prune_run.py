@@ -74,7 +74,7 @@ class PreparedPrune:
         names = self.matrices()
         return {
             "method": self.settings.method,
-            "sparsity": self.settings.sparsity,
+            "sparsity": self.settings.part,
             "pattern": str(self.settings.pattern) if self.settings.pattern else None,
             "allocation": self.settings.allocation,
             "model": self.settings.model,
@@ -172,7 +172,7 @@ def prepare(
             settings.pattern.check_divides(stream.shapes[name][1], name)
     config = stream.config
     if method.resize is not None:
-        config = method.resize(config, settings.sparsity, options)
+        config = method.resize(config, settings.part, options)
     checked = partial(PreparedPrune, settings, method, options, config, pulled, stream, layout)
     if method.asks == "nothing" and settings.allocation != "owl" and not needs_calibration:
         return checked(None)
@@ -232,7 +232,7 @@ def run_prune(
         folder=target,
         method=settings.method,
         pattern=str(settings.pattern) if settings.pattern else None,
-        nominal=settings.sparsity,
+        nominal=settings.part,
         sparsity=(gone if shrinks else pruned_zeros) / before,
         of_all=(everything - left) / everything if shrinks else output.zeros / output.parameters,
         layers=layers,

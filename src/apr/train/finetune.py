@@ -117,7 +117,7 @@ def _train(
         training = Training(
             model=model,
             parameters={n: p for n, p in model.named_parameters() if p.requires_grad},
-            objective=supervised(request.recompute),
+            objective=supervised(bool(request.recompute)),
             data=replace(prepared.data, device=model.device),
             save=_saver(prepared, model),
             held_out=replace(prepared.held_out_data, device=model.device)
@@ -169,7 +169,7 @@ def _make_trainable(model: Transformer, request: FinetuneRequest) -> None:
     adapters = load_adapter(model, request.adapter, request.lora.dropout)
     if request.keep_mask and not any(adapter.keep_zeros for adapter in adapters):
         raise UsageError(
-            f"--keep-mask: {request.adapter} was trained without it", "begin with a new adapter"
+            f"`keep_mask`: {request.adapter} was trained without it", "begin with a new adapter"
         )
 
 

@@ -159,7 +159,7 @@ class _Run(Generic[B]):
     def _step(self, group: Sequence[Sequence[int]]) -> None:
         """One optimizer step over micro-batches."""
         now, begin = self.progress, time.perf_counter()
-        rate = self.settings.learning_rate * self.settings.rate_factor(now.step, self.total)
+        rate = self.settings.peak_rate * self.settings.rate_factor(now.step, self.total)
         loaded = [self.training.data.load(batch) for batch in group]
         weight = sum(batch.weight for batch in loaded)
         loss, sums = 0.0, dict[str, float]()
@@ -269,5 +269,5 @@ class _Run(Generic[B]):
         raise AprError(
             f"training stopped at step {now.step + 1} of {self.total}: {what}; the batch is in"
             f" {path}",
-            "lower --lr, raise --warmup, or look at that data",
+            "lower `learning_rate`, raise `warmup`, or look at that data",
         )

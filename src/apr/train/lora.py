@@ -9,10 +9,8 @@ back through, and no frozen weight gets a gradient.
 from __future__ import annotations
 
 import fnmatch
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,6 +22,7 @@ from apr.common.errors import UsageError
 from apr.kernels import ops
 from apr.model.transformer import Transformer
 from apr.model.weights import Embedding, Linear, Weight
+from apr.train.train_settings import LoraSettings
 from apr.train.zeros import MaskedUpdate
 
 ALL_LINEAR = "all-linear"
@@ -36,37 +35,6 @@ _FUSED = {
     "up_proj": "gate_up_proj",
 }
 OUTPUT_LAYER, EMBEDDING = "lm_head", "embed_tokens"
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """rank, alpha: s = alpha / rank, or alpha / sqrt(rank) with rslora (Kalajdzievski 2023,
-    arXiv:2312.03732). dropout: of the adapter's input. dora: learn each output row's length apart
-    from its direction (Liu et al. 2024, arXiv:2402.09353).
-
-    targets: ends of module names ("q_proj", "embed_tokens"), patterns of whole names
-    ("*.layers.2?.mlp.*"), or "all-linear" (every linear layer but the output layer).
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    rslora: bool = False
-    dora: bool = False
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UsageError(f"--rank is {self.rank}", "it must be 1 or more")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise UsageError(f"--lora-alpha is {self.alpha}", "it must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"--lora-dropout is {self.dropout}", "0 or more, below 1")
-        if not self.targets:
-            raise UsageError("--targets is empty", "e.g. q_proj,v_proj or all-linear")
-
-    def scaling(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 class LoraLinear(nn.Module):
@@ -273,7 +241,7 @@ def matching_modules(model: Transformer, targets: Iterable[str]) -> list[str]:
             found = [n for n in names if n == wanted or n.endswith("." + wanted)]
         if not found:
             known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
-            raise UsageError(f"--targets: no layer is called {target}", f"there are {known}")
+            raise UsageError(f"`targets`: no layer is called {target}", f"there are {known}")
         chosen.update(found)
     return [name for name in names if name in chosen]
 
@@ -285,7 +253,7 @@ def modules_to_adapt(model: Transformer, settings: LoraSettings) -> list[str]:
     found = matching_modules(model, settings.targets)
     for leaf in (OUTPUT_LAYER, EMBEDDING):
         if settings.dora and any(name.rpartition(".")[2] == leaf for name in found):
-            raise UsageError(f"--dora does not go with {leaf}", f"leave {leaf} out of --targets")
+            raise UsageError(f"`dora` does not go with {leaf}", f"leave {leaf} out of `targets`")
     return found
 
 

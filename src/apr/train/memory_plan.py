@@ -14,7 +14,8 @@ from apr.kernels.logprobs import CHUNK
 from apr.model.config import ModelConfig
 from apr.model.transformer import Transformer
 from apr.train.base import BaseSize
-from apr.train.lora import LoraSettings, modules_to_adapt
+from apr.train.lora import modules_to_adapt
+from apr.train.train_settings import LoraSettings
 
 # Gradient and AdamW's two moments in fp32 beside each trained parameter, which is fp32 itself.
 _GRADIENT = 4

@@ -82,7 +82,7 @@ def reporting(
 def check_report(kind: str) -> None:
     """Raises UsageError for an unknown report, or one whose library is missing."""
     if kind not in REPORTS:
-        raise UsageError(f"--report-to {kind} is unknown", f"one of {', '.join(REPORTS)}")
+        raise UsageError(f"`report_to` {kind} is unknown", f"one of {', '.join(REPORTS)}")
     if kind == "tensorboard":
         _tensorboard()
     elif kind == "trackio":
@@ -129,7 +129,7 @@ def _tensorboard() -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         hint = "pip install 'apr[tensorboard]'"
-        raise UsageError("--report-to tensorboard needs tensorboard", hint) from None
+        raise UsageError("`report_to` tensorboard needs tensorboard", hint) from None
     return SummaryWriter
 
 
@@ -138,6 +138,6 @@ def _trackio() -> Any:
         import trackio
     except ImportError:
         raise UsageError(
-            "--report-to trackio needs trackio", "pip install 'apr[trackio]'"
+            "`report_to` trackio needs trackio", "pip install 'apr[trackio]'"
         ) from None
     return trackio

@@ -35,7 +35,7 @@ class Optimizer:
                 {"params": params, "weight_decay": decay, "factor": factor}
                 for (factor, decay), params in groups.items()
             ],
-            lr=settings.learning_rate,
+            lr=settings.peak_rate,
             betas=(settings.beta1, settings.beta2),
             eps=settings.epsilon,
             fused=device in ("cpu", "cuda"),

@@ -22,10 +22,15 @@ from apr.train.loop import total_steps
 from apr.train.memory_plan import MemoryPlan, plan_memory
 from apr.train.objective import attention_note
 from apr.train.packing import Document, PackedData
-from apr.train.train_settings import FinetuneRequest
+from apr.train.train_settings import FinetuneRequest, Method
 
-# What --method auto tries, in this order: (method, recompute).
-AUTO = (("lora", False), ("lora", True), ("qlora", False), ("qlora", True))
+# What method "auto" tries, in this order: (method, recompute).
+AUTO: tuple[tuple[Method, bool], ...] = (
+    ("lora", False),
+    ("lora", True),
+    ("qlora", False),
+    ("qlora", True),
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def prepare(request: FinetuneRequest, *, offline: bool = False, progress: bool =
     Raises UsageError naming the flag, or the file and line, that is wrong.
     """
     if not request.data:
-        raise UsageError("no training data", "--data FILE.jsonl")
+        raise UsageError("no training data", "`data` FILE.jsonl")
     pulled = pull(request.model, offline=offline, progress=progress)
     checkpoint = open_checkpoint(pulled.path)
     config = config_from_checkpoint(checkpoint)
@@ -99,7 +104,7 @@ def prepare(request: FinetuneRequest, *, offline: bool = False, progress: bool =
         _ = _base(request, pulled).checkpoint  # which checks that it fits
     if request.max_length > config.max_position:
         raise UsageError(
-            f"--max-seq-len {request.max_length} is beyond the model's context",
+            f"`max_length` {request.max_length} is beyond the model's context",
             f"at most {config.max_position}",
         )
     tokenizer = load_tokenizer(pulled.path)
@@ -111,7 +116,7 @@ def prepare(request: FinetuneRequest, *, offline: bool = False, progress: bool =
     eval_files = local_files(request.eval_data, offline=offline, progress=progress)
     documents, report = read_documents(files, tokenizer, request.max_length, seed=seed, **options)
     if request.fim.rate and not report.forms:
-        raise UsageError("--fim-rate: no row is plain text", "rows of {text} are filled in")
+        raise UsageError("`rate`: no row is plain text", "rows of {text} are filled in")
     held_out: list[Document] = []
     eval_report = None
     if request.eval_data:
@@ -120,11 +125,11 @@ def prepare(request: FinetuneRequest, *, offline: bool = False, progress: bool =
         documents, held_out = split_off(documents, request.eval_split, seed)
         if not held_out:
             raise UsageError(
-                f"--eval-split {request.eval_split} of {len(documents)} documents is none",
-                "a larger part, or --eval-data",
+                f"`eval_split` {request.eval_split} of {len(documents)} documents is none",
+                "a larger part, or `eval_data`",
             )
     if not documents:
-        raise UsageError(f"{request.data[0]}: no row is left to learn from", "see --max-seq-len")
+        raise UsageError(f"{request.data[0]}: no row is left to learn from", "see `max_length`")
     request, memory = _planned(request, checkpoint, config, documents)
     return Prepared(
         request, pulled, checkpoint, config, tokenizer, documents, held_out, report, eval_report,
@@ -147,7 +152,7 @@ def _planned(
         how = (request.method, request.dtype, request.keep_mask)
         size = base_size(checkpoint, config, *how)
         return plan_memory(config, size, request.method, request.lora, request.dtype,
-                           request.recompute, largest, request.adapter,
+                           bool(request.recompute), largest, request.adapter,
                            request.train.accumulate)  # fmt: skip
 
     if request.memory is None:
@@ -165,9 +170,9 @@ def _planned(
             return tried, memory
         least = min(least or memory.peak, memory.peak)
     raise UsageError(
-        f"--memory {request.memory / 1e9:.1f} GB is too little: {(least or 0) / 1e9:.1f} GB are"
+        f"`memory` {request.memory / 1e9:.1f} GB is too little: {(least or 0) / 1e9:.1f} GB are"
         " needed",
-        "a smaller --batch-size or --max-seq-len",
+        "a smaller `batch_size` or `max_length`",
     )
 
 

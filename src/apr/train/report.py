@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from apr.checkpoint.tensors import DTYPES, read_json_object
-from apr.common.errors import UsageError
 from apr.common.files import write_json, write_whole
 from apr.engine.engine import Engine
 from apr.engine.request import Request, Sampling
@@ -32,7 +31,7 @@ from apr.train.memory_plan import MemoryPlan
 from apr.train.metrics import PICTURE
 from apr.train.packing import Document
 from apr.train.run_folder import SCORES
-from apr.train.train_settings import FinetuneRequest
+from apr.train.train_settings import FinetuneRequest, ScoreRequest
 
 REPORT, PAGE = "report.json", "report.md"
 ANSWER_TOKENS = 128
@@ -186,22 +185,6 @@ def score_table(score: dict[str, Any]) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
-
-
-@dataclass(frozen=True)
-class ScoreRequest:
-    """benchmark: one or several, as `apr eval --benchmark`. samples: a task's; one is greedy.
-    limit: only the first tasks.
-    """
-
-    benchmark: str
-    samples: int = 1
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        for flag, value in (("samples", self.samples), ("limit", self.limit)):
-            if value is not None and value < 1:
-                raise UsageError(f"--benchmark-{flag} is {value}", "it must be 1 or more")
 
 
 def check_scores(request: FinetuneRequest, scores: ScoreRequest, *, offline: bool = False) -> None:

@@ -70,11 +70,11 @@ def _check_same(target: Path, before: dict[str, Any], request: dict[str, Any]) -
         raise UsageError(
             f"{target} holds a run with other settings: {key} was {old.get(key)}, now"
             f" {new.get(key)}",
-            "choose another folder, or --force to begin anew",
+            "choose another folder, or `force` to begin anew",
         )
     if (target / MANIFEST_NAME).is_file():
         raise UsageError(
-            f"{target} holds this run, and it is complete", "--force trains it once more"
+            f"{target} holds this run, and it is complete", "`force` trains it once more"
         )
 
 
@@ -160,7 +160,7 @@ def load_state(folder: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
     except TypeError:
         raise AprError(
             f"{folder / STATE_FILE} is not a checkpoint of this version of apr",
-            "start the run anew with --force",
+            "start the run anew with `force`",
         ) from None
     source = SafetensorsSource.from_file(folder / f"{TENSORS}.safetensors")
     tensors = {name: source.get(name) for name in source.names()}

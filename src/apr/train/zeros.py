@@ -45,7 +45,7 @@ def check_zeros(model: nn.Module) -> None:
 
 
 def _without_zeros() -> UsageError:
-    return UsageError("--keep-mask: no weight of the layers is zero", "prune the model first")
+    return UsageError("`keep_mask`: no weight of the layers is zero", "prune the model first")
 
 
 def _without(zeros: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from apr.common.settings import check_least, option
+from apr.common.settings import check, option
 from apr.engine.request import Sampling
 from apr.eval.benchmarks.task import TASKS, Dates, Mode, Newline
 
@@ -111,7 +111,7 @@ class JudgeSettings:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        check_least(self)
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
