@@ -77,7 +77,7 @@ def two(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path, boo
 
 
 def test_different_tokenizers_are_refused(two: tuple[Path, Path, bool]) -> None:
-    with pytest.raises(UsageError, match=r"tokenizers of .* differ.*--tokenizer-source"):
+    with pytest.raises(UsageError, match=r"tokenizers of .* differ.*`tokenizer_source`"):
         prepare(make_settings(linear(two[0], two[1])))
 
 

@@ -84,7 +84,7 @@ def test_models_that_do_not_fit_together(models: Path) -> None:
     with pytest.raises(AprError, match=f"b: tensor {q} is missing"):
         prepare(make_settings(linear("a", "b")))
     with_tensor(models / "c", "model.embed_tokens.weight", torch.ones(25, 8))
-    with pytest.raises(AprError, match=r"24x8 in a and 25x8 in c .*--tokenizer-source"):
+    with pytest.raises(AprError, match=r"24x8 in a and 25x8 in c .*`tokenizer_source`"):
         prepare(make_settings(linear("a", "c")))
 
 

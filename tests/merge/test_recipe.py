@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from apr.common.errors import UsageError
-from apr.merge.flags import settings_from_flags
 from apr.merge.recipe import make_settings, read_settings, value_of
+from apr.merge.short_form import ShortForm
 
 LINEAR: dict[str, Any] = {
     "merge_method": "linear",
@@ -124,12 +124,12 @@ def test_gradients_and_conditions() -> None:
 
 
 def flags(*models: str, **options: Any) -> Any:
-    return settings_from_flags(models, **options)
+    return ShortForm(models, **options).settings()
 
 
 def test_flags_say_what_yaml_says() -> None:
-    found = flags("a", "b", strategy="ties", base_model="c", weights="0.7,0.3", density="0.2",
-                  lambda_=1.5, parameters=("normalize=false",), dtype="bf16")  # fmt: skip
+    found = flags("a", "b", strategy="ties", base_model="c", weights=(0.7, 0.3), density=(0.2,),
+                  lambda_=1.5, parameter=("normalize=false",), dtype="bf16")  # fmt: skip
     assert found == make_settings(
         {
             "merge_method": "ties",
@@ -145,7 +145,7 @@ def test_flags_say_what_yaml_says() -> None:
 
 
 def test_flags_of_slerp_and_average() -> None:
-    slerp = flags("a", "b", strategy="slerp", t="0,0.5,1")
+    slerp = flags("a", "b", strategy="slerp", t=(0.0, 0.5, 1.0))
     assert slerp.base_model == "a" and slerp.parameters == {"t": [0, 0.5, 1]}
     average = flags("a", "b", "c", strategy="average")
     assert average.merge_method == "linear" and average.base_model is None
@@ -157,8 +157,8 @@ def test_mergekits_ways_are_one_flag(tmp_path: Path) -> None:
     assert dare.parameters == {"rescale_norm": "l1"}
     file = tmp_path / "m.yml"
     file.write_text(dare.model_copy(update={"parameters": {}}).to_yaml())
-    assert settings_from_flags([str(file)], like_mergekit=True).parameters == {"rescale_norm": "l1"}
-    assert settings_from_flags([str(file)], dtype="fp16").dtype == "float16"
+    assert flags(str(file), like_mergekit=True).parameters == {"rescale_norm": "l1"}
+    assert flags(str(file), dtype="fp16").dtype == "float16"
     crumbs = flags("a", strategy="breadcrumbs", base_model="b", like_mergekit=True)
     assert crumbs.parameters == {"zero_small_tensors": True}
 
@@ -166,15 +166,17 @@ def test_mergekits_ways_are_one_flag(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "--strategy"),
+        ({}, "no `strategy`"),
         ({"strategy": "tiez"}, "'tiez' is unknown"),
-        ({"strategy": "linear", "weights": "1,2,3"}, "--weights has 3 numbers for 2 models"),
-        ({"strategy": "linear", "weights": "a,b"}, "--weights a,b is not a list"),
-        ({"strategy": "linear", "density": "0.5"}, "density is no parameter"),
-        ({"strategy": "slerp", "weights": "1,2"}, "weight is no parameter"),
-        ({"strategy": "ties", "base_model": "c", "parameters": ("gama=1",)}, "gama is no param"),
-        ({"strategy": "ties", "base_model": "c", "parameters": ("gamma",)}, "expected key=value"),
-        ({"strategy": "dare-ties", "base_model": "c", "rescale_norm": "l2"}, "--rescale-norm l2"),
+        (
+            {"strategy": "linear", "weights": (1.0, 2.0, 3.0)},
+            "`weights` has 3 numbers for 2",
+        ),
+        ({"strategy": "linear", "density": (0.5,)}, "density is no parameter"),
+        ({"strategy": "slerp", "weights": (1.0, 2.0)}, "weight is no parameter"),
+        ({"strategy": "ties", "base_model": "c", "parameter": ("gama=1",)}, "gama is no param"),
+        ({"strategy": "ties", "base_model": "c", "parameter": ("gamma",)}, "expected key=value"),
+        ({"strategy": "dare-ties", "base_model": "c", "rescale_norm": "l2"}, "`rescale_norm` l2"),
         ({"strategy": "linear", "dtype": "int4"}, "dtype"),
     ],
 )
@@ -187,4 +189,4 @@ def test_a_file_and_flags_that_contradict_it(tmp_path: Path) -> None:
     file = tmp_path / "m.yml"
     file.write_text(make_settings(LINEAR).to_yaml())
     with pytest.raises(UsageError, match="says how to merge"):
-        settings_from_flags([str(file)], strategy="ties")
+        flags(str(file), strategy="ties")

@@ -109,7 +109,9 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     """A setting as typer takes it."""
     option, kind, default = setting.option, setting.kind, setting.default
     if option.repeated:
-        kind, default = list[get_args(kind)[0]], None if default in (None, ()) else list(default)  # type: ignore[misc]
+        kind = list[get_args(kind)[0]]  # type: ignore[misc]
+        if default is not MISSING:
+            default = list(default) if default else None
     elif setting.choices or option.parse is not None or get_origin(kind) is tuple:
         kind = str
         if default is None or default == ():

@@ -209,7 +209,7 @@ def plot(diagnosis: MergeDiagnosis, path: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UsageError("--plot needs matplotlib", "pip install 'apr[report]'") from None
+        raise UsageError("`plot` needs matplotlib", "pip install 'apr[report]'") from None
     layers = [group for group in diagnosis.groups if group.name.startswith("layer ")]
     figure = Figure(figsize=(9, 6), layout="constrained")
     upper, middle, lower = figure.subplots(3, 1, sharex=True)
@@ -234,4 +234,4 @@ def plot(diagnosis: MergeDiagnosis, path: str) -> None:
     try:
         figure.savefig(path, dpi=120)
     except (ValueError, OSError) as error:
-        raise UsageError(f"--plot {path}: {error}", "e.g. --plot report.png") from None
+        raise UsageError(f"`plot` {path}: {error}", "e.g. `plot` report.png") from None

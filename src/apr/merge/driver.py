@@ -136,7 +136,7 @@ def _write_blocks(
         if output.dtype is torch.float16 and not torch.isfinite(block).all():
             raise AprError(
                 f"tensor {output.name} has values that float16 cannot hold (above 65504)",
-                "choose --dtype bf16 or fp32",
+                "choose `dtype` bf16 or fp32",
             )
         slot.write(first, block)
         digest.update(block.view(torch.uint8).numpy().data)

@@ -99,7 +99,7 @@ def extract_lora(
     other shapes), AprError (nothing changed, full disk).
     """
     if rank < 1:
-        raise UsageError(f"--rank is {rank}", "it must be 1 or more")
+        raise UsageError(f"`rank` is {rank}", "it must be 1 or more")
     target = Path(folder).expanduser()
     if not force:
         refuse_existing(target)
@@ -179,7 +179,7 @@ def _check_shapes(tuned: ModelInput, base: ModelInput, names: list[str]) -> None
             raise UsageError(
                 f"{name} is {tuned.shape(name)} in {tuned.label} and {base.shape(name)} in"
                 f" {base.label}",
-                "--base-model is the model the fine-tune started from",
+                "`base_model` is the model the fine-tune started from",
             )
 
 

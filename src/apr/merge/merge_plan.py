@@ -292,7 +292,7 @@ class _Planner:
                 first, other = self.inputs[sources[0].model], self.inputs[source.model]
                 hint = "models of one architecture are needed"
                 if by_vocabulary and shape[1:] == shapes[0][1:]:
-                    hint = "--tokenizer-source base or union makes a common vocabulary"
+                    hint = "`tokenizer_source` base or union makes a common vocabulary"
                 raise AprError(
                     f"tensor {name} is {_times(shapes[0])} in {first.label} and "
                     f"{_times(shape)} in {other.label}",

@@ -56,7 +56,7 @@ def test_counts_and_tokens_are_those_of_the_vocabularies(tmp_path: Path) -> None
     assert f"{len(found.only_b)} tokens only in B ('<|pad|>', " in told
     assert f"{len(found.moved)} ids differ ('<|im_end|>': 2 / {b['<|im_end|>']}, " in told
     assert "\n" not in told
-    assert told.endswith("(choose --tokenizer-source base or union)")
+    assert told.endswith("(choose `tokenizer_source` base or union)")
 
 
 def test_one_added_token(tmp_path: Path) -> None:

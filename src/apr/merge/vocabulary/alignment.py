@@ -72,7 +72,7 @@ def _extended_model(
         raise UsageError(
             f"{base.path}: a tokenizer of kind {model.get('type')} cannot take tokens "
             "of the other models",
-            "choose --tokenizer-source base",
+            "choose `tokenizer_source` base",
         )
     # Added tokens too: tokenizers numbers those that are not in here by itself, from the number
     # of tokens on, and would give ids twice.
@@ -111,7 +111,7 @@ def _refuse_shared_ids(base: Vocabulary) -> None:
             raise AprError(
                 f"{base.path}: the tokenizer gives one id to two tokens, "
                 f"{token_id} to {other!r} and {token!r}",
-                "choose --tokenizer-source base",
+                "choose `tokenizer_source` base",
             )
 
 

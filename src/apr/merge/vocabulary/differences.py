@@ -55,7 +55,7 @@ class VocabularyDifference:
 
     def refusal(self) -> UsageError:
         """The error for a merge that was not told what to do about it."""
-        return UsageError(self.describe(), "choose --tokenizer-source base or union")
+        return UsageError(self.describe(), "choose `tokenizer_source` base or union")
 
 
 def differences(a: Path, b: Path, label_a: str, label_b: str) -> VocabularyDifference | None:
