@@ -202,12 +202,12 @@ def test_any_file_can_be_the_reference(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("references", "options", "complaint"),
     [
-        ([], {}, "no --reference"),
+        ([], {}, "no `reference`"),
         (["humanevil"], {}, "no such data.*one of humaneval"),
         (["humanevil=x"], {}, "humanevil is no benchmark"),
         (["mbpp=absent.jsonl"], {}, "no such file"),
-        (["humaneval"], {"threshold": 1.5}, r"--threshold 1\.5 is not from 0 to 1"),
-        (["humaneval"], {"ngram": 0}, "--ngram 0"),
+        (["humaneval"], {"threshold": 1.5}, r"`threshold` 1\.5 is not from 0 to 1"),
+        (["humaneval"], {"ngram": 0}, "`ngram` 0"),
     ],
 )
 def test_bad_requests(

@@ -18,7 +18,8 @@ from apr.cli.main import app
 from apr.common.errors import AprError, UsageError
 from apr.data.context import free_names
 from apr.data.definitions import Definition, Rejected, clean_docstring, definitions
-from apr.data.prep import KINDS, PrepSettings, instruction, make_pairs
+from apr.data.prep import instruction, make_pairs
+from apr.data.prep_settings import KINDS, PrepSettings
 from apr.data.training_rows import read_examples
 from eval.shared import shared_data
 
@@ -223,7 +224,7 @@ def test_kinds_ask_in_their_way() -> None:
     )
     document = instruction(found, "document")
     assert "import os\n\n\ndef mean(values):\n    total" in document and "Give" not in document
-    both, _ = pairs(*(GOOD.replace("mean", f"mean{i}") for i in range(40)), kinds=KINDS[:3])
+    both, _ = pairs(*(GOOD.replace("mean", f"mean{i}") for i in range(40)), kind=KINDS[:3])
     starts = {pair["instruction"].split()[0] for pair in both}
     assert {"Complete", "Write", "Implement"} <= starts
 
@@ -318,7 +319,7 @@ def test_bad_requests(tmp_path: Path) -> None:
     out = ["-o", str(tmp_path / "out.jsonl")]
     assert "no Python source" in complaint(*out)
     assert "--kind poem is unknown (of docstring-to-code" in complaint(*out, "--kind", "poem")
-    assert "--limit 0" in complaint(*out, "--stdlib", "--limit", "0")
+    assert "--limit is 0" in complaint(*out, "--stdlib", "--limit", "0")
     assert "leave nothing" in complaint(*out, "--stdlib", "--min-length", "9999")
     assert "JSON lines" in complaint("-o", str(tmp_path / "out.csv"), "--stdlib")
     assert not list(tmp_path.iterdir())

@@ -141,7 +141,7 @@ def test_bad_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write(tmp_path / "rows.jsonl", [])
     with pytest.raises(UsageError, match="has no rows"):
         measure_quality(data)
-    with pytest.raises(UsageError, match="--near 0 is not over 0"):
+    with pytest.raises(UsageError, match="`near` 0 is not over 0"):
         measure_quality(data, threshold=0)
     write(data, [FINE])
     for name in ("rensa", "pyflakes"):

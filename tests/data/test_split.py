@@ -108,7 +108,7 @@ def test_the_command_and_bad_requests(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"line 1 has no field 'topic'"):
         split_data(data, tmp_path, share=0.1, by="topic")
     for share in (0, 1, -0.1):
-        with pytest.raises(UsageError, match="--eval"):
+        with pytest.raises(UsageError, match="`share`"):
             split_data(data, tmp_path, share=share)
     data.write_text('{"text": "a b c d e f"}\n' * 9)
     with pytest.raises(UsageError, match="9 rows in 1 groups"):

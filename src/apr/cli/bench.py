@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import typer
 
-from apr.cli.options import ADAPTER_HELP, MODEL_HELP
-from apr.cli.run import DEVICE_HELP, DTYPE_HELP, OFFLINE_HELP
-from apr.common.errors import UsageError
+from apr.cli.options import JSON_HELP
+from apr.common.settings import check, option
+from apr.engine.request import ModelSettings
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured."""
+
+    streams: int = option(32, "Answers written side by side, in the last test.", least=1)
+    repeats: int = option(5, "How often each test runs; its median is shown.", least=1)
+    as_json: bool = option(False, JSON_HELP, flag="json")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def register(app: typer.Typer) -> None:
@@ -22,38 +34,26 @@ def register(app: typer.Typer) -> None:
     )(bench)
 
 
-def bench(
-    model: str = typer.Argument(help=MODEL_HELP),
-    adapter: str = typer.Option(None, help=ADAPTER_HELP),
-    streams: int = typer.Option(32, help="Answers written side by side, in the last test."),
-    repeats: int = typer.Option(5, help="How often each test runs; its median is shown."),
-    dtype: str = typer.Option("auto", help=DTYPE_HELP),
-    device: str = typer.Option("auto", help=DEVICE_HELP),
-    offline: bool = typer.Option(False, "--offline", help=OFFLINE_HELP),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
-) -> None:
-    for name, value in (("streams", streams), ("repeats", repeats)):
-        if value < 1:
-            raise UsageError(f"--{name} is {value}", "it must be 1 or more")
+def bench(settings: ModelSettings, how: Bench) -> None:
     from apr.common.memory import peak_process_memory
     from apr.engine.runners.runtime import load_runtime
     from apr.engine.throughput import measure
     from apr.model.opened import open_model
 
-    opened = open_model(model, adapter, offline=offline)
+    opened = open_model(settings.model, settings.adapter, offline=settings.offline)
     start = time.perf_counter()
-    runtime = load_runtime(opened.checkpoint, dtype, device)
+    runtime = load_runtime(opened.checkpoint, settings.dtype, settings.device)
     load_seconds = time.perf_counter() - start
     if runtime.note:
         print(f"apr: compiled kernels not used: {runtime.note}", file=sys.stderr)
 
     def tell(name: str, number: int) -> None:
-        print(f"apr: {name}: {number + 1} of {repeats}", file=sys.stderr)
+        print(f"apr: {name}: {number + 1} of {how.repeats}", file=sys.stderr)
 
-    rates = measure(runtime, streams, repeats, tell)
+    rates = measure(runtime, how.streams, how.repeats, tell)
     peak = peak_process_memory()
     kind = str(runtime.dtype).removeprefix("torch.")
-    if as_json:
+    if how.as_json:
         facts = {
             **opened.describe(),
             "kernels": runtime.kernels,

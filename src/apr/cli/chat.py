@@ -2,81 +2,68 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 
 import typer
 
-from apr.cli.options import ADAPTER_HELP, MODEL_HELP, show_session, text_request
-from apr.cli.run import (
-    ASK,
-    DEVICE_HELP,
-    DTYPE_HELP,
-    MIN_P_HELP,
-    MODEL,
-    OFFLINE_HELP,
-    OUTPUT,
-    PENALTY_HELP,
-    SAMPLING,
-    TEMPERATURE_HELP,
-    TOP_K_HELP,
-    TOP_P_HELP,
-)
+from apr.cli.options import OUTPUT, show_session
+from apr.cli.run import ASK, load_session
 from apr.common.errors import UsageError
+from apr.common.settings import check, option
+from apr.engine.request import SAMPLING, TEMPERATURE_HELP, TOP_P_HELP, ModelSettings, Sampling
 
 HELP = "/reset forgets the conversation, /system TEXT sets the system message, /exit leaves"
+
+
+@dataclass(frozen=True)
+class ChatSampling(Sampling):
+    """Sampling as one likes it in a conversation."""
+
+    temperature: float = option(0.7, TEMPERATURE_HELP, least=0, panel=SAMPLING)
+    top_p: float = option(0.95, TOP_P_HELP, above=0, most=1, panel=SAMPLING)
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A conversation."""
+
+    system: str | None = option(
+        None, "What the model is told before the first question.", panel=ASK
+    )
+    max_tokens: int = option(1024, "Most new tokens of an answer.", least=1, panel=SAMPLING)
+    seed: int = option(0, "Fixes the random numbers.", panel=SAMPLING)
+    as_json: bool = option(
+        False,
+        "Print no answers, but the whole conversation at the end.",
+        flag="json",
+        panel=OUTPUT,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def register(app: typer.Typer) -> None:
     app.command("chat", help="Talk to a chat model in the terminal.")(chat)
 
 
-def chat(
-    model: str = typer.Argument(help=MODEL_HELP),
-    adapter: str = typer.Option(None, help=ADAPTER_HELP, rich_help_panel=MODEL),
-    dtype: str = typer.Option("auto", help=DTYPE_HELP, rich_help_panel=MODEL),
-    device: str = typer.Option("auto", help=DEVICE_HELP, rich_help_panel=MODEL),
-    offline: bool = typer.Option(False, "--offline", help=OFFLINE_HELP, rich_help_panel=MODEL),
-    system: str = typer.Option(
-        None, help="What the model is told before the first question.", rich_help_panel=ASK
-    ),
-    max_tokens: int = typer.Option(
-        1024, help="Most new tokens of an answer.", rich_help_panel=SAMPLING
-    ),
-    temperature: float = typer.Option(0.7, help=TEMPERATURE_HELP, rich_help_panel=SAMPLING),
-    top_p: float = typer.Option(0.95, help=TOP_P_HELP, rich_help_panel=SAMPLING),
-    top_k: int = typer.Option(0, help=TOP_K_HELP, rich_help_panel=SAMPLING),
-    min_p: float = typer.Option(0.0, help=MIN_P_HELP, rich_help_panel=SAMPLING),
-    repetition_penalty: float = typer.Option(1.0, help=PENALTY_HELP, rich_help_panel=SAMPLING),
-    seed: int = typer.Option(0, help="Fixes the random numbers.", rich_help_panel=SAMPLING),
-    as_json: bool = typer.Option(
-        False,
-        "--json",
-        help="Print no answers, but the whole conversation at the end.",
-        rich_help_panel=OUTPUT,
-    ),
-) -> None:
-    import json
+def chat(settings: ModelSettings, sampling: ChatSampling, talk: Talk) -> None:
+    from apr.engine.request import TextRequest
+    from apr.engine.session import Conversation
 
-    from apr.engine.session import Conversation, Session
-    from apr.model.opened import open_model
-
-    settings = text_request(
-        prompt="",
-        chat=True,
-        system=None,
-        max_tokens=max_tokens,
-        sampling=(temperature, top_k, top_p, min_p, repetition_penalty),
-        seed=seed,
+    asked = TextRequest(
+        prompt=None, messages=[], max_tokens=talk.max_tokens, sampling=sampling, seed=talk.seed
     )
-    opened = open_model(model, adapter, offline=offline)
-    session = Session.load(opened, dtype=dtype, device=device, max_concurrency=1)
+    session = load_session(settings, max_concurrency=1)
     if session.tokenizer.chat_template is None:
-        raise UsageError(f"{model} has no chat template", "apr run continues raw text")
+        raise UsageError(f"{settings.model} has no chat template", "apr run continues raw text")
     show_session(session, verbose=False)
-    conversation = Conversation(session, settings, system)
+    conversation = Conversation(session, asked, talk.system)
     print(f"apr: {HELP}", file=sys.stderr)
     while (line := _read_line()) is not None:
         if line == "/reset":
@@ -88,8 +75,8 @@ def chat(
         elif line.startswith("/"):
             print(f"apr: {HELP}", file=sys.stderr)
         elif line:
-            _answer(conversation, line, quiet=as_json)
-    if as_json:
+            _answer(conversation, line, quiet=talk.as_json)
+    if talk.as_json:
         print(json.dumps({"model": session.describe(), "messages": conversation.turns}))
 
 

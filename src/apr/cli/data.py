@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from apr.cli.options import JSON_HELP
+from apr.common.settings import option
+from apr.data.prep_settings import PrepSettings
 
 if TYPE_CHECKING:
     from apr.data.decontaminate import Decontamination
@@ -14,7 +19,6 @@ if TYPE_CHECKING:
 
 DATA_HELP = "Rows: .jsonl, .jsonl.gz, .json or .parquet."
 NEAR_HELP = "Jaccard similarity, of runs of 5 words, from which rows are near-duplicates."
-JSON_HELP = "Print one JSON object."
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +33,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(verbs, name="data")
 
 
-def list_data(as_json: bool = typer.Option(False, "--json", help="Print one JSON object.")) -> None:
+def list_data(as_json: bool = typer.Option(False, "--json", help=JSON_HELP)) -> None:
     from apr.hub.data_files import cached_path, describe
     from apr.hub.data_registry import DATASETS
 
@@ -56,7 +60,7 @@ def pull(
     source: Path = typer.Option(
         None, "--from", help="A copy on this disk, or a folder that holds it."
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
 ) -> None:
     from apr.eval.benchmarks import ALL, GROUPS
     from apr.hub.data_files import describe, pull_data
@@ -76,47 +80,33 @@ def pull(
         print(f"licence: {pulled.dataset.licence}")
 
 
-def prep(
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(help=".py files, folders, or corpora of sources (.jsonl, .parquet, ...)."),
-    ] = None,
-    output: Path = typer.Option(..., "-o", "--output", help="File to write, .jsonl or .jsonl.gz."),
-    stdlib: bool = typer.Option(False, "--stdlib", help="Also this Python's standard library."),
-    installed: bool = typer.Option(False, "--installed", help="Also all installed packages."),
-    kind: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="docstring-to-code, complete (from signature and docstring), document (write the"
-            " docstring) or text (the code alone); several: one of them for each. \\[default:"
-            " docstring-to-code]"
-        ),
-    ] = None,
-    methods: bool = typer.Option(False, "--methods", help="Also the methods of classes."),
-    min_length: int = typer.Option(80, "--min-length", help="Of a response, in characters."),
-    max_length: int = typer.Option(3000, "--max-length", help="Of a response, in characters."),
-    limit: int | None = typer.Option(None, "--limit", help="Most pairs, drawn by the seed."),
-    seed: int = typer.Option(0, "--seed", help="Of wordings, kinds and the limit's draw."),
-    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What pairs are made of, and where they go."""
+
+    paths: tuple[Path, ...] = option(
+        (),
+        ".py files, folders, or corpora of sources (.jsonl, .parquet, ...).",
+        argument=True,
+        repeated=True,
+    )
+    output: Path = option(..., "File to write, .jsonl or .jsonl.gz.", short="-o")
+    stdlib: bool = option(False, "Also this Python's standard library.")
+    installed: bool = option(False, "Also all installed packages.")
+    as_json: bool = option(False, JSON_HELP, flag="json")
+
+
+def prep(sources: Sources, settings: PrepSettings) -> None:
     """Make instruction and response pairs from Python sources with docstrings."""
     from apr.calibrate.texts import source_files
-    from apr.data.prep import KINDS, PrepSettings, write_pairs
+    from apr.data.prep import write_pairs
 
-    settings = PrepSettings(
-        kinds=tuple(kind or KINDS[:1]),
-        min_length=min_length,
-        max_length=max_length,
-        limit=limit,
-        seed=seed,
-        methods=methods,
-    )
-    files = source_files(paths or (), stdlib=stdlib, installed=installed)
-    counts = write_pairs(files, output, settings).to_json()
-    if as_json:
-        print(json.dumps({"output": str(output), **counts}))
+    files = source_files(sources.paths, stdlib=sources.stdlib, installed=sources.installed)
+    counts = write_pairs(files, sources.output, settings).to_json()
+    if sources.as_json:
+        print(json.dumps({"output": str(sources.output), **counts}))
         return
-    print(output)
+    print(sources.output)
     print(
         f"{counts['kept']} pairs from {counts['definitions']} definitions, {counts['files']} files"
     )
@@ -189,7 +179,7 @@ def split(
     share: float = typer.Option(0.05, "--eval", help="Part of the rows for evaluation."),
     by: str | None = typer.Option(None, "--by", help="Field whose values both parts represent."),
     near: float = typer.Option(0.7, "--near", help=NEAR_HELP),
-    seed: int = typer.Option(0, "--seed", help="Of the draw."),
+    seed: int = typer.Option(0, "--seed", help="The same seed divides the same way."),
     as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
 ) -> None:
     """Divide data into train.jsonl and eval.jsonl; near-duplicates stay on one side."""

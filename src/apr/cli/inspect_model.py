@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from apr.cli.options import JSON_HELP, MODEL_HELP, OFFLINE_HELP
+
 if TYPE_CHECKING:
     from apr.convert.inspect_model import ModelSummary
     from apr.model.config import ModelConfig
@@ -23,10 +25,10 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect_model(
-    ref: str = typer.Argument(help="Short name, hf://org/name, pypi://package, folder or .gguf."),
+    ref: str = typer.Argument(help=MODEL_HELP),
     tensors: bool = typer.Option(False, "--tensors", help="List every tensor as well."),
-    offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    offline: bool = typer.Option(False, "--offline", help=OFFLINE_HELP),
+    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
 ) -> None:
     from apr.convert.inspect_model import inspect_model
 
@@ -90,12 +92,12 @@ def _describe_config(cfg: ModelConfig) -> list[tuple[str, str]]:
 
 
 def check(
-    ref: str = typer.Argument(help="Short name, hf://org/name, pypi://package, folder or .gguf."),
+    ref: str = typer.Argument(help=MODEL_HELP),
     forward: bool = typer.Option(
         False, "--forward", help="Also run the model on a few tokens and look for bad numbers."
     ),
-    offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    offline: bool = typer.Option(False, "--offline", help=OFFLINE_HELP),
+    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
 ) -> None:
     from apr.convert.check_model import check_model
 

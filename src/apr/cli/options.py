@@ -20,16 +20,14 @@ if TYPE_CHECKING:
     import typer
     from rich.table import Table
 
-    from apr.engine.session import Session, TextRequest
+    from apr.engine.session import Session
     from apr.merge.diagnostics import MergeDiagnosis
-    from apr.text import FimOrder
 
 T = TypeVar("T")
 
 FIM_TOKENS_HELP = "PREFIX,SUFFIX,MIDDLE: tokens of a model trained to infill with others' names."
 
 MODEL_HELP = "Short name, hf://org/name, pypi://package, folder or .gguf."
-ADAPTER_HELP = "A LoRA adapter to put on the model: PEFT's folder, or hf://org/name."
 FORCE_HELP = "Replace a model that is in the folder."
 OFFLINE_HELP = "Use only what is in the cache."
 JSON_HELP = "Print one JSON object."
@@ -146,11 +144,6 @@ def one_of(flag: str, value: str, choices: Mapping[str, T]) -> T:
     return choices[value]
 
 
-def fim_token_names(text: str) -> tuple[str, ...]:
-    """--fim-tokens A,B,C; none for an empty text."""
-    return tuple(part.strip() for part in text.split(",")) if text else ()
-
-
 def read_prompt(prompt: str) -> str:
     """The prompt, or standard input for "-"."""
     return sys.stdin.read() if prompt == "-" else prompt
@@ -167,7 +160,7 @@ def read_gap(
 
     if whole is not None:
         if prefix is not None or suffix is not None:
-            raise UsageError("--fim and --prefix, --suffix exclude each other", "one file, or two")
+            raise UsageError("`fim` and `prefix`, `suffix` exclude each other", "one file, or two")
         return around(_read_text(whole), marker)
     if prefix is None and suffix is None:
         return None
@@ -186,43 +179,6 @@ def _read_text(path: Path) -> str:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text") from None
-
-
-def text_request(
-    *,
-    prompt: str,
-    chat: bool,
-    system: str | None,
-    max_tokens: int,
-    sampling: tuple[float, int, float, float, float],
-    n: int = 1,
-    stop: tuple[str, ...] = (),
-    seed: int = 0,
-    logprobs: bool = False,
-    suffix: str | None = None,
-    order: FimOrder = "psm",
-) -> TextRequest:
-    """A request from flags. sampling: temperature, top_k, top_p, min_p, repetition_penalty.
-
-    With an empty prompt, the settings alone (messages hold the system message, if any).
-    """
-    from apr.engine.session import Sampling, TextRequest
-
-    messages = [{"role": "system", "content": system}] if system else []
-    if prompt:
-        messages.append({"role": "user", "content": prompt})
-    return TextRequest(
-        prompt=None if chat else prompt,
-        suffix=suffix,
-        order=order,
-        messages=messages if chat else None,
-        n=n,
-        max_tokens=max_tokens,
-        sampling=Sampling(*sampling),
-        stop=stop,
-        seed=seed,
-        logprobs=logprobs,
-    )
 
 
 def show_session(session: Session, verbose: bool) -> None:

@@ -4,155 +4,142 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from apr.cli.options import (
-    ADAPTER_HELP,
     FIM_TOKENS_HELP,
-    MODEL_HELP,
-    fim_token_names,
-    one_of,
+    JSON_HELP,
+    OUTPUT,
     read_gap,
     read_prompt,
     show_session,
-    text_request,
 )
 from apr.common.errors import UsageError
-
-# Headings of flags in the help, and texts that `apr chat` and `apr bench` use too.
-MODEL, ASK, SAMPLING, OUTPUT = "Model", "Prompt", "Sampling", "Output"
-DTYPE_HELP = "Number type of the computation: bfloat16, float16 or float32."
-DEVICE_HELP = "cpu, cuda or mps; auto takes a GPU where there is one."
-OFFLINE_HELP = "Download nothing: use the files that are on this disk."
-TEMPERATURE_HELP = "0 always takes the likeliest token; higher values vary more."
-TOP_P_HELP = "Draw only from the likeliest tokens that have this probability together; 1 is off."
-TOP_K_HELP = "Draw only from so many likeliest tokens; 0 is off."
-MIN_P_HELP = "Leave out tokens less likely than this part of the likeliest; 0 is off."
-PENALTY_HELP = "Above 1: makes tokens less likely that are already in the text; 1 is off."
+from apr.common.settings import check, option
+from apr.engine.request import MODEL, SAMPLING, ModelSettings, Sampling
 
 if TYPE_CHECKING:
     from apr.engine.session import Session, TextRequest
+
+ASK = "Prompt"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the model is asked: a prompt, a gap to fill, or every row of a file."""
+
+    prompt: str | None = option(
+        None, "The text to continue; - reads standard input.", argument=True
+    )
+    fim_tokens: tuple[str, ...] = option((), FIM_TOKENS_HELP, panel=MODEL)
+    chat: bool = option(False, "Put the prompt into the model's chat template.", panel=ASK)
+    system: str | None = option(None, "System message; implies --chat.", panel=ASK)
+    prefix: Path | None = option(None, "Fill a gap: the file that comes before it.", panel=ASK)
+    suffix: Path | None = option(None, "Fill a gap: the file that comes after it.", panel=ASK)
+    fim: Path | None = option(
+        None, "Fill the gap that --marker marks in this file; - reads standard input.", panel=ASK
+    )
+    marker: str = option("<FILL>", "What marks the gap.", panel=ASK)
+    fim_order: Literal["psm", "spm"] = option(
+        "psm",
+        "What the model is shown first: psm, the text before the gap; spm, that after it.",
+        panel=ASK,
+    )
+    batch_jsonl: Path | None = option(
+        None,
+        "Answer every row of this file: JSON objects with prompt or messages, and task_id.",
+        panel=ASK,
+    )
+    max_tokens: int = option(256, "Most new tokens of an answer.", panel=SAMPLING)
+    n: int = option(1, "Answers to each prompt.", panel=SAMPLING)
+    stop: tuple[str, ...] = option(
+        (), "End before this text; may be given several times.", repeated=True, panel=SAMPLING
+    )
+    seed: int = option(
+        0, "Fixes the random numbers; rows of a file differ by their task_id.", panel=SAMPLING
+    )
+    logprobs: bool = option(
+        False, "Give each token's log-probability (with --json or a file).", panel=OUTPUT
+    )
+
+    def __post_init__(self) -> None:
+        gap = (self.prefix, self.suffix, self.fim) != (None, None, None)
+        if [self.prompt is None, self.batch_jsonl is None, not gap].count(False) != 1:
+            raise UsageError(
+                "apr run needs a prompt, `batch_jsonl` FILE or `fim` FILE (`prefix`, `suffix`), one"
+                " of the three"
+            )
+        if gap and (self.chat or self.system is not None):
+            raise UsageError("`chat` and `system` do not go with filling a gap")
+        check(self)
+
+
+@dataclass(frozen=True)
+class Told:
+    """Where answers go, and what is told of them."""
+
+    out: Path | None = option(
+        None, "The file for --batch-jsonl's answers.", short="-o", panel=OUTPUT
+    )
+    verbose: bool = option(
+        False,
+        "Say in which type, where and with what memory the model runs.",
+        short="-v",
+        panel=OUTPUT,
+    )
+    as_json: bool = option(False, JSON_HELP, flag="json", panel=OUTPUT)
 
 
 def register(app: typer.Typer) -> None:
     app.command("run", help="Continue a text, fill a gap, or answer every prompt of a file.")(run)
 
 
-def run(
-    model: str = typer.Argument(help=MODEL_HELP),
-    prompt: str = typer.Argument(None, help="The text to continue; - reads standard input."),
-    adapter: str = typer.Option(None, help=ADAPTER_HELP, rich_help_panel=MODEL),
-    dtype: str = typer.Option("auto", help=DTYPE_HELP, rich_help_panel=MODEL),
-    device: str = typer.Option("auto", help=DEVICE_HELP, rich_help_panel=MODEL),
-    offline: bool = typer.Option(False, "--offline", help=OFFLINE_HELP, rich_help_panel=MODEL),
-    fim_tokens: str = typer.Option("", help=FIM_TOKENS_HELP, rich_help_panel=MODEL),
-    chat: bool = typer.Option(
-        False, "--chat", help="Put the prompt into the model's chat template.", rich_help_panel=ASK
-    ),
-    system: str = typer.Option(None, help="System message; implies --chat.", rich_help_panel=ASK),
-    prefix: Path = typer.Option(
-        None, help="Fill a gap: the file that comes before it.", rich_help_panel=ASK
-    ),
-    suffix: Path = typer.Option(
-        None, help="Fill a gap: the file that comes after it.", rich_help_panel=ASK
-    ),
-    fim: Path = typer.Option(
-        None,
-        help="Fill the gap that --marker marks in this file; - reads standard input.",
-        rich_help_panel=ASK,
-    ),
-    marker: str = typer.Option("<FILL>", help="What marks the gap.", rich_help_panel=ASK),
-    fim_order: str = typer.Option(
-        "psm",
-        help="What the model is shown first: psm, the text before the gap; spm, that after it.",
-        rich_help_panel=ASK,
-    ),
-    batch_jsonl: Path = typer.Option(
-        None,
-        help="Answer every row of this file: JSON objects with prompt or messages, and task_id.",
-        rich_help_panel=ASK,
-    ),
-    max_tokens: int = typer.Option(
-        256, help="Most new tokens of an answer.", rich_help_panel=SAMPLING
-    ),
-    n: int = typer.Option(1, help="Answers to each prompt.", rich_help_panel=SAMPLING),
-    temperature: float = typer.Option(0.0, help=TEMPERATURE_HELP, rich_help_panel=SAMPLING),
-    top_p: float = typer.Option(1.0, help=TOP_P_HELP, rich_help_panel=SAMPLING),
-    top_k: int = typer.Option(0, help=TOP_K_HELP, rich_help_panel=SAMPLING),
-    min_p: float = typer.Option(0.0, help=MIN_P_HELP, rich_help_panel=SAMPLING),
-    repetition_penalty: float = typer.Option(1.0, help=PENALTY_HELP, rich_help_panel=SAMPLING),
-    stop: list[str] = typer.Option(
-        [], help="End before this text; may be given several times.", rich_help_panel=SAMPLING
-    ),
-    seed: int = typer.Option(
-        0,
-        help="Fixes the random numbers; rows of a file differ by their task_id.",
-        rich_help_panel=SAMPLING,
-    ),
-    out: Path = typer.Option(
-        None, "--out", "-o", help="The file for --batch-jsonl's answers.", rich_help_panel=OUTPUT
-    ),
-    logprobs: bool = typer.Option(
-        False,
-        "--logprobs",
-        help="Give each token's log-probability (with --json or a file).",
-        rich_help_panel=OUTPUT,
-    ),
-    verbose: bool = typer.Option(
-        False,
-        "--verbose",
-        "-v",
-        help="Say in which type, where and with what memory the model runs.",
-        rich_help_panel=OUTPUT,
-    ),
-    as_json: bool = typer.Option(
-        False, "--json", help="Print one JSON object.", rich_help_panel=OUTPUT
-    ),
-) -> None:
-    gap = read_gap(prefix, suffix, fim, marker)
-    if [prompt is None, batch_jsonl is None, gap is None].count(False) != 1:
-        raise UsageError(
-            "apr run needs a prompt, --batch-jsonl FILE or --fim FILE (--prefix, --suffix), one"
-            " of the three"
-        )
-    if gap is not None and (chat or system is not None):
-        raise UsageError("--chat and --system do not go with filling a gap")
-    before, after = gap or (read_prompt(prompt) if prompt is not None else "", None)
-    request = text_request(
-        prompt=before,
+def run(settings: ModelSettings, asked: Asked, sampling: Sampling, told: Told) -> None:
+    from apr.engine.request import TextRequest
+
+    gap = read_gap(asked.prefix, asked.suffix, asked.fim, asked.marker)
+    before, after = gap or (read_prompt(asked.prompt) if asked.prompt is not None else "", None)
+    chat = asked.chat or asked.system is not None
+    messages = [{"role": "system", "content": asked.system}] if asked.system else []
+    if before:
+        messages.append({"role": "user", "content": before})
+    request = TextRequest(
+        prompt=None if chat else before,
         suffix=after,
-        order=one_of("fim-order", fim_order, {"psm": "psm", "spm": "spm"}),
-        chat=chat or system is not None,
-        system=system,
-        n=n,
-        max_tokens=max_tokens,
-        sampling=(temperature, top_k, top_p, min_p, repetition_penalty),
-        stop=tuple(stop),
-        seed=seed,
-        logprobs=logprobs,
+        order=asked.fim_order,
+        messages=messages if chat else None,
+        n=asked.n,
+        max_tokens=asked.max_tokens,
+        sampling=sampling,
+        stop=asked.stop,
+        seed=asked.seed,
+        logprobs=asked.logprobs,
     )
 
     def load() -> Session:
-        from apr.engine.session import Session
-        from apr.model.opened import open_model
-
-        session = Session.load(
-            open_model(model, adapter, offline=offline), dtype=dtype, device=device,
-            infill=gap is not None, fim_tokens=fim_token_names(fim_tokens),
-        )  # fmt: skip
-        show_session(session, verbose)
+        session = load_session(settings, infill=gap is not None, fim_tokens=asked.fim_tokens)
+        show_session(session, told.verbose)
         return session
 
-    if batch_jsonl is not None:
-        _run_file(load, batch_jsonl, out, request, as_json)
-    elif as_json or n > 1:
-        _run_whole(load(), request, as_json)
+    if asked.batch_jsonl is not None:
+        _run_file(load, asked.batch_jsonl, told.out, request, told.as_json)
+    elif told.as_json or asked.n > 1:
+        _run_whole(load(), request, told.as_json)
     else:
         _run_streaming(load(), request)
+
+
+def load_session(settings: ModelSettings, **how: Any) -> Session:
+    """The model on its runner. how: of `Session.load`."""
+    from apr.engine.session import Session
+    from apr.model.opened import open_model
+
+    opened = open_model(settings.model, settings.adapter, offline=settings.offline)
+    return Session.load(opened, dtype=settings.dtype, device=settings.device, **how)
 
 
 def _run_streaming(session: Session, request: TextRequest) -> None:
@@ -188,9 +175,9 @@ def _run_file(load, path: Path, out: Path | None, request: TextRequest, as_json:
     from apr.engine.batch_file import BatchReport, answer_file, read_requests
 
     if out is None:
-        raise UsageError("--batch-jsonl needs -o FILE for the answers")
+        raise UsageError("`batch_jsonl` needs -o FILE for the answers")
     if out.resolve() == path.resolve():
-        raise UsageError(f"-o {out} is the file of --batch-jsonl", "name another for the answers")
+        raise UsageError(f"-o {out} is the file of `batch_jsonl`", "name another for the answers")
     report = BatchReport(0, 0, 0)
     for report in answer_file(load, read_requests(path, request), out):
         if report.already_there and not report.answered:

@@ -85,11 +85,11 @@ def decontaminate(
     0 one shared run of `ngram` words is enough. Raises UsageError, AprError.
     """
     if not references:
-        raise UsageError("no --reference to compare with", "e.g. --reference humaneval,mbpp")
+        raise UsageError("no `reference` to compare with", "e.g. `reference` humaneval,mbpp")
     if not 0 <= threshold <= 1:
-        raise UsageError(f"--threshold {threshold:g} is not from 0 to 1")
+        raise UsageError(f"`threshold` {threshold:g} is not from 0 to 1")
     if ngram < 1:
-        raise UsageError(f"--ngram {ngram} is less than 1")
+        raise UsageError(f"`ngram` {ngram} is less than 1")
     texts = [text for name in dict.fromkeys(references) for text in read_reference(name)]
     index = NgramIndex([text.text for text in texts], ngram)
     rows = overlapping = 0
@@ -181,19 +181,19 @@ def read_reference(name: str) -> list[ReferenceText]:
     label, _, file = name.partition("=")
     known = label.partition("@")[0] in {dataset.name for dataset in DATASETS}
     if file and not known:
-        raise UsageError(f"--reference {name}: {label} is no benchmark", _known())
+        raise UsageError(f"`reference` {name}: {label} is no benchmark", _known())
     if file or not known:
         paths: tuple[Path, ...] = (Path(file or label),)
         if not paths[0].is_file():
             hint = "" if file else _known()
-            raise UsageError(f"--reference {name}: no such {'file' if file else 'data'}", hint)
+            raise UsageError(f"`reference` {name}: no such {'file' if file else 'data'}", hint)
     elif label == "humaneval":
         paths = (packaged_data(),)
     else:
         paths = find_data_files(label)
     texts = [text for path in paths for text in _texts_of_file(path, label)]
     if not texts:
-        raise UsageError(f"--reference {name} holds no text")
+        raise UsageError(f"`reference` {name} holds no text")
     return texts
 
 

@@ -15,40 +15,13 @@ from apr.common.errors import AprError, UsageError
 from apr.common.progress import counted
 from apr.common.rows import row_writer
 from apr.data.definitions import Definition, Rejected, definitions
+from apr.data.prep_settings import TEXT, PrepSettings
 
-TEXT = "text"
-KINDS = ("docstring-to-code", "complete", "document", TEXT)
 WORDINGS = (
     "Write a Python {what} that begins with\n\n```python\n{header}\n```\n\n{docstring}",
     "Implement `{name}` in Python.\n\n{docstring}\n\nIt begins with `{header}`.",
     "{docstring}\n\nWrite this as a Python {what}: `{header}`",
 )
-
-
-@dataclass(frozen=True)
-class PrepSettings:
-    """kinds: what is asked for; with several, each definition is asked for in one way, drawn by
-    the seed. min_length, max_length: of the response, in characters. limit: most pairs, drawn by
-    the seed. methods: also those of classes, each alone.
-    """
-
-    kinds: tuple[str, ...] = ("docstring-to-code",)
-    min_length: int = 80
-    max_length: int = 3000
-    limit: int | None = None
-    seed: int = 0
-    methods: bool = False
-
-    def __post_init__(self) -> None:
-        unknown = next((kind for kind in self.kinds if kind not in KINDS), None)
-        if unknown is not None or not self.kinds:
-            raise UsageError(f"--kind {unknown or ''} is unknown", f"of {', '.join(KINDS)}")
-        if not 0 <= self.min_length <= self.max_length:
-            raise UsageError(
-                f"--min-length {self.min_length} and --max-length {self.max_length} leave nothing"
-            )
-        if self.limit is not None and self.limit < 1:
-            raise UsageError(f"--limit {self.limit} is less than 1")
 
 
 @dataclass
@@ -76,7 +49,7 @@ def write_pairs(files: Iterable[SourceFile], path: Path, settings: PrepSettings)
     with row_writer(path) as write:
         pairs, counts = make_pairs(counted(files, "files read"), settings)
         if not counts.files:
-            raise UsageError("no Python source", "name files or folders, --stdlib or --installed")
+            raise UsageError("no Python source", "name files or folders, `stdlib` or `installed`")
         if not pairs:
             raise AprError(*_nothing_kept(counts))
         for pair in pairs:
@@ -89,7 +62,7 @@ def _nothing_kept(counts: PrepCounts) -> tuple[str, str]:
     found = f"{counts.definitions} functions and classes in {counts.files} files"
     return (
         f"no pair is left of {found}" + (f": {reasons}" if reasons else ""),
-        "name more sources, or change --min-length, --max-length or --methods",
+        "name more sources, or change `min_length`, `max_length` or `methods`",
     )
 
 
@@ -163,7 +136,7 @@ def _misfit(found: Definition, settings: PrepSettings) -> str:
 
 def _pair(file: SourceFile, found: Definition, settings: PrepSettings) -> dict[str, str]:
     draw = random.Random(f"{settings.seed} {found.key}")
-    kind = draw.choice(settings.kinds)
+    kind = draw.choice(settings.kind)
     code, wording = found.program + "\n", draw.choice(WORDINGS)
     if kind == TEXT:
         pair = {"text": code}

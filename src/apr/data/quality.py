@@ -232,7 +232,7 @@ def measure_quality(
     {where, score, problems}. Raises UsageError, AprError.
     """
     if not 0 < threshold <= 1:
-        raise UsageError(f"--near {threshold:g} is not over 0 and up to 1")
+        raise UsageError(f"`near` {threshold:g} is not over 0 and up to 1")
     places: list[str] = []
     found: list[list[Problem]] = []
     texts: list[str] = []

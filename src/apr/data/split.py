@@ -60,13 +60,13 @@ def split_data(
     Raises UsageError, AprError.
     """
     if not 0 < share < 1:
-        raise UsageError(f"--eval {share:g} is not between 0 and 1")
+        raise UsageError(f"`share` {share:g} is not between 0 and 1")
     if not 0 < threshold <= 1:
-        raise UsageError(f"--near {threshold:g} is not over 0 and up to 1")
+        raise UsageError(f"`near` {threshold:g} is not over 0 and up to 1")
     examples = list(counted(read_examples(data), "rows read"))
     missing = next((one for one in examples if by is not None and by not in one.fields), None)
     if missing is not None:
-        raise UsageError(f"{missing.where} has no field {by!r}", "choose another --by")
+        raise UsageError(f"{missing.where} has no field {by!r}", "choose another `by`")
     texts = counted((one.text for one in examples), "rows compared")
     group = merge_groups(
         find_duplicates(texts, threshold).group, [one.response.strip() for one in examples]
@@ -76,8 +76,8 @@ def split_data(
     if not 0 < in_eval.sum() < len(examples):
         raise UsageError(
             f"{data}: {len(examples)} rows in {len(set(group.tolist()))} groups of near-duplicates"
-            f" leave nothing for one part at --eval {share:g}",
-            "a larger --eval, or more data",
+            f" leave nothing for one part at `share` {share:g}",
+            "a larger `share`, or more data",
         )
     paths = {name: folder / f"{name}.jsonl" for name in ("train", "eval")}
     with row_writer(paths["train"]) as write_train, row_writer(paths["eval"]) as write_eval:

@@ -17,6 +17,9 @@ Message = dict[str, Any]  # role and content of one turn of a chat
 # Called with (sample_index, token_id) for every token; True ends that sample.
 TokenCallback = Callable[[int, int], bool]
 LEAST_TEMPERATURE = 1e-30
+MODEL, SAMPLING = "Model", "Sampling"  # headings of flags
+TEMPERATURE_HELP = "How freely tokens are drawn; 0 takes the likeliest."
+TOP_P_HELP = "Draw only from the likeliest tokens that together have this probability; 1 is off."
 FinishReason = Literal["stop", "length", "stop_string"]
 
 
@@ -31,6 +34,25 @@ class PromptTooLong(UsageError):
         self.tokens = tokens
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which model is run, and how: what every verb that runs one is told."""
+
+    model: str = option(
+        ..., "Short name, hf://org/name, pypi://package, folder or .gguf.", argument=True
+    )
+    adapter: str | None = option(
+        None, "A LoRA adapter to put on the model: PEFT's folder, or hf://org/name.", panel=MODEL
+    )
+    dtype: str = option(
+        "auto", "Number type of the computation: bfloat16, float16 or float32.", panel=MODEL
+    )
+    device: str = option(
+        "auto", "cpu, cuda or mps; auto takes a GPU where there is one.", panel=MODEL
+    )
+    offline: bool = option(False, "Download nothing: use only what is on this disk.", panel=MODEL)
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a token is drawn from the logits, in Hugging Face's order and meaning.
@@ -40,28 +62,26 @@ class Sampling:
     min_p 0 and repetition_penalty 1 switch the filters off.
     """
 
-    temperature: float = option(
-        0.0, "How freely tokens are drawn; 0 takes the likeliest.", panel="Sampling", least=0
-    )
+    temperature: float = option(0.0, TEMPERATURE_HELP, panel=SAMPLING, least=0)
     top_k: int = option(
-        0, "Draw only from so many of the likeliest tokens; 0 is off.", panel="Sampling", least=0
+        0, "Draw only from so many of the likeliest tokens; 0 is off.", panel=SAMPLING, least=0
     )
     top_p: float = option(
         1.0,
-        "Draw only from the likeliest tokens that together have this probability; 1 is off.",
+        TOP_P_HELP,
         above=0,
         most=1,
-        panel="Sampling",
+        panel=SAMPLING,
     )
     min_p: float = option(
         0.0,
         "Draw only tokens at least this share as likely as the likeliest; 0 is off.",
         least=0,
         most=1,
-        panel="Sampling",
+        panel=SAMPLING,
     )
     repetition_penalty: float = option(
-        1.0, "Make tokens that were there already less likely; 1 is off.", panel="Sampling", above=0
+        1.0, "Make tokens that were there already less likely; 1 is off.", panel=SAMPLING, above=0
     )
 
     def __post_init__(self) -> None:

@@ -340,7 +340,7 @@ def test_refusals(tmp_path: Path) -> None:
     three, four = save(tmp_path / "c", words), save(tmp_path / "d", more)
     with pytest.raises(UsageError, match=r"A \(byte-level\) and C \(not byte-level\) spell"):
         plan_vocabulary("base", inputs(one, three), 0)
-    with pytest.raises(UsageError, match=r"kind Unigram cannot take tokens .*source base"):
+    with pytest.raises(UsageError, match=r"kind Unigram cannot take .*tokenizer_source` base"):
         plan_vocabulary("union", inputs(three, four), 0)
 
 

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from apr.common.settings import check, option
-from apr.engine.request import Sampling
+from apr.engine.request import MODEL, SAMPLING, ModelSettings, Sampling
 from apr.eval.benchmarks.task import TASKS, Dates, Mode, Newline
 
 if TYPE_CHECKING:
     from apr.eval.strategies.strategy import Strategy
 
 
-MODEL = "Model"
-SAMPLING = "Sampling"
 PROMPT = "Prompt"
 JUDGING = "Judging"
 OUTPUT = "Output"
@@ -115,7 +113,7 @@ class JudgeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSettings(JudgeSettings):
+class EvalSettings(JudgeSettings, ModelSettings):
     """What an evaluation is asked to do. None of mode and newline is what is usual for the
     benchmark and the model; of prefill, yes where apr itself runs the model; of out, a folder
     under runs/ named after the run.
@@ -127,9 +125,6 @@ class EvalSettings(JudgeSettings):
         " name for it.",
         argument=True,
     )
-    adapter: str | None = option(
-        None, "A LoRA adapter to put on the model: PEFT's folder, or hf://org/name.", panel=MODEL
-    )
     endpoint: str | None = option(
         None,
         "URL of an OpenAI-compatible server that has the model, as http://localhost:8000/v1; its"
@@ -139,9 +134,6 @@ class EvalSettings(JudgeSettings):
     request_timeout: float = option(
         600.0, "Seconds that the server of --endpoint has for an answer.", panel=MODEL
     )
-    dtype: str = option("auto", "bfloat16, float16 or float32.", panel=MODEL)
-    device: str = option("auto", "cpu, cuda or mps.", panel=MODEL)
-    offline: bool = option(False, "Use only what is in the cache.", panel=MODEL)
     limit: int | None = option(None, "Use only the first tasks.", least=1, panel=TASKS)
     split: str | None = option(
         None,
