@@ -26,7 +26,7 @@ from apr.model.transformer import Transformer
 from apr.model.weights import Blocks, Dense, Embedding, Linear, Weight
 
 # What becomes of matrices; see `load_transformer`.
-Form = Literal["numbers", "blocks", "stored", "nf4"]
+Form = Literal["numbers", "stored", "nf4"]
 # Where multimodal Gemma checkpoints keep the language model: what is written there -> our name.
 _TEXT_PREFIXES = {
     "language_model.model.": "model.",
@@ -119,10 +119,10 @@ def load_transformer(
     the CPU, views of the memory-mapped file. Raises what `open_checkpoint`, `config_from_*` and
     `load_weights` raise.
 
-    form: "numbers" of dtype; "blocks": quantized matrices of a GGUF file stay as they are. For
-    training, where embedding and output layer are numbers: "stored": blocks stay, and so do 16-bit
-    floats where dtype is fp32; "nf4": matrices are rounded to dtype, then to NF4, one at a time,
-    and with keep_zeros the places that were zero before are kept beside them.
+    form: "numbers" of dtype. For training, where embedding and output layer are numbers: "stored":
+    a GGUF file's blocks stay, and so do 16-bit floats where dtype is fp32; "nf4": matrices are
+    rounded to dtype, then to NF4, one at a time, and with keep_zeros the places that were zero
+    before are kept beside them.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     cfg = config_from_checkpoint(checkpoint)
@@ -141,7 +141,7 @@ def load_transformer(
                 numbers = read_unmapped(checkpoint, stored[name], name, cfg)
                 zeros = numbers == 0 if keep_zeros else None
                 matrix = quantize_nf4(numbers.to(dtype))
-            elif _stays(checkpoint, stored[name], dtype, form, table):
+            elif form == "stored" and not table and stays_packed(checkpoint, stored[name], dtype):
                 matrix = stored_matrix(checkpoint, stored[name], name, cfg)
             if matrix is not None:
                 owner.freeze(matrix.to(torch.device(device)), dtype, zeros)
@@ -277,15 +277,6 @@ def stays_packed(checkpoint: Checkpoint, stored: str, dtype: torch.dtype) -> boo
     """
     widens = dtype == torch.float32 and checkpoint.tensors.info(stored).dtype in ("BF16", "F16")
     return widens or is_packed(checkpoint, stored)
-
-
-def _stays(
-    checkpoint: Checkpoint, stored: str, dtype: torch.dtype, form: Form, table: bool
-) -> bool:
-    """table: whether the matrix is the embedding or the output layer."""
-    if form == "blocks":
-        return is_packed(checkpoint, stored)
-    return form == "stored" and not table and stays_packed(checkpoint, stored, dtype)
 
 
 def unpermute(tensor: torch.Tensor, heads: int) -> torch.Tensor:
