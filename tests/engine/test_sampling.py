@@ -242,15 +242,15 @@ def test_logprobs_equal_log_softmax() -> None:
     logits = torch.randn(5, 400, generator=torch.Generator().manual_seed(5)) * 10
     tokens = [0, 399, 7, 7, 200]
     want = logits.double().log_softmax(-1)[range(5), tokens]
-    assert sampling.token_logprobs(logits, tokens) == pytest.approx(want.tolist(), abs=1e-4)
+    assert sampling.chosen_logprobs(logits, tokens) == pytest.approx(want.tolist(), abs=1e-4)
 
 
 def test_logprobs_are_the_same_bits_alone_and_among_others() -> None:
     """In a vocabulary so large that a sum over it may be split among threads."""
     logits = torch.randn(8, 262_144, generator=torch.Generator().manual_seed(6)) * 3
     tokens = list(range(8))
-    together = sampling.token_logprobs(logits, tokens)
-    alone = [sampling.token_logprobs(logits[i : i + 1], [i])[0] for i in range(8)]
+    together = sampling.chosen_logprobs(logits, tokens)
+    alone = [sampling.chosen_logprobs(logits[i : i + 1], [i])[0] for i in range(8)]
     assert together == alone
     want = logits.double().log_softmax(-1)[range(8), tokens]
     assert together == pytest.approx(want.tolist(), abs=1e-4)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import typer
 
 from apr.cli.options import OUTPUT, show_session
-from apr.cli.run import ASK, load_session
+from apr.cli.run import ASK, open_session
 from apr.common.errors import UsageError
 from apr.common.settings import check, option
 from apr.engine.request import SAMPLING, TEMPERATURE_HELP, TOP_P_HELP, ModelSettings, Sampling
@@ -59,7 +59,7 @@ def chat(settings: ModelSettings, sampling: ChatSampling, talk: Talk) -> None:
     asked = TextRequest(
         prompt=None, messages=[], max_tokens=talk.max_tokens, sampling=sampling, seed=talk.seed
     )
-    session = load_session(settings, max_concurrency=1)
+    session = open_session(settings, max_concurrency=1)
     if session.tokenizer.chat_template is None:
         raise UsageError(f"{settings.model} has no chat template", "apr run continues raw text")
     show_session(session, verbose=False)

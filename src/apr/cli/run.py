@@ -121,7 +121,7 @@ def run(settings: ModelSettings, asked: Asked, sampling: Sampling, told: Told) -
     )
 
     def load() -> Session:
-        session = load_session(settings, infill=gap is not None, fim_tokens=asked.fim_tokens)
+        session = open_session(settings, infill=gap is not None, fim_tokens=asked.fim_tokens)
         show_session(session, told.verbose)
         return session
 
@@ -133,7 +133,7 @@ def run(settings: ModelSettings, asked: Asked, sampling: Sampling, told: Told) -
         _run_streaming(load(), request)
 
 
-def load_session(settings: ModelSettings, **how: Any) -> Session:
+def open_session(settings: ModelSettings, **how: Any) -> Session:
     """The model on its runner. how: of `Session.load`."""
     from apr.engine.session import Session
     from apr.model.opened import open_model

@@ -191,7 +191,7 @@ class Engine:
         values: Iterator[float] = iter(())
         if asked:
             found = [row for row, _ in asked]
-            values = iter(sampling.token_logprobs(logits[found], [token for _, token in asked]))
+            values = iter(sampling.chosen_logprobs(logits[found], [token for _, token in asked]))
         events: list[Event] = []
         for sample, tokens in zip(samples, drawn, strict=True):
             logprobs = [next(values) for _ in tokens] if sample.request.logprobs else None

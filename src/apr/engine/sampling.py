@@ -37,7 +37,7 @@ def greedy(logits: torch.Tensor) -> list[int]:
     return logits.argmax(dim=-1).tolist()
 
 
-def token_logprobs(logits: torch.Tensor, tokens: Sequence[int]) -> list[float]:
+def chosen_logprobs(logits: torch.Tensor, tokens: Sequence[int]) -> list[float]:
     """log softmax(logits)[token] of each row, fp32, of the unmodified distribution.
 
     A row's bits are the same alone and among others, which logsumexp's are not in large
