@@ -24,6 +24,7 @@ from apr.train.lora import adapters_of, adapters_off, add_lora
 from apr.train.objective import target_logprobs, token_loss
 from apr.train.packing import Document, make_batch
 from apr.train.prepare import prepare
+from apr.train.supervised import SUPERVISED
 from apr.train.train_settings import FinetuneRequest, LoraSettings, TrainSettings
 from model.gguf_files import write_gguf
 
@@ -166,26 +167,26 @@ def request(folder: Path, **changes: object) -> FinetuneRequest:
 
 
 def test_qlora_learns_and_its_adapter_fits_the_model(tmp_path: Path) -> None:
-    prepared = prepare(request(tmp_path))
+    prepared = prepare(request(tmp_path), SUPERVISED)
     result = finetune(prepared, tmp_path / "out")
     assert result["last_eval"] < result["first_eval"] - 0.1
     again = request(tmp_path, method="lora", adapter=tmp_path / "out")
-    on_numbers = finetune(prepare(again), tmp_path / "more")
+    on_numbers = finetune(prepare(again, SUPERVISED), tmp_path / "more")
     # The same adapter on the weights that were rounded.
     assert on_numbers["first_eval"] == pytest.approx(result["best_eval"], abs=0.1)
-    assert finetune(prepare(replace(again, method="qlora")), tmp_path / "on")["first_eval"] == (
-        pytest.approx(result["best_eval"], abs=1e-3)
-    )
+    assert finetune(prepare(replace(again, method="qlora"), SUPERVISED), tmp_path / "on")[
+        "first_eval"
+    ] == (pytest.approx(result["best_eval"], abs=1e-3))
 
 
 def test_auto_takes_the_first_that_fits(tmp_path: Path) -> None:
     def chosen(memory: int) -> tuple[str, bool]:
-        found = prepare(request(tmp_path, method="auto", memory=memory)).request
+        found = prepare(request(tmp_path, method="auto", memory=memory), SUPERVISED).request
         return found.method, found.recompute
 
     peaks = {
         (method, recompute): prepare(
-            request(tmp_path, method=method, recompute=recompute)
+            request(tmp_path, method=method, recompute=recompute), SUPERVISED
         ).memory.peak
         for method in ("lora", "qlora")
         for recompute in (False, True)
@@ -194,7 +195,7 @@ def test_auto_takes_the_first_that_fits(tmp_path: Path) -> None:
     assert chosen(peaks["lora", False] + margin) == ("lora", False)
     assert chosen(1 << 40) == ("lora", False)
     with pytest.raises(UsageError, match=r"^`memory` .* too little: .* GB are needed"):
-        prepare(request(tmp_path, method="auto", memory=1000))
+        prepare(request(tmp_path, method="auto", memory=1000), SUPERVISED)
     with pytest.raises(UsageError, match="`method` auto and `memory` go together"):
         request(tmp_path, method="auto")
 

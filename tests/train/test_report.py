@@ -20,6 +20,7 @@ from apr.train.finetune import finetune
 from apr.train.packing import Document
 from apr.train.prepare import Prepared, prepare
 from apr.train.report import PAGE, REPORT, Shown
+from apr.train.supervised import SUPERVISED
 from apr.train.train_settings import FimSettings, FinetuneRequest, TrainSettings
 
 from .tiny import questions, write_model, write_rows
@@ -46,7 +47,7 @@ def prepared(folder: Path, **changes: Any) -> Prepared:
         "max_length": 160,
         **changes,
     }
-    return prepare(FinetuneRequest(**request))
+    return prepare(FinetuneRequest(**request), SUPERVISED)
 
 
 def greedy(folder: Path, ids: list[int], count: int) -> str:

@@ -18,6 +18,7 @@ from apr.train.adapter_files import merge_adapter
 from apr.train.finetune import finetune
 from apr.train.lora import LoraLinear
 from apr.train.prepare import prepare
+from apr.train.supervised import SUPERVISED
 from apr.train.train_settings import FinetuneRequest, LoraSettings, TrainSettings
 from apr.train.zeros import check_zeros, keep_zeros
 from train.tiny import questions, write_model, write_rows
@@ -49,7 +50,7 @@ def test_zeros_stay_and_the_rest_learns(method: str, dtype: str, tmp_path: Path)
         max_length=160,
         keep_mask=True,
     )
-    result = finetune(prepare(request, progress=False), tmp_path / "out")
+    result = finetune(prepare(request, SUPERVISED, progress=False), tmp_path / "out")
     assert result["last_loss"] < result["first_loss"]
     after = tmp_path / "out"
     if method != "full":
@@ -141,7 +142,7 @@ def test_an_adapter_trained_without_it_is_refused(tmp_path: Path) -> None:
         train=TrainSettings(max_steps=1, batch_size=2),
         max_length=160,
     )
-    finetune(prepare(request, progress=False), tmp_path / "out")
+    finetune(prepare(request, SUPERVISED, progress=False), tmp_path / "out")
     again = replace(request, adapter=tmp_path / "out", keep_mask=True)
     with pytest.raises(UsageError, match=r"`keep_mask`: .*out was trained without it"):
-        finetune(prepare(again, progress=False), tmp_path / "more")
+        finetune(prepare(again, SUPERVISED, progress=False), tmp_path / "more")

@@ -60,6 +60,7 @@ def finetune(
     from apr.train.metrics import check_report
     from apr.train.prepare import prepare
     from apr.train.report import add_scores, check_scores, score_run
+    from apr.train.supervised import SUPERVISED
 
     output, offline, as_json = done.output, done.offline, done.as_json
     if output is None and not (done.plan or done.show_samples):
@@ -78,7 +79,7 @@ def finetune(
         return
     _check_flags(context, request, scores)
     check_report(done.report_to)
-    prepared = prepare(request, offline=offline)
+    prepared = prepare(request, SUPERVISED, offline=offline)
     if scores.benchmark:
         check_scores(prepared.request, scores, offline=offline)
     if done.show_samples:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from apr.train.prepare import Prepared
 
 
-def show_plan(summary: Mapping[str, Any], prepared: Prepared, to_stderr: bool = False) -> None:
+def show_plan(summary: Mapping[str, Any], prepared: Prepared[Any], to_stderr: bool = False) -> None:
     """What will be trained, on what, with how much memory."""
     out = sys.stderr if to_stderr else sys.stdout
     trainable, parameters = summary["trainable_parameters"], summary["parameters"]
@@ -40,9 +40,9 @@ def show_plan(summary: Mapping[str, Any], prepared: Prepared, to_stderr: bool = 
     print(f"peak memory about {summary['peak_memory_bytes'] / 1e6:,.0f} MB: {parts}", file=out)
 
 
-def show_samples(prepared: Prepared, count: int, as_json: bool) -> None:
+def show_samples(prepared: Prepared[Any], count: int, as_json: bool) -> None:
     """The first documents, coloured by loss mask."""
-    documents = prepared.documents[:count]
+    documents = [prepared.learning.shown(one) for one in prepared.examples[:count]]
     if as_json:
         print(json.dumps({"samples": sample_json(documents, prepared.tokenizer)}))
         return

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from apr.text import Tokenizer
 from apr.train.examples import BadRow, document_of, is_text
 from apr.train.packing import Document
 
+E = TypeVar("E")
 # How many rows are named one by one.
 NAMED = 20
 # A row's text to documents, and what became of them ("PSM", "left to right"), for the account.
@@ -108,14 +109,12 @@ def read_documents(
     return documents, report
 
 
-def split_off(
-    documents: Sequence[Document], fraction: float, seed: int
-) -> tuple[list[Document], list[Document]]:
+def split_off(examples: Sequence[E], fraction: float, seed: int) -> tuple[list[E], list[E]]:
     """(for training, for evaluation): a part drawn at random, the order otherwise kept."""
-    count = round(fraction * len(documents))
-    drawn = set(np.random.default_rng([seed, 1]).permutation(len(documents))[:count].tolist())
-    train = [d for i, d in enumerate(documents) if i not in drawn]
-    return train, [d for i, d in enumerate(documents) if i in drawn]
+    count = round(fraction * len(examples))
+    drawn = set(np.random.default_rng([seed, 1]).permutation(len(examples))[:count].tolist())
+    train = [example for i, example in enumerate(examples) if i not in drawn]
+    return train, [example for i, example in enumerate(examples) if i in drawn]
 
 
 def _rows(

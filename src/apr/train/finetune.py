@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,15 @@ from apr.train.base import load_base, training_device
 from apr.train.loop import METRICS, Training, TrainReport, train
 from apr.train.lora import add_lora
 from apr.train.metrics import PICTURE, draw_losses, reporting
-from apr.train.objective import supervised
 from apr.train.prepare import Prepared
 from apr.train.report import Shown, fits, sample_before, write_report
 from apr.train.run_folder import CHECKPOINTS, is_complete, open_run, publish, saved_states
-from apr.train.train_settings import FinetuneRequest
+from apr.train.train_settings import RunSettings
 from apr.train.zeros import check_zeros, keep_zeros
 
 
 def finetune(
-    prepared: Prepared,
+    prepared: Prepared[Any],
     folder: str | Path,
     *,
     force: bool = False,
@@ -80,7 +79,7 @@ def finetune(
     return result
 
 
-def finished_result(prepared: Prepared, folder: str | Path) -> dict[str, Any] | None:
+def finished_result(prepared: Prepared[Any], folder: str | Path) -> dict[str, Any] | None:
     """What `finetune` returned, where the folder holds this very run at its end."""
     target = Path(folder).expanduser()
     if not is_complete(target, {**prepared.request.to_json(), "sha256": _input_hashes(prepared)}):
@@ -88,11 +87,11 @@ def finished_result(prepared: Prepared, folder: str | Path) -> dict[str, Any] | 
     return read_json_object(target / MANIFEST_NAME)["settings"]["result"]
 
 
-def _input_hashes(prepared: Prepared) -> dict[str, str]:
+def _input_hashes(prepared: Prepared[Any]) -> dict[str, str]:
     return {str(path): file_sha256(path) for path in prepared.files}
 
 
-def _trained_model(prepared: Prepared, target: Path) -> OpenedModel:
+def _trained_model(prepared: Prepared[Any], target: Path) -> OpenedModel:
     """What a run has published."""
     if prepared.request.method == "full":
         return open_model(str(target))
@@ -100,7 +99,7 @@ def _trained_model(prepared: Prepared, target: Path) -> OpenedModel:
 
 
 def _train(
-    prepared: Prepared, target: Path, on_log: Callable[[dict[str, Any]], None], report_to: str
+    prepared: Prepared[Any], target: Path, on_log: Callable[[dict[str, Any]], None], report_to: str
 ) -> TrainReport:
     """The training itself; the model is gone when it is over."""
     request = prepared.request
@@ -114,23 +113,23 @@ def _train(
             on_log(line)
             tell(line)
 
+        objective, data, held_out = prepared.learning.objective(prepared, model)
         training = Training(
             model=model,
             parameters={n: p for n, p in model.named_parameters() if p.requires_grad},
-            objective=supervised(bool(request.recompute)),
-            data=replace(prepared.data, device=model.device),
+            objective=objective,
+            data=data,
             save=_saver(prepared, model),
-            held_out=replace(prepared.held_out_data, device=model.device)
-            if prepared.held_out
-            else None,
+            held_out=held_out,
             on_log=log,
+            nats=prepared.learning.nats,
         )
         report = train(training, request.train, target)
     draw_losses(target / METRICS, target / PICTURE)
     return report
 
 
-def _load_model(prepared: Prepared) -> Transformer:
+def _load_model(prepared: Prepared[Any]) -> Transformer:
     """The model to train, where it will be trained.
 
     Its file is mapped anew: pages that training read are this process's until their map is gone,
@@ -144,15 +143,15 @@ def _load_model(prepared: Prepared) -> Transformer:
     return load_base(open_checkpoint(prepared.pulled.path), *how)
 
 
-def _shown_sample(prepared: Prepared) -> Shown:
+def _shown_sample(prepared: Prepared[Any]) -> Shown:
     """The first document held out (or, without any, the first one) as a question and an answer."""
-    document = (prepared.held_out or prepared.documents)[0]
-    fim, tokenizer = prepared.request.fim, prepared.tokenizer
+    document = prepared.learning.shown((prepared.held_out or prepared.examples)[0])
+    fim, tokenizer = prepared.request.infilling, prepared.tokenizer
     middle = fim_format(tokenizer, fim.tokens).middle if fim.rate else ""
     return Shown(document, tokenizer, tokenizer.token_to_id(middle) if middle else None)
 
 
-def _make_trainable(model: Transformer, request: FinetuneRequest) -> None:
+def _make_trainable(model: Transformer, request: RunSettings) -> None:
     if request.method == "full":
         for parameter in model.parameters():
             # Not a view of the file: what is trained is written to.
@@ -173,9 +172,9 @@ def _make_trainable(model: Transformer, request: FinetuneRequest) -> None:
         )
 
 
-def _saver(prepared: Prepared, model: Transformer) -> Callable[[Path], None]:
+def _saver(prepared: Prepared[Any], model: Transformer) -> Callable[[Path], None]:
     request = prepared.request
-    fim = fim_file(request.fim.tokens)
+    fim = fim_file(prepared.request.infilling.tokens)
     if request.method != "full":
         base = _base_name(request.model)
         return lambda folder: save_adapter(model, folder, base, fim)
@@ -201,7 +200,7 @@ def _base_name(ref: str) -> str:
     return str(path.resolve()) if path.exists() else ref.removeprefix("hf://")
 
 
-def _run_result(prepared: Prepared, target: Path, report: TrainReport) -> dict[str, Any]:
+def _run_result(prepared: Prepared[Any], target: Path, report: TrainReport) -> dict[str, Any]:
     """What `--json` prints of a run."""
     values = asdict(report)
     losses = values.pop("losses")
@@ -218,11 +217,11 @@ def _run_result(prepared: Prepared, target: Path, report: TrainReport) -> dict[s
 
 
 def _write_manifest(
-    prepared: Prepared, target: Path, inputs: dict[str, str], result: dict[str, Any]
+    prepared: Prepared[Any], target: Path, inputs: dict[str, str], result: dict[str, Any]
 ) -> None:
     """The record that a run is complete. inputs: sha256 by file."""
     content = folder_manifest(
-        "finetune",
+        prepared.learning.command,
         source=exact_source(prepared.pulled),
         inputs=file_records(prepared.pulled, threading.Event()),
         settings={**prepared.request.to_json(), "data_sha256": inputs, "result": result},

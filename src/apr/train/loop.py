@@ -58,7 +58,7 @@ class Data(Protocol[B_co]):
 class Training(Generic[B]):
     """What is trained, to what end, on what. parameters: by name. save: write the model as it is
     now to a folder, atomically. held_out: what the objective is evaluated on, or None. on_log: told
-    every line of the metrics.
+    every line of the metrics. nats: the loss is nats per token; evaluations give a perplexity, too.
     """
 
     model: Transformer
@@ -68,6 +68,7 @@ class Training(Generic[B]):
     save: Callable[[Path], None]
     held_out: Data[B] | None = None
     on_log: Callable[[dict[str, Any]], None] = lambda line: None
+    nats: bool = True
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ class _Run(Generic[B]):
                 "step": self.progress.step,
                 "epoch": self.progress.epoch,
                 "eval_loss": loss,
-                "eval_perplexity": math.exp(min(loss, 700.0)),
+                **({"eval_perplexity": math.exp(min(loss, 700.0))} if self.training.nats else {}),
                 **{f"eval_{key}": number / weight for key, number in sums.items()},
             }
         )

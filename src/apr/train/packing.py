@@ -35,6 +35,11 @@ class Document:
         """Tokens with a loss: the first one follows nothing."""
         return int(self.trained[1:].sum())
 
+    @property
+    def longest(self) -> int:
+        """Tokens that see each other."""
+        return len(self)
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.checkpoint.adapter import open_adapter
@@ -14,15 +15,15 @@ from apr.hub.datasets import local_files
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint
 from apr.model.opened import OpenedModel
+from apr.model.transformer import Transformer
 from apr.text import Tokenizer, load_tokenizer
 from apr.train.base import base_size, check_base
-from apr.train.dataset import DataReport, read_documents, split_off
-from apr.train.examples import fim_transform
-from apr.train.loop import total_steps
+from apr.train.dataset import DataReport, split_off
+from apr.train.loop import Data, Objective, total_steps
 from apr.train.memory_plan import MemoryPlan, plan_memory
 from apr.train.objective import attention_note
-from apr.train.packing import Document, PackedData
-from apr.train.train_settings import FinetuneRequest, Method
+from apr.train.packing import Document
+from apr.train.train_settings import Method, RunSettings
 
 # What method "auto" tries, in this order: (method, recompute).
 AUTO: tuple[tuple[Method, bool], ...] = (
@@ -33,17 +34,55 @@ AUTO: tuple[tuple[Method, bool], ...] = (
 )
 
 
+E = TypeVar("E", bound="Example")
+
+
+class Example(Protocol):
+    """What the plan asks of an example: tokens it takes (`len`), those that are learned, and the
+    longest stretch of tokens that see each other.
+    """
+
+    def __len__(self) -> int: ...
+    @property
+    def targets(self) -> int: ...
+    @property
+    def longest(self) -> int: ...
+
+
 @dataclass(frozen=True)
-class Prepared:
+class Learning(Generic[E]):
+    """What is learned, and from what.
+
+    command: the verb. read: examples of files; the last argument says whether they are held out.
+    data: examples as the loop takes them; room: tokens of a micro-batch at most. objective: with
+    the model as training begins and the data, (what a step computes, training data, held-out
+    data). shown: an example's document, for the report. nats: the loss is nats per token, so that
+    its exponential is a perplexity.
+    """
+
+    command: str
+    read: Callable[[Any, Sequence[Path], Tokenizer, bool], tuple[list[E], DataReport]]
+    data: Callable[[Any, Sequence[E], int], Data[Any]]
+    room: Callable[[Any, Sequence[E]], int]
+    objective: Callable[
+        [Prepared[E], Transformer], tuple[Objective[Any], Data[Any], Data[Any] | None]
+    ]
+    shown: Callable[[E], Document]
+    nats: bool = True
+
+
+@dataclass(frozen=True)
+class Prepared(Generic[E]):
     """Everything that is known before a weight is read."""
 
-    request: FinetuneRequest
+    learning: Learning[E]
+    request: RunSettings
     pulled: Pulled
     checkpoint: Checkpoint
     config: ModelConfig
     tokenizer: Tokenizer
-    documents: list[Document]
-    held_out: list[Document]
+    examples: list[E]
+    held_out: list[E]
     report: DataReport
     eval_report: DataReport | None
     memory: MemoryPlan
@@ -55,18 +94,12 @@ class Prepared:
         return _base(self.request, self.pulled)
 
     @property
-    def data(self) -> PackedData:
-        return self._packed(self.documents, self.request.train.seed)
+    def data(self) -> Data[Any]:
+        return self.learning.data(self.request, self.examples, self.request.train.seed)
 
     @property
-    def held_out_data(self) -> PackedData:
-        return self._packed(self.held_out, 0)
-
-    def _packed(self, documents: list[Document], seed: int) -> PackedData:
-        request = self.request
-        return PackedData(
-            documents, request.max_length, request.train.batch_size, seed, request.packing
-        )
+    def held_out_data(self) -> Data[Any] | None:
+        return self.learning.data(self.request, self.held_out, 0) if self.held_out else None
 
     def summary(self) -> dict[str, Any]:
         """What `--plan` shows; memory in bytes."""
@@ -90,10 +123,17 @@ class Prepared:
         }
 
 
-def prepare(request: FinetuneRequest, *, offline: bool = False, progress: bool = True) -> Prepared:
+def prepare(
+    request: RunSettings,
+    learning: Learning[E],
+    *,
+    offline: bool = False,
+    progress: bool = True,
+) -> Prepared[E]:
     """Find the model, read and check all data, plan memory and steps; no weight is loaded.
 
-    Raises UsageError naming the flag, or the file and line, that is wrong.
+    Raises UsageError naming the field, or the file and
+    line, that is wrong.
     """
     if not request.data:
         raise UsageError("no training data", "`data` FILE.jsonl")
@@ -108,47 +148,46 @@ def prepare(request: FinetuneRequest, *, offline: bool = False, progress: bool =
             f"at most {config.max_position}",
         )
     tokenizer = load_tokenizer(pulled.path)
-    options: dict[str, Any] = {"chat": request.chat, "skip_bad_rows": request.skip_bad_rows}
-    if request.fim.rate:
-        options["transform"] = fim_transform(request.fim, tokenizer, request.max_length)
     seed = request.train.seed
     files = local_files(request.data, offline=offline, progress=progress)
     eval_files = local_files(request.eval_data, offline=offline, progress=progress)
-    documents, report = read_documents(files, tokenizer, request.max_length, seed=seed, **options)
-    if request.fim.rate and not report.forms:
-        raise UsageError("`rate`: no row is plain text", "rows of {text} are filled in")
-    held_out: list[Document] = []
+    examples, report = learning.read(request, files, tokenizer, False)
+    held_out: list[E] = []
     eval_report = None
     if request.eval_data:
-        held_out, eval_report = read_documents(eval_files, tokenizer, request.max_length, **options)
+        held_out, eval_report = learning.read(request, eval_files, tokenizer, True)
     elif request.eval_split:
-        documents, held_out = split_off(documents, request.eval_split, seed)
+        examples, held_out = split_off(examples, request.eval_split, seed)
         if not held_out:
             raise UsageError(
-                f"`eval_split` {request.eval_split} of {len(documents)} documents is none",
+                f"`eval_split` {request.eval_split} of {len(examples)} documents is none",
                 "a larger part, or `eval_data`",
             )
-    if not documents:
+    if not examples:
         raise UsageError(f"{request.data[0]}: no row is left to learn from", "see `max_length`")
-    request, memory = _planned(request, checkpoint, config, documents)
+    request, memory = _planned(request, learning, checkpoint, config, examples)
     return Prepared(
-        request, pulled, checkpoint, config, tokenizer, documents, held_out, report, eval_report,
-        memory, (*files, *eval_files),
+        learning, request, pulled, checkpoint, config, tokenizer, examples, held_out, report,
+        eval_report, memory, (*files, *eval_files),
     )  # fmt: skip
 
 
-def _base(request: FinetuneRequest, pulled: Pulled) -> OpenedModel:
+def _base(request: RunSettings, pulled: Pulled) -> OpenedModel:
     adapter = None if request.adapter is None else open_adapter(request.adapter)
     return OpenedModel(request.model, pulled, adapter)
 
 
 def _planned(
-    request: FinetuneRequest, checkpoint: Checkpoint, config: ModelConfig, documents: list[Document]
-) -> tuple[FinetuneRequest, MemoryPlan]:
+    request: RunSettings,
+    learning: Learning[E],
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    examples: list[E],
+) -> tuple[RunSettings, MemoryPlan]:
     """The request with its method chosen, and the memory it will take."""
-    largest = _largest(request, documents)
+    largest = _largest(learning.room(request, examples), examples)
 
-    def plan(request: FinetuneRequest) -> MemoryPlan:
+    def plan(request: RunSettings) -> MemoryPlan:
         how = (request.method, request.dtype, request.keep_mask)
         size = base_size(checkpoint, config, *how)
         return plan_memory(config, size, request.method, request.lora, request.dtype,
@@ -176,10 +215,9 @@ def _planned(
     )
 
 
-def _largest(request: FinetuneRequest, documents: list[Document]) -> tuple[int, int, int]:
+def _largest(room: int, examples: Sequence[Example]) -> tuple[int, int, int]:
     """(tokens, targets, longest document) of the largest batch there will be."""
-    longest = max(map(len, documents))
-    room = request.max_length if request.packing else longest
-    tokens = min(request.train.batch_size * room, sum(map(len, documents)))
-    share = sum(d.targets for d in documents) / sum(map(len, documents))
-    return tokens, max(1, round(tokens * share)), longest
+    total = sum(map(len, examples))
+    tokens = min(room, total)
+    share = sum(example.targets for example in examples) / total
+    return tokens, max(1, round(tokens * share)), max(example.longest for example in examples)

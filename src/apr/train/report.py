@@ -31,7 +31,7 @@ from apr.train.memory_plan import MemoryPlan
 from apr.train.metrics import PICTURE
 from apr.train.packing import Document
 from apr.train.run_folder import SCORES
-from apr.train.train_settings import FinetuneRequest, ScoreRequest
+from apr.train.train_settings import RunSettings, ScoreRequest
 
 REPORT, PAGE = "report.json", "report.md"
 ANSWER_TOKENS = 128
@@ -187,7 +187,7 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def check_scores(request: FinetuneRequest, scores: ScoreRequest, *, offline: bool = False) -> None:
+def check_scores(request: RunSettings, scores: ScoreRequest, *, offline: bool = False) -> None:
     """Raises UsageError for what cannot be scored, before anything is trained."""
     settings = _before(request, scores, Path(SCORES), offline)
     for name in names_of(scores.benchmark):
@@ -195,7 +195,7 @@ def check_scores(request: FinetuneRequest, scores: ScoreRequest, *, offline: boo
 
 
 def score_run(
-    request: FinetuneRequest,
+    request: RunSettings,
     scores: ScoreRequest,
     folder: Path,
     *,
@@ -226,7 +226,7 @@ def score_run(
 
 
 def _before(
-    request: FinetuneRequest, scores: ScoreRequest, folder: Path, offline: bool
+    request: RunSettings, scores: ScoreRequest, folder: Path, offline: bool
 ) -> EvalSettings:
     return EvalSettings(
         model=request.model,
@@ -236,7 +236,7 @@ def _before(
         sampling=SAMPLING if scores.samples > 1 else Sampling(),
         limit=scores.limit,
         out=folder / "before",
-        fim_tokens=request.fim.tokens,
+        fim_tokens=request.infilling.tokens,
         offline=offline,
     )
 

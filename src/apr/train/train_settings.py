@@ -195,8 +195,10 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class FinetuneRequest:
-    """model: any reference. data, eval_data: files of rows, or hf://datasets/...; eval_split: part
+class RunSettings:
+    """What every run of training is told, whatever it learns.
+
+    model: any reference. data, eval_data: files of rows, or hf://datasets/...; eval_split: part
     of the documents held out instead. adapter: PEFT folder to train on. dtype: of weights and
     activations; what is trained is kept in fp32. max_length: tokens of a sequence. recompute: run
     layers again in the backward pass instead of keeping what they computed. keep_mask: weights of
@@ -243,9 +245,6 @@ class FinetuneRequest:
     max_length: int = option(
         512, "Longest sequence, in tokens.", flag="max-seq-len", least=2, panel=DATA
     )
-    packing: bool = option(
-        True, "Fill sequences with several documents, which do not see each other.", panel=DATA
-    )
     chat: bool = option(False, "Put prompt and completion in the chat template.", panel=DATA)
     skip_bad_rows: bool = option(
         False, "Leave out rows that cannot be learned from, instead of stopping.", panel=DATA
@@ -265,7 +264,6 @@ class FinetuneRequest:
         parse=byte_size,
         panel=METHOD,
     )
-    fim: FimSettings = field(default_factory=FimSettings)
 
     def __post_init__(self) -> None:
         check(self)
@@ -282,10 +280,20 @@ class FinetuneRequest:
         for name, given in (("dora", self.lora.dora), ("dropout", self.lora.dropout)):
             if self.keep_mask and given and self.method != "full":
                 raise UsageError(f"`keep_mask` does not go with `{name}`", f"leave out `{name}`")
-        rate = self.train.learning_rate or (2e-5 if self.method == "full" else 2e-4)
+        rate = self.train.learning_rate or self.usual_rate
         object.__setattr__(self, "train", replace(self.train, learning_rate=rate))
         if self.recompute is None:
             object.__setattr__(self, "recompute", self.method == "qlora")
+
+    @property
+    def usual_rate(self) -> float:
+        """The peak learning rate where none is given."""
+        return 2e-5 if self.method == "full" else 2e-4
+
+    @property
+    def infilling(self) -> FimSettings:
+        """How gaps are learned to be filled: not at all."""
+        return FimSettings()
 
     @property
     def little_memory(self) -> bool:
@@ -295,6 +303,20 @@ class FinetuneRequest:
     def to_json(self) -> dict[str, Any]:
         """What the result depends on, as plain data."""
         return json.loads(json.dumps(asdict(self), default=str))
+
+
+@dataclass(frozen=True)
+class FinetuneRequest(RunSettings):
+    """Supervised training. packing: several documents in a sequence."""
+
+    packing: bool = option(
+        True, "Fill sequences with several documents, which do not see each other.", panel=DATA
+    )
+    fim: FimSettings = field(default_factory=FimSettings)
+
+    @property
+    def infilling(self) -> FimSettings:
+        return self.fim
 
 
 @dataclass(frozen=True)
