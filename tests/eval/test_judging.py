@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -161,6 +162,17 @@ def test_a_fast_or_failing_reference_changes_nothing(
     late = [Submission("HumanEval/0", 0, "program")]
     assert list(judged_by_reference(humaneval, cast(Any, machine), late)) == []
     assert len(machine.jobs) == 1
+
+
+def test_times_of_references_are_those_of_a_standard_processor(humaneval: HumanEval) -> None:
+    class Slow(SlowMachine):
+        def run_many(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+            yield from (replace(outcome, speed=2.0) for outcome in super().run_many(jobs))
+
+    machine = Slow(1.0)
+    late = [Submission("HumanEval/0", 0, "program")]
+    assert list(judged_by_reference(humaneval, cast(Any, machine), late))
+    assert machine.jobs[1].time_limit == 0.5 * REFERENCE_FACTOR
 
 
 def test_the_usual_limit_is_the_official_one(humaneval: HumanEval) -> None:

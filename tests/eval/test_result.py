@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apr.common.errors import UsageError
-from apr.eval.run.result import benchmark_pass_at_k, confidence_interval, pass_at_k
+from apr.eval.run.result import (
+    benchmark_pass_at_k,
+    confidence_interval,
+    pass_at_k,
+    time_facts,
+    time_notes,
+)
+from apr.eval.run.store import StoredVerdict
 
 
 @st.composite
@@ -74,3 +81,26 @@ def test_interval_agrees_with_the_binomial() -> None:
 def test_interval_of_certainty_is_a_point() -> None:
     assert confidence_interval({"a": (3, 3), "b": (3, 3)}, 2) == (1.0, 1.0)
     assert confidence_interval({"a": (3, 0)}, 1) == (0.0, 0.0)
+
+
+def test_measurements_of_several_sessions_are_one_record() -> None:
+    first = time_facts([1.5, 1.2], {})
+    assert first == {
+        "seconds_of_a_standard_second": 1.2, "least": 1.2, "most": 1.5, "measured": 2,
+    }  # fmt: skip
+    second = time_facts([2.0], first)
+    assert (second["least"], second["most"], second["measured"]) == (1.2, 2.0, 3)
+    assert time_facts([], second) == second  # nothing ran
+
+
+def test_close_verdicts_are_named() -> None:
+    verdicts = [
+        StoredVerdict(f"T/{n}", 0, "passed", "", 1.0, 1.0, "full", "calls", True, close=n < 10)
+        for n in range(12)
+    ]
+    (note,) = time_notes(verdicts)
+    assert note.startswith("10 samples stay within a third") and note.endswith("T/7 and 2 more")
+    assert time_notes(verdicts[9:10]) == (
+        "1 sample stays within a third of the time limit when run again alone: T/9",
+    )
+    assert time_notes(verdicts[10:]) == ()

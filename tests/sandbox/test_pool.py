@@ -10,15 +10,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from apr.common.errors import AprError, UsageError
-from apr.sandbox import Job, Sandbox
-from apr.sandbox.pool import SLACK
+from apr.sandbox import Job, Outcome, Sandbox
+from apr.sandbox.pool import SLACK, _Worker
 
 CHECK = "def check(candidate):\n    assert candidate(2) == 4\n"
 GOOD = "def f(x):\n    return x * x\n"
@@ -104,24 +103,72 @@ def test_programs_have_more_time_beside_others_but_no_second_run(sandbox: Sandbo
     assert all(outcomes[name].cpu_seconds >= 0.2 * SLACK for name in ("spin 1", "spin 2"))
 
 
-def test_alone_programs_have_their_limit() -> None:
-    with Sandbox(workers=1, level="limits", allow_weak=True, preload=()) as alone:
-        outcome = alone.run(replace(spinning("spin"), time_limit=1.0))
-    assert outcome.verdict == "timeout" and not outcome.retried
-    assert 0.5 <= outcome.cpu_seconds < SLACK  # less where other work takes the processors
+def took(seconds: float) -> str:
+    """A program that takes so much processor time."""
+    return f"import time\nwhile time.process_time() < {seconds}: pass\n{GOOD}"
 
 
-def test_what_took_too_long_beside_others_runs_again_alone_and_last(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+def tried(
+    monkeypatch: pytest.MonkeyPatch, programs: dict[str, float], speeds: list[float]
+) -> tuple[dict[str, Outcome], list[str]]:
+    """Outcomes of programs that take so many seconds under a limit of 0.3, and the order of all
+    runs. speeds: as measured, one after the other, the last of them from then on.
+    """
+    measured, ran = iter(speeds), []
+    start = _Worker.start
+
+    def started(worker: _Worker, job: Job, speed: float, slack: float, whole: bool = False) -> None:
+        ran.append(job.job_id)
+        start(worker, job, speed, slack, whole)
+
+    monkeypatch.setattr("apr.sandbox.speed.measured", lambda _: next(measured, speeds[-1]))
+    monkeypatch.setattr(_Worker, "start", started)
+    monkeypatch.setattr("apr.sandbox.pool._PAUSE", 4.0)
+    monkeypatch.setattr("apr.sandbox.pool.time.sleep", lambda _: None)
+    jobs = [
+        Job(name, took(seconds), CHECK, "f", time_limit=0.3) for name, seconds in programs.items()
+    ]
+    with Sandbox(1, level="limits", allow_weak=True, preload=()) as sandbox:
+        return {o.job_id: o for o in sandbox.run_many(jobs)}, ran
+
+
+def test_what_comes_near_its_limit_runs_again_alone_and_last(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With so much slack they end by themselves, over their limits; alone they keep them or not."""
-    monkeypatch.setattr("apr.sandbox.pool.SLACK", 50.0)
-    monkeypatch.setattr("apr.sandbox.pool._MAX_WAITING_RETRIES", 1)
-    busy = "import time\nwhile time.process_time() < 0.8: pass\ndef f(x):\n    return x\n"
-    jobs = [replace(good(name), program=busy, time_limit=0.4) for name in "abc"]
-    outcomes = list(sandbox.run_many([*jobs, good("d")]))
-    verdicts = {o.job_id: (o.verdict, o.retried) for o in outcomes}
-    assert verdicts == {**dict.fromkeys("abc", ("timeout", True)), "d": ("passed", False)}
+    found, ran = tried(monkeypatch, {"near": 0.23, "over": 0.35, "far": 9, "quick": 0}, [1.0])
+    assert {name: (o.verdict, o.retried, o.close) for name, o in found.items()} == {
+        "near": ("passed", True, True),
+        "over": ("timeout", True, True),
+        "far": ("timeout", False, False),
+        "quick": ("passed", False, False),
+    }
+    programs = [name for name in ran if name != "calibration"]
+    assert programs == ["near", "over", "far", "quick", "near", "over", "over", "over"]
+    assert 0.23 <= found["near"].cpu_seconds < 0.4 and found["near"].share > 2 / 3
+    assert found["near"].spent_seconds >= 0.46 and found["over"].spent_seconds >= 1.2
+
+
+def test_a_slow_machine_gives_more_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, ran = tried(monkeypatch, {"a": 0.35}, [2.0])
+    assert found["a"].passed and not found["a"].retried and ran == ["calibration", "a"]
+    assert 0.5 < found["a"].share < 2 / 3
+
+
+def test_a_machine_that_became_busy_is_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run ends too soon; the second comes when all is calm, or late enough."""
+    found, ran = tried(monkeypatch, {"a": 0.55}, [1.0, 3.0])
+    assert found["a"].passed and found["a"].retried and not found["a"].close
+    # At the start; behind what ran out of time; before it runs again, until patience ends.
+    assert ran == ["calibration", "a", *["calibration"] * 5, "a"]
+
+
+def test_a_machine_that_became_calm_takes_nothing_for_quick(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Within its limit of the busy time, which is more than it has in the calm one."""
+    programs = {"far": 9, "a": 0.45}
+    found, _ = tried(monkeypatch, programs, [1.0, 2.0, 2.0, 2.0, 2.0, 1.0])
+    assert found["a"].verdict == "timeout" and found["a"].retried
 
 
 def test_leaving_early_ends_what_runs(sandbox: Sandbox) -> None:

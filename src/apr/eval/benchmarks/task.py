@@ -177,8 +177,8 @@ class Benchmark(ABC):
     def job(self, task: Task, program: str, job_id: str, reference_seconds: float = 0.0) -> Job:
         """How the sandbox judges a program.
 
-        reference_seconds: CPU time of the canonical solution here, where it was measured; a
-        slow one lengthens the time limit.
+        reference_seconds: standard seconds of the canonical solution, where they were measured;
+        a slow one lengthens the time limit.
         """
 
     def program(self, task: Task, row: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from apr.sandbox.interpreter import Interpreter
 
 # Reference solutions are timed with the limit a reference of this many seconds would give.
 REFERENCE_SECONDS = 3.0
-RULES = 1  # to be raised when judging changes, so that what was found before is forgotten
+RULES = 2  # to be raised when judging changes, so that what was found before is forgotten
 _MISSING = re.compile(r"No module named '([\w.]+)'")
 _SHOWN = 8
 PATIENCE = 12.0  # a reference gets the time of programs whose reference took so many seconds
@@ -51,7 +51,7 @@ def judge_distinct(sandbox: Sandbox, jobs: Iterable[Job]) -> Iterator[Outcome]:
             program = job.program.encode("utf-8", "surrogatepass")
             key = job.job_id.rpartition("#")[0] or job.job_id, hashlib.sha256(program).digest()
             if key in done:
-                copies.append(replace(done[key], job_id=job.job_id))
+                copies.append(_copy(done[key], job))
             elif key in running:
                 running[key].append(job)
             else:
@@ -66,13 +66,18 @@ def judge_distinct(sandbox: Sandbox, jobs: Iterable[Job]) -> Iterator[Outcome]:
             again += equal
         else:
             done[key] = outcome
-            copies += (replace(outcome, job_id=job.job_id) for job in equal)
+            copies += (_copy(outcome, job) for job in equal)
         yield outcome
         yield from copies
         copies.clear()
     yield from copies
     if again:
         yield from sandbox.run_many(again)
+
+
+def _copy(outcome: Outcome, job: Job) -> Outcome:
+    """For a job that did not have to run."""
+    return replace(outcome, job_id=job.job_id, spent_seconds=0.0)
 
 
 class Judging:
@@ -149,7 +154,7 @@ def judge(
 ) -> None:
     """Run samples, while further ones are being made; `keep` is told of each outcome.
 
-    seconds: processor time of tasks' references, where it is known.
+    seconds: standard seconds of tasks' references, where they are known.
     """
     with Judging(sandbox) as judging:
         for sample in samples:
@@ -174,7 +179,7 @@ def judged_by_reference(
     tasks = [benchmark.tasks[name] for name in dict.fromkeys(s.task_id for s in found)]
     references = [reference_of(benchmark, task) for task in tasks if task.canonical_solution]
     timed = {
-        outcome.job_id.rpartition("#")[0]: outcome.cpu_seconds
+        outcome.job_id.rpartition("#")[0]: outcome.standard_seconds
         for outcome in sandbox.run_many(r.job(benchmark, REFERENCE_SECONDS) for r in references)
         if outcome.passed
     }
@@ -198,7 +203,7 @@ def reference_of(benchmark: Benchmark, task: Task) -> Submission:
 
 @dataclass(frozen=True)
 class References:
-    """seconds: CPU time of the reference solutions that pass. broken: task -> why the others do
+    """seconds: standard seconds of reference solutions that pass. broken: task -> why others do
     not. excluded: whether broken tasks are left out of the score.
     """
 
@@ -297,7 +302,7 @@ def check_references(
             if outcome.verdict == "sandbox-error":
                 raise AprError(f"the sandbox failed on the reference of {name}: {outcome.detail}")
             shown.verdict(outcome.passed)
-            known[name] = outcome.cpu_seconds if outcome.passed else outcome.detail
+            known[name] = outcome.standard_seconds if outcome.passed else outcome.detail
 
         samples = [reference_of(benchmark, task) for task in todo]
         try:

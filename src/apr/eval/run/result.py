@@ -30,7 +30,7 @@ class Record:
     decides the samples. generation: how they came to be. model: how it ran (dtype, device,
     kernels). isolation_note: why no stronger isolation. references: as `References.to_json` gives
     it. suspects: (task, sample) -> reasons to look at it, which change nothing. repeated: as
-    `repeated_references` gives it.
+    `repeated_references` gives it. time: how fast the machine was, as `time_facts` gives it.
     """
 
     benchmark: str
@@ -44,6 +44,7 @@ class Record:
     references: Mapping[str, Any] = field(default_factory=dict)
     suspects: Mapping[tuple[str, int], Sequence[str]] = field(default_factory=dict)
     repeated: Mapping[str, Any] = field(default_factory=dict)
+    time: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,9 @@ class Result(Record):
             "judged_again_alone": sum(v.retried for v in self.verdicts),
             "suspect_samples": len(self.suspects),
             **({"repeats_of_references": dict(self.repeated)} if self.repeated else {}),
-            "program_cpu_seconds": round(sum(v.cpu_seconds for v in self.verdicts), 3),
+            "close_to_time_limit": sum(v.close for v in self.verdicts),
+            **({"time": dict(self.time)} if self.time else {}),
+            "program_cpu_seconds": round(sum(map(_spent, self.verdicts)), 3),
             "settings": dict(self.settings),
             "generation": dict(self.generation),
             "model": dict(self.model),
@@ -99,7 +102,36 @@ class Result(Record):
     def _sample(self, v: StoredVerdict) -> dict[str, Any]:
         reasons = self.suspects.get((v.task_id, v.sample))
         found = {"sample": v.sample, "verdict": v.verdict, "detail": v.detail}
+        if v.close:
+            found["close_to_time_limit"] = True
         return {**found, "suspect": list(reasons)} if reasons else found
+
+
+def _spent(verdict: StoredVerdict) -> float:
+    return verdict.cpu_seconds if verdict.spent_seconds is None else verdict.spent_seconds
+
+
+def time_facts(speeds: Sequence[float], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The measurements of a sandbox, with those of earlier sessions of the run (what this gave)."""
+    if not speeds:
+        return dict(before)
+    return {
+        "seconds_of_a_standard_second": round(speeds[-1], 3),
+        "least": round(min(*speeds, before.get("least", speeds[0])), 3),
+        "most": round(max(*speeds, before.get("most", speeds[0])), 3),
+        "measured": len(speeds) + before.get("measured", 0),
+    }
+
+
+def time_notes(verdicts: Sequence[StoredVerdict]) -> tuple[str, ...]:
+    """Which verdicts might be others on another machine; nothing if none."""
+    close = list(dict.fromkeys(v.task_id for v in verdicts if v.close))
+    if not close:
+        return ()
+    shown = ", ".join(close[:8]) + (f" and {len(close) - 8} more" if len(close) > 8 else "")
+    count = sum(v.close for v in verdicts)
+    samples = "1 sample stays" if count == 1 else f"{count} samples stay"
+    return (f"{samples} within a third of the time limit when run again alone: {shown}",)
 
 
 def make_result(

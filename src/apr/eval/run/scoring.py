@@ -17,7 +17,7 @@ from apr.eval.rerank.behaviour import Behaviour
 from apr.eval.rerank.choose import Choice, check_methods, choose_by
 from apr.eval.run.eval_settings import JudgeSettings
 from apr.eval.run.judging import References, check_references, judge, judged_by_reference
-from apr.eval.run.result import Record, Result, make_result
+from apr.eval.run.result import Record, Result, make_result, time_facts, time_notes
 from apr.eval.run.store import Store, StoredVerdict
 from apr.eval.run.suspect import repeated_references, suspects
 from apr.sandbox import Level, Outcome, Sandbox
@@ -165,6 +165,8 @@ def judge_and_score(
         (v for v in store.verdicts() if v.place in samples),
         key=lambda v: (order[v.task_id], v.sample),
     )
+    time = time_facts(sandbox.speeds, store.facts().get("time", {}))
+    store.set_fact("time", time)
     record = Record(
         benchmark=benchmark.name,
         subject=source.name,
@@ -173,10 +175,11 @@ def judge_and_score(
         generation=source.generation(counted),
         model=source.description(),
         isolation_note=sandbox.level_reason,
-        notes=(*benchmark.notes, *references.notes(), *source.notes()),
+        notes=(*benchmark.notes, *references.notes(), *source.notes(), *time_notes(verdicts)),
         references=references.to_json(),
         suspects=suspects(benchmark, verdicts, samples),
         repeated=repeated_references(benchmark, samples),
+        time=time,
     )
     return make_result(record, benchmark, settings.ks, chosen)
 

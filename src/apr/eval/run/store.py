@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS generation (
 CREATE TABLE IF NOT EXISTS verdict (
   task_id TEXT, sample INTEGER, verdict TEXT NOT NULL, detail TEXT NOT NULL,
   cpu_seconds REAL, wall_seconds REAL, level TEXT, judge TEXT, retried INTEGER,
-  part TEXT NOT NULL DEFAULT '',
+  part TEXT NOT NULL DEFAULT '', close INTEGER, spent_seconds REAL,
   PRIMARY KEY (task_id, sample)
 );
 CREATE TABLE IF NOT EXISTS behaviour (
@@ -41,6 +41,8 @@ CREATE TABLE IF NOT EXISTS behaviour (
 _LATER = (
     ("verdict", "part", "TEXT NOT NULL DEFAULT ''"),
     ("generation", "mean_logprob", "REAL"),
+    ("verdict", "close", "INTEGER"),
+    ("verdict", "spent_seconds", "REAL"),
 )
 
 
@@ -71,6 +73,8 @@ class StoredVerdict:
     judge: str
     retried: bool
     part: str = ""  # of the tests, in which it failed (Job.parts)
+    close: bool = False  # to its time limit, see Outcome
+    spent_seconds: float | None = None  # cpu_seconds of all runs; None in runs of earlier versions
 
     def passed(self, part: str = "") -> bool:
         """With all tests, or with those up to the end of a part that is not the last."""
@@ -200,7 +204,8 @@ class Store:
 
     def verdicts(self) -> list[StoredVerdict]:
         rows = self._db.execute("SELECT * FROM verdict ORDER BY task_id, sample")
-        return [replace(v, retried=bool(v.retried)) for v in (StoredVerdict(*row) for row in rows)]
+        found = (StoredVerdict(*row) for row in rows)
+        return [replace(v, retried=bool(v.retried), close=bool(v.close)) for v in found]
 
     def close(self) -> None:
         self._db.close()
