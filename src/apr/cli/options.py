@@ -35,7 +35,7 @@ OUTPUT = "Output"  # a heading
 
 # The headings of a verb's flags in the order in which its help shows them; others come after.
 PANELS = (
-    "Model", "Benchmark", "Data", "Method", "Training", "Fill in the middle", "Scores",
+    "Model", "Benchmark", "Data", "Method", "Objective", "Training", "Fill in the middle", "Scores",
     "Calibration", "Prompt", "Sampling", "Judging", "Perplexity", "Output",
 )  # fmt: skip
 

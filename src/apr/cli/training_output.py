@@ -1,23 +1,113 @@
-"""What training shows: its plan, documents, progress and result."""
+"""A run of training, for the verbs that train: its flags, plan, documents, progress and result."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apr.cli.options import JSON_HELP, OFFLINE_HELP, OUTPUT, only_flags
+from apr.common.errors import UsageError
 from apr.common.memory import process_memory
 from apr.common.progress import Display
+from apr.common.settings import check, option, settings_in
+from apr.train.train_settings import LoraSettings, RunSettings, ScoreRequest
 
 if TYPE_CHECKING:
     import rich.progress
+    import typer
     from rich.text import Text
 
     from apr.text import Tokenizer
     from apr.train.packing import Document
-    from apr.train.prepare import Prepared
+    from apr.train.prepare import Learning, Prepared
+
+
+@dataclass(frozen=True)
+class Done:
+    """What becomes of a run, and what is shown of it."""
+
+    output: Path | None = option(
+        None,
+        "Folder of the run; the same command again goes on with it.",
+        short="-o",
+        panel=OUTPUT,
+    )
+    report_to: str = option(
+        "none", "Send metrics to tensorboard or trackio, beside metrics.jsonl.", panel=OUTPUT
+    )
+    plan: bool = option(
+        False, "Say how much memory and how many steps it would take, and stop.", panel=OUTPUT
+    )
+    show_samples: int = option(
+        0,
+        "Print so many documents, coloured by what is learned, and stop.",
+        least=0,
+        panel=OUTPUT,
+    )
+    force: bool = option(False, "Begin anew in a folder that holds a run.", panel=OUTPUT)
+    offline: bool = option(False, OFFLINE_HELP, panel=OUTPUT)
+    as_json: bool = option(False, JSON_HELP, flag="json", panel=OUTPUT)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def run_training(
+    context: typer.Context,
+    request: RunSettings,
+    learning: Learning[Any],
+    scores: ScoreRequest,
+    done: Done,
+) -> None:
+    """Train, or show what would be done."""
+    from apr.train.finetune import finetune, finished_result
+    from apr.train.metrics import check_report
+    from apr.train.prepare import prepare
+    from apr.train.report import add_scores, check_scores, score_run
+
+    output, offline, as_json = done.output, done.offline, done.as_json
+    if output is None and not (done.plan or done.show_samples):
+        raise UsageError("no folder to write", "-o FOLDER, or --plan to see what would be done")
+    known = {parameter.name or "" for parameter in context.command.params}
+    if request.method == "full":
+        lora = {one.name for one in settings_in(LoraSettings)} | {"lora_plus"}
+        only_flags(context, known - lora, "with `method` full")
+    if not scores.benchmark:
+        only_flags(context, known - {"samples", "limit"}, "without `benchmark`")
+    check_report(done.report_to)
+    prepared = prepare(request, learning, offline=offline)
+    if scores.benchmark:
+        check_scores(prepared.request, scores, offline=offline)
+    if done.show_samples:
+        show_samples(prepared, done.show_samples, as_json)
+        return
+    summary = prepared.summary()
+    if done.plan:
+        print(json.dumps(summary)) if as_json else show_plan(summary, prepared)
+        return
+    assert output is not None
+    if not as_json:
+        show_plan(summary, prepared, to_stderr=True)
+    # A run that was stopped while it was scored, or is to be scored now, is trained already.
+    result = finished_result(prepared, output) if scores.benchmark and not done.force else None
+    if result is None:
+        with TrainProgress() as progress:
+            result = finetune(
+                prepared,
+                output,
+                force=done.force,
+                on_log=progress.on_line,
+                report_to=done.report_to,
+            )
+    if scores.benchmark:
+        result["scores"] = score_run(prepared.request, scores, output, offline=offline)
+        add_scores(output, result["scores"])
+    print(json.dumps(result)) if as_json else show_result(result)
 
 
 def show_plan(summary: Mapping[str, Any], prepared: Prepared[Any], to_stderr: bool = False) -> None:
@@ -91,7 +181,7 @@ def show_result(result: Mapping[str, Any]) -> None:
         f" {result['tokens_per_second']:,.0f} tok/s; loss {result['first_loss']:.4f} to"
         f" {result['last_loss']:.4f}"
     )
-    if result["first_eval"] is not None:
+    if result["first_eval"] is not None and result["nats"]:
         from math import exp
 
         print(
@@ -99,6 +189,9 @@ def show_result(result: Mapping[str, Any]) -> None:
             f" {exp(result['last_eval']):.3f} after; best {exp(result['best_eval']):.3f}"
             f" (epoch {result['best_epoch']})"
         )
+    elif result["first_eval"] is not None:
+        for name, (first, last) in result["measures"].items():
+            print(f"held-out {name.replace('_', ' ')} {first:.4f} before, {last:.4f} after")
     for score in result.get("scores", []):
         from apr.train.report import score_table
 
@@ -131,10 +224,9 @@ class TrainProgress(Display):
         """line: of the metrics, with steps, all_tokens and all_seconds of the run."""
         if "eval_loss" in line:
             if self.enabled:
-                self.say(
-                    f"epoch {line['epoch']}: held-out loss {line['eval_loss']:.4f},"
-                    f" perplexity {line['eval_perplexity']:.3f}"
-                )
+                known = {k.removeprefix("eval_"): v for k, v in line.items() if k[:5] == "eval_"}
+                told = (f"{name.replace('_', ' ')} {value:.4f}" for name, value in known.items())
+                self.say(f"epoch {line['epoch']}: held-out {', '.join(told)}")
             return
 
         def state() -> str:

@@ -9,6 +9,7 @@ from apr.text.tokenizer import (
     load_tokenizer,
     tokenizer_from_folder,
     tokenizer_from_gguf,
+    vocabulary_difference,
 )
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "render_chat",
     "tokenizer_from_folder",
     "tokenizer_from_gguf",
+    "vocabulary_difference",
 ]

@@ -346,6 +346,17 @@ class Tokenizer:
         return {key: value for key, value in ids.items() if value is not None}
 
 
+def vocabulary_difference(one: Tokenizer, other: Tokenizer) -> str:
+    """How the ids of two tokenizers differ, in words; "" where every id is the same token."""
+    if one.vocab_size != other.vocab_size:
+        return f"its vocabulary has {other.vocab_size} tokens, the model's {one.vocab_size}"
+    for token_id in range(one.vocab_size):
+        here, there = one.id_to_token(token_id), other.id_to_token(token_id)
+        if here != there:
+            return f"token {token_id} of its vocabulary is {there!r}, of the model's {here!r}"
+    return ""
+
+
 def _json_bytes(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode("utf-8")
 

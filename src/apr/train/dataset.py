@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,20 @@ from apr.text import Tokenizer
 from apr.train.examples import BadRow, document_of, is_text
 from apr.train.packing import Document
 
-E = TypeVar("E")
+
+class Example(Protocol):
+    """What is asked of whatever a row becomes: how many tokens it has, how many are learned, and
+    the longest stretch of tokens that see each other.
+    """
+
+    def __len__(self) -> int: ...
+    @property
+    def targets(self) -> int: ...
+    @property
+    def longest(self) -> int: ...
+
+
+E = TypeVar("E", bound=Example)
 # How many rows are named one by one.
 NAMED = 20
 # A row's text to documents, and what became of them ("PSM", "left to right"), for the account.
@@ -77,7 +90,28 @@ def read_documents(
     Raises UsageError naming file and line of every row that cannot be learned from (not JSON,
     unknown keys, an empty response); of more than 20, the first ones.
     """
-    documents: list[Document] = []
+
+    def make(row: Mapping[str, Any], report: DataReport) -> tuple[list[Document], bool]:
+        wholes = _documents(row, tokenizer, chat, transform, seed, report)
+        text = is_text(row)
+        pieces = [piece for whole in wholes for piece in _fitting(whole, max_length, text)]
+        report.split += len(pieces) > 1
+        return pieces, not text and sum(map(len, pieces)) < sum(map(len, wholes))
+
+    return read_examples(files, make, max_length, skip_bad_rows)
+
+
+def read_examples(
+    files: Sequence[Path],
+    make: Callable[[Mapping[str, Any], DataReport], tuple[list[E], bool]],
+    max_length: int,
+    skip_bad_rows: bool,
+) -> tuple[list[E], DataReport]:
+    """Every row as what `make` makes of it (none where nothing fits; whether something was cut).
+
+    make may raise BadRow. Raises UsageError as `read_documents` does.
+    """
+    examples: list[E] = []
     report = DataReport()
     bad: list[str] = []
     for where, row in _rows(files, report):
@@ -86,27 +120,24 @@ def read_documents(
             bad.append(where)
             continue
         try:
-            wholes = _documents(row, tokenizer, chat, transform, seed, report)
+            made, cut = make(row, report)
         except BadRow as error:
             _drop(report, str(error), f"{where}: {error}")
             bad.append(f"{where}: {error}")
             continue
-        text = is_text(row)
-        pieces = [piece for whole in wholes for piece in _fitting(whole, max_length, text)]
-        if not pieces:
+        if not made:
             reason = f"nothing to learn within {max_length} tokens"
             _drop(report, reason, f"{where}: {reason}")
             continue
         report.kept += 1
-        report.split += len(pieces) > 1
-        report.truncated += sum(map(len, pieces)) < sum(map(len, wholes)) and not text
-        documents += pieces
+        report.truncated += cut
+        examples += made
     if bad and not skip_bad_rows:
         raise _refusal(bad, report.rows)
-    report.documents = len(documents)
-    report.tokens = sum(map(len, documents))
-    report.trained = sum(document.targets for document in documents)
-    return documents, report
+    report.documents = len(examples)
+    report.tokens = sum(map(len, examples))
+    report.trained = sum(example.targets for example in examples)
+    return examples, report
 
 
 def split_off(examples: Sequence[E], fraction: float, seed: int) -> tuple[list[E], list[E]]:

@@ -36,7 +36,7 @@ from apr.train.adapter_files import load_adapter, save_adapter
 from apr.train.base import load_base, training_device
 from apr.train.loop import METRICS, Training, TrainReport, train
 from apr.train.lora import add_lora
-from apr.train.metrics import PICTURE, draw_losses, reporting
+from apr.train.metrics import PICTURE, draw_losses, measured, reporting
 from apr.train.prepare import Prepared
 from apr.train.report import Shown, fits, sample_before, write_report
 from apr.train.run_folder import CHECKPOINTS, is_complete, open_run, publish, saved_states
@@ -125,7 +125,8 @@ def _train(
             nats=prepared.learning.nats,
         )
         report = train(training, request.train, target)
-    draw_losses(target / METRICS, target / PICTURE)
+    unit = "nats per token" if prepared.learning.nats else "loss"
+    draw_losses(target / METRICS, target / PICTURE, unit)
     return report
 
 
@@ -211,6 +212,8 @@ def _run_result(prepared: Prepared[Any], target: Path, report: TrainReport) -> d
         "last_loss": losses[-1] if losses else None,
         "tokens_per_second": report.tokens / max(report.seconds, 1e-9),
         "trainable_parameters": prepared.memory.trainable,
+        "nats": prepared.learning.nats,
+        "measures": measured(target / METRICS),
         "data": prepared.report.to_json(),
         "metrics": str(target / METRICS),
     }

@@ -98,7 +98,17 @@ def scalars(line: dict[str, Any]) -> list[tuple[str, float]]:
     ]
 
 
-def draw_losses(metrics: Path, picture: Path) -> bool:
+def measured(metrics: Path) -> dict[str, list[float]]:
+    """What the first and the last evaluation found, by name; {} without any."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    found = [line for line in lines if "eval_loss" in line]
+    if not found:
+        return {}
+    names = [key for key in found[0] if key.startswith("eval_")]
+    return {key.removeprefix("eval_"): [found[0][key], found[-1][key]] for key in names}
+
+
+def draw_losses(metrics: Path, picture: Path, unit: str = "nats per token") -> bool:
     """The training loss of every step and held-out losses as a picture; False without matplotlib.
 
     metrics: metrics.jsonl. Held-out points stand at the step they were measured at.
@@ -116,7 +126,7 @@ def draw_losses(metrics: Path, picture: Path) -> bool:
     if held_out:
         axes.plot(*zip(*held_out, strict=True), marker="o", label="held-out loss")
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("nats per token")
+    axes.set_ylabel(unit)
     axes.grid(alpha=0.3)
     axes.legend()
     with new_file(picture) as temporary:

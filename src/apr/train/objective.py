@@ -8,7 +8,7 @@ from apr.kernels import differentiable, ops
 from apr.kernels.logprobs import cross_entropy, token_logprobs
 from apr.model.config import ModelConfig
 from apr.model.rope import needs_long_factors
-from apr.model.transformer import Transformer, document_attention
+from apr.model.transformer import Attend, Transformer, document_attention
 from apr.train.loop import Objective
 from apr.train.lora import LoraLinear
 from apr.train.packing import Batch
@@ -43,10 +43,22 @@ def hidden_states(model: Transformer, batch: Batch, recompute: bool = False) -> 
     2016, arXiv:1604.06174).
     """
     attend = document_attention(model, batch.starts)
+    if batch.attend_to is not None and batch.attend_from is not None:
+        attend = shared_beginnings(attend, batch.attend_to, batch.attend_from)
     longest = int(batch.positions.max()) + 1
     long = needs_long_factors(model.config, longest)
     recompute = recompute and torch.is_grad_enabled()
     return model.run(batch.ids, batch.positions, attend, long, recompute)
+
+
+def shared_beginnings(attend: Attend, attend_to: torch.Tensor, attend_from: torch.Tensor) -> Attend:
+    """Attention of documents whose common beginnings are there once; see `Batch`."""
+
+    def shared(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        whole = (part.index_select(0, attend_to) for part in (q, k, v))
+        return attend(layer, *whole).index_select(0, attend_from)
+
+    return shared
 
 
 def attention_note(config: ModelConfig, dtype: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,10 @@ class Batch:
     """Documents of T tokens in all. ids, positions: int64 (T,). starts: where each document
     begins, and T. rows: int64 (n,), positions whose next token is learned; labels: int64 (n,),
     that token. filler: tokens at the end that belong to no document of the data.
+
+    Documents that begin alike may share their beginning: then starts are those of whole documents
+    (E tokens in all), attend_to: int64 (E,) is which of the T tokens each of theirs is, and
+    attend_from: int64 (T,) where among the E the tokens are found.
     """
 
     ids: torch.Tensor
@@ -54,6 +58,8 @@ class Batch:
     rows: torch.Tensor
     labels: torch.Tensor
     filler: int = 0
+    attend_to: torch.Tensor | None = None
+    attend_from: torch.Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -74,9 +80,13 @@ class Batch:
         }
 
     def to(self, device: torch.device) -> Batch:
-        moved = (t.to(device) for t in (self.ids, self.positions, self.rows, self.labels))
-        ids, positions, rows, labels = moved
-        return Batch(ids, positions, self.starts, rows, labels, self.filler)
+        return replace(self, **moved(self, device))
+
+
+def moved(batch: Any, device: torch.device) -> dict[str, Any]:
+    """The tensors of a dataclass, on a device."""
+    values = vars(batch).items()
+    return {name: value.to(device) for name, value in values if isinstance(value, torch.Tensor)}
 
 
 def make_batch(documents: Sequence[Document], multiple: int = 1) -> Batch:

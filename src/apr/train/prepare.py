@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.checkpoint.adapter import open_adapter
@@ -18,7 +18,7 @@ from apr.model.opened import OpenedModel
 from apr.model.transformer import Transformer
 from apr.text import Tokenizer, load_tokenizer
 from apr.train.base import base_size, check_base
-from apr.train.dataset import DataReport, split_off
+from apr.train.dataset import DataReport, E, Example, split_off
 from apr.train.loop import Data, Objective, total_steps
 from apr.train.memory_plan import MemoryPlan, plan_memory
 from apr.train.objective import attention_note
@@ -32,21 +32,6 @@ AUTO: tuple[tuple[Method, bool], ...] = (
     ("qlora", False),
     ("qlora", True),
 )
-
-
-E = TypeVar("E", bound="Example")
-
-
-class Example(Protocol):
-    """What the plan asks of an example: tokens it takes (`len`), those that are learned, and the
-    longest stretch of tokens that see each other.
-    """
-
-    def __len__(self) -> int: ...
-    @property
-    def targets(self) -> int: ...
-    @property
-    def longest(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def sample_before(
 
 def write_report(folder: Path, result: dict[str, Any], sample: dict[str, str | None]) -> None:
     """Both files. result: what `--json` prints of the run, its model and its method."""
-    content = {**result, **_perplexities(result), "sample": sample}
+    content = {**result, **(_perplexities(result) if result["nats"] else {}), "sample": sample}
     write_json(folder / REPORT, content)
     write_whole(folder / PAGE, _page(content, (folder / PICTURE).is_file()) + "\n")
 
@@ -144,9 +144,16 @@ def _page(content: dict[str, Any], picture: bool) -> str:
             "| held out | before | after |",
             "|---|---|---|",
             f"| loss | {_number(content['first_eval'])} | {_number(content['best_eval'])} |",
-            f"| perplexity | {_number(content['perplexity_before'])} |"
-            f" {_number(content['perplexity_after'])} |",
         ]
+        if content["nats"]:
+            before, after = content["perplexity_before"], content["perplexity_after"]
+            lines.append(f"| perplexity | {_number(before)} | {_number(after)} |")
+        else:
+            lines += [
+                f"| {name.replace('_', ' ')} | {_number(first)} | {_number(last)} |"
+                for name, (first, last) in content["measures"].items()
+                if name != "loss"
+            ]
     for score in content.get("scores", []):
         lines += ["", *score_table(score)]
     if picture:

@@ -127,7 +127,11 @@ class TrainSettings:
     """
 
     learning_rate: float | None = option(
-        None, "Peak learning rate. [default: 2e-4; full: 2e-5]", flag="lr", above=0, panel=TRAINING
+        None,
+        "Peak learning rate. [default: what is usual for the method; finetune 2e-4, full 2e-5]",
+        flag="lr",
+        above=0,
+        panel=TRAINING,
     )
     epochs: int = option(1, "How often the data is gone through.", least=1, panel=TRAINING)
     max_steps: int | None = option(
@@ -227,7 +231,7 @@ class RunSettings:
     train: TrainSettings = field(default_factory=TrainSettings)
     adapter: Path | None = option(
         None,
-        "PEFT folder of an adapter to go on training, or with --merge to merge.",
+        "PEFT folder of an adapter to go on training.",
         panel=METHOD,
     )
     eval_data: tuple[str, ...] = option(

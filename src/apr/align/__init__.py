@@ -1,0 +1,1 @@
+"""Alignment: training on preferences (`apr align`)."""
