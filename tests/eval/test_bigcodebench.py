@@ -122,7 +122,7 @@ def test_bad_options(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not answer"):
         find_interpreter("/bin/true")
     old = tmp_path / "python"
-    old.write_text("#!/bin/sh\necho '[[3, 9, 2], {}]'\n")
+    old.write_text("#!/bin/sh\necho '[[3, 9, 2], {}, null]'\n")
     old.chmod(0o755)
     with pytest.raises(UsageError, match=r"Python 3\.9\.2"):
         find_interpreter(str(old))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -490,3 +491,25 @@ def test_methods_that_go_wrong_are_told_in_a_line(tmp_path: Path) -> None:
     benchmark = load_benchmark(str(path))
     with pytest.raises(UsageError, match=r"prompt\(\) gave str, not Prompt"):
         benchmark.prompt(benchmark.tasks["add/0"], PromptStyle("base"))
+
+
+def test_tasks_add_what_they_import_to_what_programs_see(tmp_path: Path) -> None:
+    uses_rich = "    import rich.console, json\n    return width * height\n"
+    own = {**REV, "test": ["from yaml import dump\nassert dump(rev('ab'))[:2] == 'ba'"]}
+    path = written(tmp_path / "own.jsonl", {**AREA, "canonical_solution": uses_rich}, own, SUM)
+    assert load_benchmark(str(path)).libraries == ("numpy", "rich", "yaml")
+    area = f"{AREA['prompt']}    return width * height\n"
+    solutions = {
+        "area": [f"import torch\n{area}", f"import rich\n{area}"],
+        "rev": ["import numpy\ndef rev(t): return t[::-1]"],
+        "sum": ["import psutil, sys\nprint(sum(map(int, sys.stdin)))"],
+    }
+    rows = [{"task_id": t, "solution": text} for t, texts in solutions.items() for text in texts]
+    samples = written(tmp_path / "samples.jsonl", *rows)
+    found = score_samples(samples, str(path), progress=False)
+    assert [v.verdict for v in found.verdicts] == ["failed", "passed", "passed", "failed"]
+    assert found.to_json()["programs_may_import"]["libraries"].keys() >= {"numpy", "rich", "pyyaml"}
+    assert any("torch (1), psutil (1)" in note for note in found.notes), found.notes
+    assert "torch" not in found.imports["libraries"]
+    everything = score_samples(samples, str(path), progress=False, python=sys.executable)
+    assert everything.passes[1][0] == 1 and "torch" in everything.imports["libraries"]

@@ -16,9 +16,9 @@ from apr.common.errors import UsageError
 from apr.eval.run.result import (
     benchmark_pass_at_k,
     confidence_interval,
+    notes_on,
     pass_at_k,
     time_facts,
-    time_notes,
 )
 from apr.eval.run.store import StoredVerdict
 
@@ -98,9 +98,25 @@ def test_close_verdicts_are_named() -> None:
         StoredVerdict(f"T/{n}", 0, "passed", "", 1.0, 1.0, "full", "calls", True, close=n < 10)
         for n in range(12)
     ]
-    (note,) = time_notes(verdicts)
+    (note,) = notes_on(verdicts)
     assert note.startswith("10 samples stay within a third") and note.endswith("T/7 and 2 more")
-    assert time_notes(verdicts[9:10]) == (
+    assert notes_on(verdicts[9:10]) == (
         "1 sample stays within a third of the time limit when run again alone: T/9",
     )
-    assert time_notes(verdicts[10:]) == ()
+    assert notes_on(verdicts[10:]) == ()
+
+
+def test_modules_that_programs_wanted_and_did_not_find_are_named() -> None:
+    reasons = [
+        "No module named 'torch'",
+        "No module named 'torch.nn'",
+        "No module named 'yaml'",
+        "x",
+    ]
+    verdicts = [
+        StoredVerdict("T", n, "failed", f"failed: {why}", 1.0, 1.0, "full", "proxy", False)
+        for n, why in enumerate(reasons)
+    ]
+    (note,) = notes_on(verdicts)
+    assert note.startswith("3 samples fail for want of a module") and "torch (2), yaml (1)" in note
+    assert notes_on(verdicts[3:]) == ()

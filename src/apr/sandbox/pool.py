@@ -85,9 +85,8 @@ class _WorkerFailed(Exception):
 class _Worker:
     """A worker process and the job it has."""
 
-    def __init__(
-        self, python: str, level: str, base: str, preload: Sequence[str], processor: int | None
-    ) -> None:
+    def __init__(self, python: str, base: str, order: dict[str, Any]) -> None:
+        """order: as worker.main reads it, without `base`."""
         self.job: Job | None = None
         self.speed = 1.0  # that its limits were set for
         self.begun = 0.0
@@ -113,9 +112,7 @@ class _Worker:
                 self._errors.close()
                 raise _WorkerFailed(f"{python}: {error.strerror}") from None
         self.pid = self._process.pid
-        self._send(
-            {"level": level, "base": self.base, "preload": list(preload), "processor": processor}
-        )
+        self._send({**order, "base": self.base})
 
     def greet(self) -> None:
         """Wait until the worker is ready; raises _WorkerFailed with its reason."""
@@ -193,7 +190,8 @@ class Sandbox:
     level: "full", "confined", "limits" or "auto", the strongest this machine gives; "limits"
     only with allow_weak. `level` then says which it is, `level_reasons` why not a stronger one.
     python: the interpreter to run programs with (3.10 or newer). preload: modules to import
-    once before programs are forked.
+    once before programs are forked. libraries: the modules that programs may import besides the
+    standard library; None: all that are installed.
 
     Raises UsageError for a level that does not exist or needs allow_weak, AprError where the
     machine does not give it. Use as a context manager; one thread at a time.
@@ -206,6 +204,7 @@ class Sandbox:
         allow_weak: bool = False,
         python: str | None = None,
         preload: Sequence[str] = DEFAULT_PRELOAD,
+        libraries: Sequence[str] | None = None,
     ) -> None:
         if level not in ("auto", *LEVELS):
             raise UsageError(f"sandbox level {level!r}", f"one of auto, {', '.join(LEVELS)}")
@@ -221,6 +220,7 @@ class Sandbox:
         self._count = workers or len(available_processors())
         self._python = python or sys.executable
         self._preload = tuple(preload)
+        self._libraries = None if libraries is None else list(libraries)
         self._allow_weak = allow_weak
         self._wanted = level
         self._workers: list[_Worker] = []
@@ -439,7 +439,13 @@ class Sandbox:
         processors = available_processors()
         processor = processors[(os.getpid() + self._spawned) % len(processors)]
         self._spawned += 1
-        return _Worker(self._python, self.level, self._base, self._preload, processor)
+        order = {
+            "level": self.level,
+            "preload": list(self._preload),
+            "libraries": self._libraries,
+            "processor": processor,
+        }
+        return _Worker(self._python, self._base, order)
 
     def _fill_up(self) -> None:
         """Replace the workers that an earlier, abandoned iteration cost."""

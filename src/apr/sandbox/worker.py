@@ -40,8 +40,8 @@ _SCM_CREDENTIALS = 2
 def main(fd: int) -> None:
     """Serve the pool at socket `fd` until it closes.
 
-    Messages: in {"level", "base", "preload", "processor"}; out {"level"} or {"error"}; then in
-    jobs (fields of job.Job), out outcomes.
+    Messages: in {"level", "base", "preload", "libraries", "processor"}; out {"level"} or
+    {"error"}; then in jobs (fields of job.Job), out outcomes.
     """
     resource.setrlimit(resource.RLIMIT_NOFILE, (confine.MAX_DESCRIPTORS,) * 2)
     order = channel.receive_trusted(fd, MAX_JOB)
@@ -53,7 +53,7 @@ def main(fd: int) -> None:
         linux.set_name("apr-worker")
         _offer_to_out_of_memory_killer()
     try:
-        worker = Worker(fd, order["level"], base, order["preload"])
+        worker = Worker(fd, order["level"], base, order["preload"], order["libraries"])
     except OSError as error:
         channel.send_trusted(fd, {"error": str(error)})
         return
@@ -87,12 +87,16 @@ class _Place:
 
 
 class Worker:
-    def __init__(self, fd: int, level: str, base: str, preload: list[str]) -> None:
+    def __init__(
+        self, fd: int, level: str, base: str, preload: list[str], libraries: list[str] | None
+    ) -> None:
         self._pool = fd
         self._base = base
         self._output = 0
         self._observer = Observer()
         self._confinement = levels.prepare(level, base)
+        if libraries is not None:
+            view.limit_imports(libraries)
         if linux.IS_LINUX:
             linux.hide_memory()
         self._control, end = socket.socketpair()

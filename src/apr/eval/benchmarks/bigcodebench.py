@@ -61,6 +61,7 @@ class BigCodeBench(Benchmark):
 
     newline: Newline = "keep"
     preload = PRELOAD
+    libraries = None
     max_tokens = 1280
     references = True
 

@@ -12,10 +12,12 @@ Whoever writes a Python file starts from `OwnBenchmark` and changes what is to b
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import json
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -35,7 +37,7 @@ from apr.eval.benchmarks.humaneval import (
 )
 from apr.eval.benchmarks.own_rows import OwnTask, read_tasks
 from apr.eval.benchmarks.task import ROW_FILES, Benchmark, Prompt, PromptStyle, Task
-from apr.eval.code.extraction import chat_code, cut_at, fenced_blocks, longest_prefix
+from apr.eval.code.extraction import chat_code, cut_at, fenced_blocks, longest_prefix, parse
 from apr.sandbox import Job
 
 WORDS_STOP = ("\n```", "<file_sep>")  # of a base model that answers words with a program
@@ -65,6 +67,7 @@ class OwnBenchmark(Benchmark):
         self.references = any(task.canonical_solution for task in tasks.values())
         self.groups = {name: task.groups for name, task in self._tasks.items() if task.groups}
         self.notes = _notes(self._tasks.values())
+        self.libraries = _libraries(self._tasks.values())
 
     @classmethod
     def of_file(cls, path: Path) -> Self:
@@ -126,6 +129,21 @@ def _notes(tasks: Iterable[OwnTask]) -> tuple[str, ...]:
         return ()
     more = f" and {len(nameless) - 1} more" if len(nameless) > 1 else ""
     return (f"the prompt of {nameless[0]}{more} does not name the function that is judged",)
+
+
+def _libraries(tasks: Iterable[OwnTask]) -> tuple[str, ...]:
+    """numpy, and what the tasks themselves import that is not of the standard library."""
+    found = {"numpy"}
+    for task in tasks:
+        head = task.prompt if task.continued else ""
+        for source in (task.test, head + (task.canonical_solution or "    pass")):
+            tree = parse(source)
+            for node in ast.walk(tree) if tree else ():
+                if isinstance(node, ast.Import):
+                    found |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    found.add(node.module.partition(".")[0])
+    return tuple(sorted(found - sys.stdlib_module_names))
 
 
 def load_own(name: str) -> Benchmark:

@@ -141,7 +141,9 @@ class Benchmark(ABC):
     by default. base_examples: whether base prompts show solved problems already. writes_code:
     whether a sample is a program of the model's, which strategies ask for.
     one_object: whether a samples file may be a single JSON object, which is then the one row.
-    preload: modules that programs find imported. references: whether the reference solutions are
+    preload: modules that programs find imported. libraries: those that programs may import besides
+    the standard library where `--python` names no interpreter; None: all that lie beside apr.
+    references: whether the reference solutions are
     run before anything counts, because what is installed decides which tests can pass.
     parts: of the tests, whose score alone is told as well (Job.parts). groups: task id -> groups
     that get a score of their own. notes: to be told with every score.
@@ -160,6 +162,7 @@ class Benchmark(ABC):
     writes_code: bool = True
     one_object: bool = False
     preload: tuple[str, ...] = DEFAULT_PRELOAD
+    libraries: tuple[str, ...] | None = ("numpy",)  # as in EvalPlus' environment
     references: bool = False
     parts: tuple[str, ...] = ()
     groups: Mapping[str, tuple[str, ...]] = MappingProxyType({})

@@ -78,8 +78,8 @@ class JudgeSettings:
     )
     python: str | None = option(
         None,
-        "The interpreter that runs the programs, with the libraries they need."
-        " [default: the one that runs apr]",
+        "The interpreter that runs the programs, with the libraries they need. [default: the one"
+        " that runs apr, with numpy; for bigcodebench with all it has]",
         panel=JUDGING,
     )
     exclude_broken: bool = option(

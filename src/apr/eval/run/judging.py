@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import queue
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from apr.common.files import write_whole
 from apr.common.progress import EvalProgress
 from apr.eval.benchmarks.task import Benchmark, Task
 from apr.eval.generators import Submission
-from apr.eval.run.result import natural
+from apr.eval.run.result import MISSING, natural
 from apr.hub.cache import cache_root, unwritable
 from apr.sandbox import Job, Outcome, Sandbox
 from apr.sandbox.interpreter import Interpreter
@@ -29,7 +28,6 @@ from apr.sandbox.interpreter import Interpreter
 # Reference solutions are timed with the limit a reference of this many seconds would give.
 REFERENCE_SECONDS = 3.0
 RULES = 2  # to be raised when judging changes, so that what was found before is forgotten
-_MISSING = re.compile(r"No module named '([\w.]+)'")
 _SHOWN = 8
 PATIENCE = 12.0  # a reference gets the time of programs whose reference took so many seconds
 
@@ -221,7 +219,7 @@ class References:
         """Library that is not installed -> tasks that need it."""
         found: dict[str, list[str]] = {}
         for task, reason in self.broken.items():
-            if match := _MISSING.search(reason):
+            if match := MISSING.search(reason):
                 found.setdefault(match[1].partition(".")[0], []).append(task)
         return found
 

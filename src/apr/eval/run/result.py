@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_KS = (1, 10, 100)
 RESAMPLES = 2000
+MISSING = re.compile(r"No module named '([\w.]+)'")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Record:
     kernels). isolation_note: why no stronger isolation. references: as `References.to_json` gives
     it. suspects: (task, sample) -> reasons to look at it, which change nothing. repeated: as
     `repeated_references` gives it. time: how fast the machine was, as `time_facts` gives it.
+    imports: what programs see, as `Interpreter.to_json` gives it.
     """
 
     benchmark: str
@@ -45,6 +48,7 @@ class Record:
     suspects: Mapping[tuple[str, int], Sequence[str]] = field(default_factory=dict)
     repeated: Mapping[str, Any] = field(default_factory=dict)
     time: Mapping[str, Any] = field(default_factory=dict)
+    imports: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,7 @@ class Result(Record):
             **({"repeats_of_references": dict(self.repeated)} if self.repeated else {}),
             "close_to_time_limit": sum(v.close for v in self.verdicts),
             **({"time": dict(self.time)} if self.time else {}),
+            **({"programs_may_import": dict(self.imports)} if self.imports else {}),
             "program_cpu_seconds": round(sum(map(_spent, self.verdicts)), 3),
             "settings": dict(self.settings),
             "generation": dict(self.generation),
@@ -123,7 +128,7 @@ def time_facts(speeds: Sequence[float], before: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def time_notes(verdicts: Sequence[StoredVerdict]) -> tuple[str, ...]:
+def _time_notes(verdicts: Sequence[StoredVerdict]) -> tuple[str, ...]:
     """Which verdicts might be others on another machine; nothing if none."""
     close = list(dict.fromkeys(v.task_id for v in verdicts if v.close))
     if not close:
@@ -132,6 +137,28 @@ def time_notes(verdicts: Sequence[StoredVerdict]) -> tuple[str, ...]:
     count = sum(v.close for v in verdicts)
     samples = "1 sample stays" if count == 1 else f"{count} samples stay"
     return (f"{samples} within a third of the time limit when run again alone: {shown}",)
+
+
+def _import_notes(verdicts: Sequence[StoredVerdict]) -> tuple[str, ...]:
+    """Which libraries failed samples wanted and did not find; nothing if none."""
+    wanted = Counter(
+        match[1].partition(".")[0]
+        for v in verdicts
+        if v.verdict == "failed" and (match := MISSING.search(v.detail))
+    )
+    if not wanted:
+        return ()
+    named = ", ".join(f"{name} ({count})" for name, count in wanted.most_common(8))
+    samples = "1 sample fails" if wanted.total() == 1 else f"{wanted.total()} samples fail"
+    return (
+        f"{samples} for want of a module that programs do not see: {named};"
+        " --python names an interpreter that has more",
+    )
+
+
+def notes_on(verdicts: Sequence[StoredVerdict]) -> tuple[str, ...]:
+    """What people should know of them, in a few lines."""
+    return (*_time_notes(verdicts), *_import_notes(verdicts))
 
 
 def make_result(

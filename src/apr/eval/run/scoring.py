@@ -17,7 +17,7 @@ from apr.eval.rerank.behaviour import Behaviour
 from apr.eval.rerank.choose import Choice, check_methods, choose_by
 from apr.eval.run.eval_settings import JudgeSettings
 from apr.eval.run.judging import References, check_references, judge, judged_by_reference
-from apr.eval.run.result import Record, Result, make_result, time_facts, time_notes
+from apr.eval.run.result import Record, Result, make_result, notes_on, time_facts
 from apr.eval.run.store import Store, StoredVerdict
 from apr.eval.run.suspect import repeated_references, suspects
 from apr.sandbox import Level, Outcome, Sandbox
@@ -100,13 +100,15 @@ def open_sandbox(
     benchmark: Benchmark, settings: JudgeSettings
 ) -> Iterator[tuple[Sandbox, Interpreter]]:
     """Where the programs run, and what runs them."""
-    interpreter = find_interpreter(settings.python)
+    modules = None if settings.python else benchmark.libraries
+    interpreter = find_interpreter(settings.python, modules)
     with Sandbox(
         workers=settings.workers,
         level=settings.level,
         allow_weak=settings.allow_weak,
         python=interpreter.path,
         preload=benchmark.preload,
+        libraries=interpreter.libraries,
     ) as sandbox:
         yield sandbox, interpreter
 
@@ -175,11 +177,17 @@ def judge_and_score(
         generation=source.generation(counted),
         model=source.description(),
         isolation_note=sandbox.level_reason,
-        notes=(*benchmark.notes, *references.notes(), *source.notes(), *time_notes(verdicts)),
+        notes=(
+            *benchmark.notes,
+            *references.notes(),
+            *source.notes(),
+            *notes_on(verdicts),
+        ),
         references=references.to_json(),
         suspects=suspects(benchmark, verdicts, samples),
         repeated=repeated_references(benchmark, samples),
         time=time,
+        imports=interpreter.to_json(),
     )
     return make_result(record, benchmark, settings.ks, chosen)
 

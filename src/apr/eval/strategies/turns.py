@@ -11,6 +11,7 @@ from typing import Any
 from apr.eval.benchmarks.task import Benchmark, Prompt, PromptStyle, Task
 from apr.eval.generators import PROMPT_TOO_LONG, Answer, Ask, Generator
 from apr.eval.run.eval_settings import EvalSettings
+from apr.eval.run.scoring import open_sandbox
 from apr.eval.strategies.checks import failures, visible_check, without_examples
 from apr.eval.strategies.strategy import Strategy
 from apr.sandbox import Sandbox
@@ -45,13 +46,7 @@ def with_turns(
         yield InTurns(generator, lambda turns: after_plans(strategy, benchmark, style, turns))
     elif strategy.name == "reflexion":
         # The evaluation's own sandbox is busy judging.
-        with Sandbox(
-            settings.workers,
-            settings.level,
-            settings.allow_weak,
-            settings.python,
-            benchmark.preload,
-        ) as sandbox:
+        with open_sandbox(benchmark, settings) as (sandbox, _):
             yield InTurns(
                 generator,
                 lambda turns: after_failures(strategy, benchmark, style, sandbox, turns),

@@ -10,6 +10,10 @@ from __future__ import annotations
 import glob
 import os
 import sys
+import sysconfig
+from collections.abc import Sequence
+from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec, PathFinder
+from types import ModuleType
 
 from . import linux
 
@@ -65,6 +69,38 @@ def is_below(path: str, roots: list[str]) -> bool:
 def trim_import_path(paths: list[str]) -> None:
     """Drop entries of sys.path that the candidate will not be able to read."""
     sys.path[:] = [entry for entry in sys.path if is_below(entry, paths)]
+
+
+class _Listed:
+    """Finds some modules in the folders that hold these and others."""
+
+    def __init__(self, names: list[str], folders: list[str]) -> None:
+        self._names, self._folders = frozenset(names), folders
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if path is None and name in self._names:
+            return PathFinder.find_spec(name, self._folders)
+        return None
+
+
+def limit_imports(names: list[str]) -> None:
+    """Leave the standard library importable, and of what is installed besides these modules."""
+    own = [sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib")]
+    packages = ("/site-packages", "/dist-packages")
+    kept = [
+        entry
+        for entry in sys.path
+        if entry.endswith(".zip") or (is_below(entry, own) and not entry.endswith(packages))
+    ]
+    others = [entry for entry in sys.path if entry not in kept]
+    for name, module in list(sys.modules.items()):  # what files beside the packages import at start
+        file = getattr(module, "__file__", None) or ""
+        if is_below(file, others) and not name.startswith("apr_sandbox"):
+            del sys.modules[name]
+    sys.path[:] = kept
+    sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder, _Listed(names, others)]
 
 
 def enter(staging: str, paths: list[str], hidden: list[str]) -> None:
