@@ -6,12 +6,14 @@ import gzip
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from apr.eval.benchmarks.humaneval import HumanEval
+from apr.sandbox import Outcome, Sandbox
 
 from .command import Command
 
@@ -173,21 +175,53 @@ def test_needs_neither_torch_nor_tokenizers(data: Path, tmp_path: Path) -> None:
     assert imported == "[]"
 
 
-def test_the_result_is_written_too(apr: Command, data: Path, tmp_path: Path) -> None:
-    samples = lines(tmp_path / "s.jsonl", [completion(n, n != 1) for n in range(4)])
-    folder, file = tmp_path / "new" / "folder", tmp_path / "one.json"
-    for out, path in ((folder, folder / "results.json"), (file, file)):
-        done = apr("score", samples, "--data", data, "--json", "--out", out)
-        assert (done.code, json.loads(path.read_text())) == (0, json.loads(done.out))
-    shown = apr("results", folder, "--failed").out
-    assert "HumanEval/1" in shown
-    assert apr("compare", folder, file).code == 0
-    done = apr("score", samples, "--data", data, "--out", data / "below")
-    assert done.code == 1 and "--out" in done.err and done.err.count("\n") == 1
+@pytest.fixture(scope="module")
+def unruly(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A benchmark of two tasks and samples whose words would trouble a terminal and a database."""
+    folder = tmp_path_factory.mktemp("unruly")
+    first, second = (
+        {
+            "task_id": f"own/{number}",
+            "prompt": "def f(x):\n",
+            "entry_point": "f",
+            "canonical_solution": "    return x\n",
+            "test": "def check(candidate):\n    assert candidate(1) == 1\n",
+        }
+        for number in range(2)
+    )
+    words = r"[/red] \x1b]0;title\x07 \ud800 :smile:"
+    rows = [
+        {"task_id": "own/0", "completion": f"    raise ValueError('{words}')\n"},
+        {"task_id": "own/1", "completion": "    return x\n"},
+    ]
+    return lines(folder / "tasks.jsonl", [first, second]), lines(folder / "s.jsonl", rows)
 
 
-def test_a_failed_assertion_is_named(apr: Command, data: Path, tmp_path: Path) -> None:
-    samples = lines(tmp_path / "s.jsonl", [completion(n, n != 1) for n in range(4)])
-    value = json.loads(apr("score", samples, "--data", data, "--json").out)
-    (found,) = value["per_task"]["HumanEval/1"]
-    assert found["detail"].startswith("failed: assert candidate('(()()) ((()))")
+def test_what_programs_say_is_text(apr: Command, unruly: tuple[Path, Path]) -> None:
+    tasks, samples = unruly
+    done = apr("score", samples, "--benchmark", tasks, "--per-task")
+    assert done.code == 0, done.err
+    assert "\x1b" not in done.out
+    assert r"[/red] \x1b]0;title\x07 \ud800 :smile:" in done.out
+
+
+def test_a_sample_that_cannot_be_judged_is_unknown(
+    apr: Command, unruly: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks, samples = unruly
+    answer = Sandbox._outcome
+
+    def failing(self: Sandbox, *args: Any) -> Outcome | None:
+        outcome = answer(self, *args)
+        if outcome is None or outcome.job_id != "own/0#0":
+            return outcome
+        return replace(outcome, verdict="sandbox-error", detail="lost a worker")
+
+    monkeypatch.setattr(Sandbox, "_outcome", failing)
+    done = apr("score", samples, "--benchmark", tasks, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["pass@1"] == 1.0
+    assert found["verdicts"] == {"sandbox-error": 1, "passed": 1}
+    told = "1 of 2 samples could not be judged and are in no score, first own/0 sample 0: lost a"
+    assert any(told in note for note in found["notes"])

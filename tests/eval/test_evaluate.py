@@ -26,6 +26,7 @@ from apr.cli.eval_output import summary_table
 from apr.common.errors import AprError, UsageError
 from apr.engine.request import Sampling
 from apr.eval.benchmarks.task import Task
+from apr.eval.history.read import read_run
 from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.evaluate import evaluate, sample_seed
 from apr.eval.run.scoring import score_samples
@@ -370,3 +371,14 @@ def test_seeds_differ_between_tasks_and_runs() -> None:
     seeds = {sample_seed(seed, f"HumanEval/{i}") for seed in range(3) for i in range(164)}
     assert len(seeds) == 3 * 164
     assert sample_seed(0, "HumanEval/0") == sample_seed(0, "HumanEval/0")
+
+
+def test_half_a_character_is_kept(settings: EvalSettings) -> None:
+    """A server may cut an answer inside one; what was stored is what is judged, also later."""
+    canned = Canned(lambda task, sample: "    return '\ud800'\n")
+    first, out = evaluate(replace(settings, limit=2), canned.model())
+    again, _ = evaluate(replace(settings, limit=2), Canned().model())
+    for result in (first, again):
+        assert [v.verdict for v in result.verdicts] == ["failed"] * 2
+    written = read_run(out).written()
+    assert {w.completion for w in written.values()} == {"    return '\ud800'\n"}

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from apr.cli.options import number_text
+from apr.common.foreign import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from apr.eval.benchmarks.task import Prompt
     from apr.eval.history.contamination import Contamination
     from apr.eval.history.sweep import SweepResult
@@ -96,14 +99,14 @@ def _shown_suspects(suspects: Mapping[tuple[str, int], Sequence[str]]) -> str:
 
 
 def task_table(result: Result) -> Table:
-    """One row a task: passed of samples, with all tests and with parts, and the first failure."""
-    table = Table("task", "passed", *(f"{part} tests" for part in result.parts), "first failure")
+    """One row a task: passed of samples, and the first failure."""
+    from apr.eval.history.table import shown_detail
+
+    table = Table("task", "passed", "first failure")
     for task, verdicts in result.per_task.items():
         passed = sum(v.verdict == "passed" for v in verdicts)
         failure = next((v.detail for v in verdicts if v.verdict != "passed"), "")
-        parts = [sum(v.passed(part) for v in verdicts) for part in result.parts]
-        counts = [f"{count}/{len(verdicts)}" for count in (passed, *parts)]
-        table.add_row(task, *counts, failure[:80])
+        table.add_row(task, f"{passed}/{len(verdicts)}", shown_detail(failure))
     return table
 
 
@@ -149,9 +152,7 @@ def contamination_table(found: Contamination) -> Table:
 
 def print_result(result: Result, per_task: bool) -> None:
     """The tables of a result on standard output."""
-    from rich.console import Console
-
-    console = Console()
+    console = _console()
     if per_task:
         console.print(task_table(result))
     console.print(summary_table(result))
@@ -163,14 +164,12 @@ def print_samples(folder: Path, count: int) -> None:
         return
     lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()[:count]
     for row in map(json.loads, lines):
-        print(f"--- {row['task_id']}\n{row['completion']}")
+        print(printable(f"--- {row['task_id']}\n{row['completion']}"))
 
 
 def print_suite(found: SuiteResult, per_task: bool, samples: int) -> None:
     """The table of several benchmarks, and what was left out."""
-    from rich.console import Console
-
-    console = Console()
+    console = _console()
     for result, folder in found.runs:
         print_samples(folder, samples)
         if per_task:
@@ -182,11 +181,9 @@ def print_suite(found: SuiteResult, per_task: bool, samples: int) -> None:
 
 def print_sweep(found: SweepResult) -> None:
     """The table of a sweep, and where all of it is."""
-    from rich.console import Console
-
     from apr.eval.history.sweep import sweep_table
 
-    Console().print(sweep_table(found))
+    _console().print(sweep_table(found))
     print(f"all of it is in {found.path}")
 
 
@@ -205,19 +202,23 @@ def show_perplexity(result: Mapping[str, Any]) -> None:
 
 
 def print_table(table: Table) -> None:
+    _console().print(table)
+
+
+def _console() -> Console:
+    """One that takes text for text: names and what programs say may hold [marks] and :names:."""
     from rich.console import Console
 
-    Console().print(table)
+    return Console(markup=False, emoji=False)
 
 
 def page(text: str) -> None:
-    """Show a long text, page by page at a terminal."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
+    """Show a long text, page by page at a terminal. What does not print is spelled."""
+    text = printable(text)
+    console = _console()
     if console.is_terminal and text.count("\n") > console.height:
         with console.pager():
-            console.print(text)
+            console.print(text, highlight=False)
     else:
         print(text)
 

@@ -16,6 +16,7 @@ from apr import __version__
 from apr.cli import VERBS
 from apr.cli.options import with_flags
 from apr.common.errors import AprError
+from apr.common.foreign import printable
 
 app = typer.Typer(
     name="apr",
@@ -95,6 +96,6 @@ def main() -> None:
 
 def _fail(message: str, exit_code: int) -> None:
     red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
-    one_line = " ".join(message.split())
+    one_line = printable(" ".join(message.split()))
     print(f"{red}apr: {one_line}{plain}", file=sys.stderr)
     sys.exit(exit_code)

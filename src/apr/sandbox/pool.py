@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from apr.common.errors import AprError, UsageError
+from apr.common.foreign import bounded, storable
 from apr.sandbox import channel, speed
 from apr.sandbox.job import LEVELS, Job, Level, Outcome
 from apr.sandbox.judging import calls
@@ -67,6 +68,7 @@ DEFAULT_PRELOAD = (
     "typing",
 )
 _MAX_OUTCOME = 512 << 20
+MAX_DETAIL = 2000  # characters
 # A program that took a time limit within a third of it is run again, alone: programs share caches,
 # two hardware threads share one core, and other work comes and goes. So it may go on that far
 # behind its limit.
@@ -389,7 +391,7 @@ class Sandbox:
         return Outcome(
             job_id=job.job_id,
             verdict=report["verdict"],
-            detail=report["detail"],
+            detail=bounded(storable(report["detail"]), MAX_DETAIL),
             cpu_seconds=report.get("cpu", 0.0),
             wall_seconds=report.get("wall", 0.0),
             peak_rss=report.get("peak_rss", 0),

@@ -115,6 +115,14 @@ def _signal_quietly(send: Callable[[int, int], None], pid: int, number: int) -> 
         return  # ended meanwhile (macOS says the latter for a zombie's group)
 
 
+def signal_name(number: int) -> str:
+    """As SIGSEGV; most real-time signals have no name, and a program may end by any."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def empty(folder: str) -> None:
     """Remove everything in a directory that hostile programs could write to."""
     os.chmod(folder, stat.S_IRWXU | stat.S_IXGRP | stat.S_IXOTH)
@@ -129,24 +137,25 @@ def empty(folder: str) -> None:
 def remove_tree(path: str) -> None:
     """Remove a directory that a hostile program filled, however deep or oddly named.
 
-    Flat: subdirectories are moved up before they are emptied, so neither the stack nor the
-    open files grow with the depth. Nothing may be running in it any more.
+    Flat: subdirectories are moved to the top before they are emptied, so neither the stack nor the
+    open files grow with the depth; under names that are drawn, so that no program can take them
+    first. Nothing may be running in it any more.
     """
-    todo = [path]
-    serial = 0
-    while todo:
-        folder = todo.pop()
+    folders = [path]
+    for folder in folders:
         os.chmod(folder, stat.S_IRWXU)
         with os.scandir(folder) as entries:
             for entry in list(entries):
-                if entry.is_dir(follow_symlinks=False):
-                    os.chmod(entry.path, stat.S_IRWXU)
-                    moved = f"{path}.{serial}"
-                    serial += 1
-                    os.rename(entry.path, moved)
-                    todo.append(moved)
-                else:
+                if not entry.is_dir(follow_symlinks=False):
                     os.unlink(entry.path)
+                elif folder == path:
+                    folders.append(entry.path)
+                else:
+                    os.chmod(entry.path, stat.S_IRWXU)
+                    moved = f"{path}/{os.urandom(16).hex()}"
+                    os.rename(entry.path, moved)
+                    folders.append(moved)
+    for folder in reversed(folders):
         os.rmdir(folder)
 
 

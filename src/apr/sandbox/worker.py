@@ -24,7 +24,7 @@ from . import channel, zygote
 from .isolation import confine, levels, linux, view
 from .isolation.confine import Confinement
 from .judging import judge
-from .processes import Observer, directory_bytes
+from .processes import Observer, directory_bytes, signal_name
 
 MAX_JOB = judge.MAX_JOB
 # Backstop: for a machine so busy that processor time hardly passes. Far away where it is known
@@ -425,7 +425,7 @@ def _settle(decision: dict[str, Any], used: dict[str, Any], limit: float) -> dic
     elif os.WTERMSIG(status) == signal.SIGKILL:
         return {"verdict": "memory", "detail": "failed: its process was killed"}
     else:
-        how = f"its process was ended by {signal.Signals(os.WTERMSIG(status)).name}"
+        how = f"its process was ended by {signal_name(os.WTERMSIG(status))}"
     return {"verdict": "error", "detail": f"failed: no answer, {how}"}
 
 

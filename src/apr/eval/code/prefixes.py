@@ -15,6 +15,7 @@ from bisect import bisect_left
 
 # A cut-off tail is short; beyond this many lines the text is not code with a broken end.
 MAX_CUT_LINES = 400
+MAX_PARSED = 1_000_000  # characters
 _JOINED = "\0"  # stands for a line feed inside a statement; no Python has this character
 _BLANK = f" \t\f\r{_JOINED}"
 _LEXEME = re.compile(
@@ -29,7 +30,11 @@ _LEXEME = re.compile(
 
 
 def parse(code: str) -> ast.Module | None:
-    """The syntax tree, or None where Python cannot read the code."""
+    """The syntax tree, or None where Python cannot read the code, or it is longer than any answer:
+    a tree takes four hundred times the memory of its text.
+    """
+    if len(code) > MAX_PARSED:
+        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -12,6 +12,7 @@ from typing import Any
 
 from apr.common.errors import AprError, UsageError
 from apr.eval.run.result import natural
+from apr.eval.run.store import from_store
 
 RESULTS, DATABASE, MANIFEST = "results.json", "run.sqlite", "manifest.json"
 
@@ -73,9 +74,11 @@ class Run:
         ]
 
     def passes(self) -> dict[str, list[bool]]:
-        """Task -> whether each of its samples passed."""
+        """Task -> whether each of its samples passed, of those that could be judged."""
         found: dict[str, list[bool]] = {}
         for sample in self.samples():
+            if sample.verdict == "sandbox-error":
+                continue
             found.setdefault(sample.task_id, []).append(sample.passed)
         return found
 
@@ -227,7 +230,7 @@ def _select(database: Path, query: str) -> Sequence[tuple[Any, ...]]:
     try:
         uri = f"{database.resolve().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True, timeout=30)) as db:
-            return db.execute(query).fetchall()
+            return [tuple(from_store(row)) for row in db.execute(query)]
     except sqlite3.Error as error:
         raise AprError(f"{database} cannot be read: {error}") from None
 

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from apr.common.foreign import bounded, printable
 from apr.eval.history.read import JudgedSample, Run, whole_programs
 from apr.eval.run.result import natural, percent, shown_setting
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+SHOWN = 80  # characters of a reason in a table
 WIDE = 130  # columns of a terminal that all of a run's facts fit side by side in
 FOR_WIDE = ("finished", "prompt", "sampling", "samples", "more", "tokens/s", "isolation")
 
@@ -77,8 +79,13 @@ def run_table(run: Run) -> Table:
         failure = next((s.detail for s in samples if not s.passed), "")
         reasons = dict.fromkeys(reason for s in samples for reason in s.suspect)
         passed = sum(s.passed for s in samples)
-        table.add_row(task, f"{passed}/{len(samples)}", failure[:80], "; ".join(reasons))
+        table.add_row(task, f"{passed}/{len(samples)}", shown_detail(failure), "; ".join(reasons))
     return table
+
+
+def shown_detail(detail: str) -> str:
+    """A reason as a table's cell: short, and nothing in it that a terminal would obey."""
+    return printable(bounded(detail, SHOWN))
 
 
 def shown_samples(run: Run, samples: Sequence[JudgedSample]) -> str:

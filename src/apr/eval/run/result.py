@@ -33,8 +33,7 @@ class Record:
     kernels). isolation_note: why no stronger isolation. references: as `References.to_json` gives
     it. suspects: (task, sample) -> reasons to look at it, which change nothing. repeated: as
     `repeated_references` gives it. time: how fast the machine was, as `time_facts` gives it.
-    imports: what programs see, as `Interpreter.to_json` gives it. recorded: verdicts that came
-    with the samples, as `compared` gives them.
+    imports: what programs see, as `Interpreter.to_json` gives it.
     """
 
     benchmark: str
@@ -50,7 +49,6 @@ class Record:
     repeated: Mapping[str, Any] = field(default_factory=dict)
     time: Mapping[str, Any] = field(default_factory=dict)
     imports: Mapping[str, Any] = field(default_factory=dict)
-    recorded: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +91,6 @@ class Result(Record):
             "judges": dict(Counter(v.judge for v in self.verdicts)),
             "judged_again_alone": sum(v.retried for v in self.verdicts),
             "suspect_samples": len(self.suspects),
-            **({"recorded_verdicts": dict(self.recorded)} if self.recorded else {}),
             **({"repeats_of_references": dict(self.repeated)} if self.repeated else {}),
             "close_to_time_limit": sum(v.close for v in self.verdicts),
             **({"time": dict(self.time)} if self.time else {}),
@@ -110,7 +107,6 @@ class Result(Record):
     def _sample(self, v: StoredVerdict) -> dict[str, Any]:
         reasons = self.suspects.get((v.task_id, v.sample))
         found = {"sample": v.sample, "verdict": v.verdict, "detail": v.detail}
-        found |= {part: "passed" if v.passed(part) else "failed" for part in self.parts}
         if v.close:
             found["close_to_time_limit"] = True
         return {**found, "suspect": list(reasons)} if reasons else found
@@ -162,7 +158,7 @@ def _import_notes(verdicts: Sequence[StoredVerdict]) -> tuple[str, ...]:
 
 def notes_on(verdicts: Sequence[StoredVerdict]) -> tuple[str, ...]:
     """What people should know of them, in a few lines."""
-    return (*_time_notes(verdicts), *_import_notes(verdicts))
+    return (*_unknown_notes(verdicts), *_time_notes(verdicts), *_import_notes(verdicts))
 
 
 def make_result(
@@ -175,16 +171,12 @@ def make_result(
     benchmark: says which groups of tasks and parts of the tests get scores of their own. chosen:
     way of reranking -> task -> the sample taken.
 
-    Raises AprError if the sandbox itself failed on a sample: that is never counted as a fail.
+    A sample on which the sandbox itself failed is unknown: no fail, and in no score. Raises
+    AprError if that is all of them.
     """
-    verdicts = record.verdicts
-    broken = [v for v in verdicts if v.verdict == "sandbox-error"]
-    if broken:
-        raise AprError(
-            f"the sandbox failed on {len(broken)} samples, first {broken[0].task_id}:"
-            f" {broken[0].detail}",
-            "run the command again; apr doctor shows what this machine offers",
-        )
+    verdicts = [v for v in record.verdicts if not v.unknown]
+    if not verdicts:
+        raise AprError(_unknown_notes(record.verdicts)[0], "apr doctor shows what works here")
     counts = _counts(verdicts)
     fewest = min(n for n, _ in counts.values())
     wanted = ks if ks is not None else [k for k in DEFAULT_KS if k <= fewest]
@@ -198,7 +190,24 @@ def make_result(
             part: {f"pass@{k}": benchmark_pass_at_k(_counts(verdicts, part), k) for k in wanted}
             for part in benchmark.parts
         },
-        reranked={method: _reranked(verdicts, taken) for method, taken in (chosen or {}).items()},
+        reranked={
+            method: _reranked(verdicts, taken)
+            for method, taken in (chosen or {}).items()
+            if any(taken[v.task_id].sample == v.sample for v in verdicts)
+        },
+    )
+
+
+def _unknown_notes(verdicts: Sequence[StoredVerdict]) -> tuple[str, ...]:
+    """On how many samples the sandbox failed, and why on the first; nothing if on none."""
+    unknown = [v for v in verdicts if v.unknown]
+    if not unknown:
+        return ()
+    first = unknown[0]
+    count = f"{len(unknown)} of {len(verdicts)} samples"
+    return (
+        f"{count} could not be judged and are in no score, first {first.task_id} sample"
+        f" {first.sample}: {first.detail}",
     )
 
 

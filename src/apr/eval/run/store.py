@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from apr.common.errors import AprError, UsageError
+from apr.common.rows import is_unicode
 from apr.sandbox import LEVELS, Level, Outcome
 
 SCHEMA = """
@@ -79,6 +80,11 @@ class StoredVerdict:
     def passed(self, part: str = "") -> bool:
         """With all tests, or with those up to the end of a part that is not the last."""
         return self.verdict == "passed" or (part != "" and self.part not in ("", part))
+
+    @property
+    def unknown(self) -> bool:
+        """Whether the sandbox failed, not the program."""
+        return self.verdict == "sandbox-error"
 
     @property
     def place(self) -> tuple[str, int]:
@@ -165,7 +171,8 @@ class Store:
     def _put(self, table: str, row: tuple[Any, ...]) -> None:
         """A row in place of one with the same key. Columns come in the order of the fields."""
         marks = ", ".join("?" * len(row))
-        self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", row)
+        stored = [_to_store(value) for value in row]
+        self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", stored)
 
     def generated(self) -> set[tuple[str, int]]:
         return set(self._db.execute("SELECT task_id, sample FROM generation"))
@@ -173,16 +180,14 @@ class Store:
     def generations(self) -> Iterator[Generation]:
         """In the order they were stored."""
         for row in self._db.execute("SELECT * FROM generation ORDER BY rowid"):
-            yield Generation(*row)
+            yield Generation(*from_store(row))
 
     def judged(self, level: Level) -> set[tuple[str, int]]:
         """Samples with a verdict that stands: not the sandbox's own failure, and not found at a
         weaker level of isolation than `level`.
         """
         strong = LEVELS[: LEVELS.index(level) + 1]
-        return {
-            v.place for v in self.verdicts() if v.verdict != "sandbox-error" and v.level in strong
-        }
+        return {v.place for v in self.verdicts() if not v.unknown and v.level in strong}
 
     def add_behaviour(
         self, place: tuple[str, int], calls: str, answers: tuple[str, ...], shown: int
@@ -222,3 +227,15 @@ class Store:
         self.path.with_suffix(".lock").unlink(missing_ok=True)
         with suppress(OSError):
             self.path.parent.rmdir()
+
+
+def _to_store(value: Any) -> Any:
+    """A text with half a surrogate pair (a server's answer, cut) as bytes: SQLite's is UTF-8."""
+    if isinstance(value, str) and not is_unicode(value):
+        return value.encode("utf-8", "surrogatepass")
+    return value
+
+
+def from_store(row: Iterable[Any]) -> list[Any]:
+    """The values of a row as they were put into it."""
+    return [v.decode("utf-8", "surrogatepass") if isinstance(v, bytes) else v for v in row]

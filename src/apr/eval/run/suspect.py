@@ -15,6 +15,7 @@ from typing import Any
 
 from apr.eval.benchmarks.task import Benchmark, Task
 from apr.eval.code.extraction import parse
+from apr.eval.code.prefixes import MAX_PARSED
 from apr.eval.generators import Submission
 from apr.eval.rerank.visible import Question, visible_examples
 from apr.eval.run.result import natural
@@ -74,7 +75,8 @@ def suspicions(
     if verdict.verdict != "passed":
         return reasons
     if tree is None:
-        return [*reasons, "passes, but does not parse"]
+        too_long = len(whole) > MAX_PARSED
+        return [*reasons, f"passes, but {'is too long to read' if too_long else 'does not parse'}"]
     known = task.canonical_solution
     if _says_nothing(completion) and not (known and _says_nothing(known)):
         reasons.append("passes, but nothing was written")

@@ -15,6 +15,7 @@ from decimal import Decimal, DecimalException
 from typing import Any
 
 from .. import channel, codec
+from ..processes import signal_name
 from .remote import Candidate, CandidateGone, SetupFailed, TooMuchOutput, receive_hello, start
 
 MAX_REPORT = 1 << 30
@@ -73,7 +74,7 @@ def _check_end(ended: int, complaint: str) -> None:
         # Nobody else ends it while we wait: past its processor time, or out of memory.
         raise OutOfTime if ended == -signal.SIGXCPU else MemoryError("its process was killed")
     if ended < 0:
-        raise ProgramDied(f"its process was ended by {signal.Signals(-ended).name}")
+        raise ProgramDied(f"its process was ended by {signal_name(-ended)}")
     if ended == 1 and complaint:
         if complaint.partition(":")[0] == "MemoryError":
             raise MemoryError(complaint)
