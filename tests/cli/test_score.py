@@ -175,6 +175,26 @@ def test_needs_neither_torch_nor_tokenizers(data: Path, tmp_path: Path) -> None:
     assert imported == "[]"
 
 
+def test_the_result_is_written_too(apr: Command, data: Path, tmp_path: Path) -> None:
+    samples = lines(tmp_path / "s.jsonl", [completion(n, n != 1) for n in range(4)])
+    folder, file = tmp_path / "new" / "folder", tmp_path / "one.json"
+    for out, path in ((folder, folder / "results.json"), (file, file)):
+        done = apr("score", samples, "--data", data, "--json", "--out", out)
+        assert (done.code, json.loads(path.read_text())) == (0, json.loads(done.out))
+    shown = apr("results", folder, "--failed").out
+    assert "HumanEval/1" in shown
+    assert apr("compare", folder, file).code == 0
+    done = apr("score", samples, "--data", data, "--out", data / "below")
+    assert done.code == 1 and "--out" in done.err and done.err.count("\n") == 1
+
+
+def test_a_failed_assertion_is_named(apr: Command, data: Path, tmp_path: Path) -> None:
+    samples = lines(tmp_path / "s.jsonl", [completion(n, n != 1) for n in range(4)])
+    value = json.loads(apr("score", samples, "--data", data, "--json").out)
+    (found,) = value["per_task"]["HumanEval/1"]
+    assert found["detail"].startswith("failed: assert candidate('(()()) ((()))")
+
+
 @pytest.fixture(scope="module")
 def unruly(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A benchmark of two tasks and samples whose words would trouble a terminal and a database."""

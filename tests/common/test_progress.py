@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from apr.common.progress import ByteProgress, EvalProgress, counted
+from apr.common.progress import ByteProgress, EvalProgress, counted, duration
 
 
 class Clock:
@@ -57,15 +57,29 @@ def test_silent_when_short_or_switched_off() -> None:
 
 
 def test_samples_are_counted_in_words(capsys: pytest.CaptureFixture[str]) -> None:
-    with EvalProgress(4, 0) as shown:
-        shown._next = 0.0
-        shown.sample(10)
-        shown._next = 0.0
+    clock = iter(range(0, 10**6, 20)).__next__
+    with EvalProgress(4, 0, judged=1, clock=clock) as shown:
+        shown.sample(4000)
         shown.verdict(True)
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("apr: generated 1 of 4 (")
-    assert first.endswith("tok/s), judged 0, passed 0")
-    assert second.endswith("judged 1, passed 1")
+    assert first.endswith("tok/s), samples judged: 1 of 4; 1:00")
+    assert "samples judged: 2 of 4, 1 of 1 passed; " in second and second.endswith(" left")
+
+
+def test_what_is_judged_and_how_long_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    times = [0, 0, 10, 10, 10, 70, 70, 70, 70]
+    with EvalProgress(90, what="reference solutions", clock=iter(times).__next__) as shown:
+        shown.verdict(True)
+        shown.verdict(False)
+    first, second = capsys.readouterr().err.splitlines()
+    assert (
+        first == "apr: reference solutions judged: 1 of 90, 1 of 1 passed; 0:10, about 14:50 left"
+    )
+    assert (
+        second == "apr: reference solutions judged: 2 of 90, 1 of 2 passed; 1:10, about 51:20 left"
+    )
+    assert duration(3 * 3600 + 61.4) == "3:01:01"
 
 
 def test_counted_items_pass_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

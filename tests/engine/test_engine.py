@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apr.common.errors import UsageError
+from apr.common.errors import AprError, UsageError
 from apr.engine.engine import Engine
 from apr.engine.request import Completion, Request, Sampling
+from apr.engine.runners.runner import StepBatch
+from apr.engine.scheduler import Sample
 
 from .hash_runner import REQUESTS, VOCABULARY, HashRunner, history_logits, plain
 
@@ -134,6 +136,41 @@ def test_what_cannot_run_is_refused_with_the_numbers() -> None:
         Request(())
     with pytest.raises(UsageError, match="n is 0"):
         Request((1,), n=0)
+
+
+class Failing(HashRunner):
+    """Its logits are not finite behind the token 9."""
+
+    def forward(self, batch: StepBatch) -> torch.Tensor:
+        logits = super().forward(batch)
+        for row, index in enumerate(batch.logit_rows):
+            if batch.token_ids[index] == 9:
+                logits[row, 3] = torch.nan
+        return logits
+
+
+@pytest.mark.parametrize("how", [Sampling(), Sampling(1.0, top_k=4), Sampling(1.0)])
+@pytest.mark.parametrize("guesses", [[], [4, 9, 5]])
+def test_logits_that_are_not_finite_end_the_run_and_say_where(
+    how: Sampling, guesses: list[int]
+) -> None:
+    def draft(samples: Sequence[Sample]) -> list[list[int]]:
+        return [guesses for _ in samples]
+
+    engine = Engine(Failing(30), draft=draft, failure_hint="buy another")
+    engine.add(Request((1, 1), max_tokens=1, sampling=how))
+    prompt = (1, 5, 2) if guesses else (1, 5, 9)
+    engine.add(Request(prompt, max_tokens=9, sampling=how, logprobs=True))
+    after = len(prompt) + (3 if guesses else 0)  # a token of its own, and two guesses
+    with pytest.raises(AprError, match=rf"logits after {after} tokens are not .*\(buy another\)"):
+        while engine.step():
+            pass
+
+
+def test_drafts_beyond_the_vocabulary_never_reach_the_runner() -> None:
+    engine = Engine(HashRunner(30), draft=lambda samples: [[3, 50] for _ in samples])
+    with pytest.raises(UsageError, match="token 50 is none of the model's 50"):
+        list(engine.generate([Request((1, 2), max_tokens=9)]))
 
 
 def test_max_tokens_ends_at_the_context() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -231,11 +232,27 @@ def test_the_lowest_temperature_that_is_drawn_at_gives_the_highest_logit() -> No
             assert sampling.draw(logits, how, [number] * 4) == sampling.greedy(logits)
 
 
-def test_logits_that_are_no_numbers_raise_nothing() -> None:
-    logits = torch.full((2, 600), torch.nan)
-    logits[1, :] = torch.inf
+@pytest.mark.parametrize(
+    "row", [{7: torch.nan}, {599: torch.inf}, dict.fromkeys(range(600), -torch.inf)]
+)
+def test_a_row_without_a_finite_maximum_is_named(row: dict[int, float]) -> None:
+    logits = torch.randn(3, 600, generator=torch.Generator().manual_seed(1))
+    for token, value in row.items():
+        logits[1, token] = value
+    ways = [lambda: sampling.greedy(logits)]
     for how in (Sampling(1.0), Sampling(1.0, top_p=0.9), Sampling(1.0, top_k=5)):
-        assert all(0 <= token < 600 for token in sampling.draw(logits, how, [0.5, 0.5]))
+        ways.append(partial(sampling.draw, logits, how, [0.5] * 3))
+    for draw in ways:
+        with pytest.raises(sampling.NotFinite) as caught:
+            draw()
+        assert caught.value.row == 1
+
+
+def test_a_token_may_be_impossible() -> None:
+    logits = torch.full((1, 600), -torch.inf)
+    logits[0, 44] = -3.0
+    for how in (Sampling(1.0), Sampling(1.0, top_p=0.9), Sampling(1.0, min_p=0.5)):
+        assert sampling.draw(logits, how, [0.99]) == sampling.greedy(logits) == [44]
 
 
 def test_logprobs_equal_log_softmax() -> None:

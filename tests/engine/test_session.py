@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from apr.common.errors import AprError, UsageError
 from apr.engine import session as sessions
@@ -100,6 +101,52 @@ def test_prompt_longer_than_the_context_names_both_lengths(session: Session) -> 
     with pytest.raises(UsageError, match=message):
         answer(session, request)
     session.check(TextRequest(prompt="x"))
+
+
+@pytest.fixture(scope="module")
+def larger_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose tokenizer has one token more than its embedding has rows."""
+    path = models.folder(tmp_path_factory.mktemp("larger") / "m", models.small_model("Llama"))
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokenizer.add_tokens(["[PAD]"])
+    tokenizer.save(str(path / "tokenizer.json"))
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_token_beyond_the_embedding_is_named(larger_tokenizer: Path, dtype: str) -> None:
+    session = Session.load(open_model(str(larger_tokenizer)), dtype=dtype, max_concurrency=1)
+    assert answer(session, TextRequest(prompt="a", max_tokens=1)).tokens_generated == 1
+    rows = models.VOCAB
+    for asked in ({"prompt": "a [PAD]"}, {"messages": [{"role": "user", "content": "[PAD]"}]}):
+        request = TextRequest(**asked)
+        for use in (session.check, session.encode, lambda r: list(session.generate([r]))):
+            with pytest.raises(UsageError, match=rf"'\[PAD\]', token {rows}, and .* {rows} rows"):
+                use(request)
+
+
+def test_float16_that_overflows_says_which_type_to_take(tmp_path: Path) -> None:
+    model = models.small_model("Llama")
+    with torch.no_grad():
+        for name in ("gate_proj", "up_proj"):
+            getattr(model.model.layers[0].mlp, name).weight.mul_(3000)
+    path = models.folder(tmp_path / "m", model)
+    session = Session.load(open_model(str(path)), dtype="float16", max_concurrency=1)
+    with pytest.raises(AprError, match=r"not finite .*try `dtype` bfloat16 or float32; apr check"):
+        answer(session, TextRequest(prompt="def f(a"))
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = 1e5
+    model.save_pretrained(path)
+    with pytest.raises(AprError, match=r"down_proj\.weight has values that fp16 cannot hold"):
+        Session.load(open_model(str(path)), dtype="float16", max_concurrency=1)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = torch.nan
+    model.save_pretrained(path)
+    with pytest.raises(AprError, match=r"down_proj\.weight holds NaN"):
+        Session.load(open_model(str(path)), dtype="float16", max_concurrency=1)
+    damaged = Session.load(open_model(str(path)), max_concurrency=1)
+    with pytest.raises(AprError, match=r"after 2 tokens are not finite .*apr check .*m finds"):
+        answer(damaged, TextRequest(prompt="ab"))
 
 
 def test_requests_that_make_no_sense_are_refused() -> None:

@@ -383,7 +383,8 @@ def test_command_line(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     value = json.loads(done.stdout)
     assert (value["tasks"], value["pass@1"], value["passed_samples"]) == (5, 0.8, 4)
-    assert len(value["notes"]) == 2
+    assert len(value["notes"]) == 3
+    assert "records 4 of 5 samples as passed; all verdicts are the same" in value["notes"][-1]
     done = CliRunner().invoke(app, [*command, *dates])
     assert "contamination: 2 of 5 problems" in " ".join(done.stdout.replace("│", "").split())
     assert "easy" in done.stdout

@@ -12,8 +12,10 @@ import pytest
 
 from apr.common.errors import UsageError
 from apr.eval.benchmarks.humaneval import HumanEval
-from apr.eval.generators.sample_files import read_samples, samples_sha256
+from apr.eval.generators.sample_files import other_data, read_samples, samples_sha256
+from apr.eval.run.recorded import compared, comparison_notes, recorded_of
 from apr.eval.run.scoring import score_samples
+from apr.eval.run.store import StoredVerdict
 
 HUMANEVAL = HumanEval()
 TASKS = list(HUMANEVAL.tasks.values())[:3]
@@ -153,3 +155,97 @@ def test_folders_of_evalplus_itself(tmp_path: Path) -> None:
     ours = [(r["task_id"], r["solution"]) for r in read_samples(tmp_path / "samples", HUMANEVAL)]
     assert sorted(ours) == sorted(map(tuple, json.loads(done.stdout)))
     assert ours == [(r["task_id"], r["solution"].replace("\r\n", "\n")) for r in rows]
+
+
+def test_recorded_verdicts_are_compared(tmp_path: Path) -> None:
+    """EvalPlus' results with a verdict that is wrong here, under a benchmark of the base tests."""
+    recorded = results()
+    recorded["eval"][TASKS[2].task_id][0]["base_status"] = "fail"
+    path = tmp_path / "x_eval_results.json"
+    path.write_text(json.dumps(recorded))
+    found = score_samples(path, allow_partial=True, progress=False)
+    differ = {"task": TASKS[2].task_id, "sample": 0, "recorded": "fail", "here": "pass"}
+    assert found.to_json()["recorded_verdicts"] == {"samples": 3, "passed": 1, "differ": [differ]}
+    text = "the file records 1 of 3 samples as passed; 1 differ here: HumanEval/2 (fail, here pass)"
+    assert text in found.notes
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ({"base_status": "pass", "plus_status": "fail"}, {"base": True, "": False}),
+        ({"base_status": "pass", "plus_status": "pass"}, {"base": True, "": True}),
+        ({"base_status": "fail", "plus_status": "pass"}, {"base": False, "": False}),
+        ({"base_status": "timeout", "plus_status": None}, {"base": False}),
+        ({"passed": True, "result": "passed"}, {"": True}),
+        ({"passed": False}, {"": False}),
+        ({"status": "pass"}, {"": True}),
+        ({"passed": "yes", "status": None}, {}),
+        ({}, {}),
+    ],
+)
+def test_what_other_scorers_record(row: dict[str, Any], found: dict[str, bool]) -> None:
+    assert recorded_of(row) == found
+
+
+def test_recorded_parts_are_compared_with_parts() -> None:
+    def verdict(task: str, kind: str, part: str) -> StoredVerdict:
+        return StoredVerdict(task, 0, kind, "", 1.0, 1.0, "full", "calls", False, part)
+
+    verdicts = [
+        verdict("a", "failed", "plus"),
+        verdict("b", "passed", ""),
+        verdict("c", "passed", ""),
+    ]
+    recorded = {("a", 0): {"base": True, "": True}, ("b", 0): {"base": True, "": True}}
+    found = compared(recorded, verdicts, ("base",))
+    assert (found["samples"], found["passed"]) == (2, 2)
+    assert found["differ"] == [
+        {
+            "task": "a",
+            "sample": 0,
+            "recorded": "base pass, all pass",
+            "here": "base pass, all fail",
+        }
+    ]
+    assert comparison_notes(compared({("b", 0): {"": True}}, verdicts, ())) == (
+        "the file records 1 of 1 samples as passed; all verdicts are the same here",
+    )
+    assert compared({}, verdicts, ("base",)) == {} and comparison_notes({}) == ()
+
+
+class Plus(HumanEval):
+    """Three tasks that call themselves the 378 of MBPP+."""
+
+    name = "mbpp+"
+
+
+def test_the_version_of_the_data_that_fits_is_named(tmp_path: Path) -> None:
+    rows = [{"task_id": f"Mbpp/{n}", "solution": "x = 1"} for n in range(399)]
+    path = tmp_path / "samples.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(UsageError, match="'Mbpp/0' is not in mbpp") as raised:
+        read_samples(path, Plus())
+    assert raised.value.hint == (
+        "mbpp+@v0.1.0 has 399 tasks, as the samples: --benchmark mbpp+@v0.1.0"
+    )
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows[:5]))
+    with pytest.raises(UsageError) as raised:
+        read_samples(path, Plus())
+    assert not raised.value.hint
+
+
+def test_results_of_other_data_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "x_eval_results.json"
+    benchmark = HumanEval()
+    for digest, told in {
+        "84f4b93a1270b492e4c54d5212da7a5b": "the file was scored with humaneval+@v0.1.9",
+        "0" * 32: "",
+        None: "",
+    }.items():
+        path.write_text(json.dumps(results(hash=digest)))
+        note = other_data(path, benchmark)
+        assert note.startswith(told) and bool(note) == bool(told)
+    benchmark.data_sha256 = "e62f4130146963d969da64553f407a66e52d095adbfed4ee6733b4d59e14a3ed"
+    path.write_text(json.dumps(results(hash="84f4b93a1270b492e4c54d5212da7a5b")))
+    assert other_data(path, benchmark) == ""

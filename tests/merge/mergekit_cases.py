@@ -286,4 +286,84 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {},
     ),
+    "nuslerp-rows": (
+        {
+            "merge_method": "nuslerp",
+            "models": _models("ab", weight=(0.7, 0.4)),
+            "parameters": {"nuslerp_flatten": False},
+            "dtype": "float32",
+        },
+        {},
+    ),
+    "nuslerp-columns": (
+        {
+            "merge_method": "nuslerp",
+            "base_model": "base",
+            "models": _models("ab", weight=(0.7, 0.4)),
+            "parameters": {"nuslerp_flatten": "false", "nuslerp_row_wise": True},
+            "dtype": "float32",
+        },
+        {},
+    ),
+    # What YAML makes of 1e-1, and of quoted words.
+    "text": (_deltas("ties", **{"lambda": "13e-1"}, normalize="false", rescale="yes"), {}),
+    "text-gradient": (
+        {
+            "merge_method": "linear",
+            "models": _models("ab", weight=(["1e-1", "9e-1"], {"filter": "mlp", "value": "3e-1"})),
+            "parameters": {"weight": 1, "normalize": ["true", "false"]},
+            "dtype": "torch.float32",
+        },
+        {},
+    ),
+    "density-0": (_deltas("ties", density=(0, 0.3, "0.0")), {}),
+    "density-0-random": (_deltas("dare_ties", density=0), {}),
+    "without-effect": (
+        {
+            "merge_method": "sce",
+            "base_model": "base",
+            "models": _models(weight=0.3, select_topk=0.1),
+            "parameters": {"select_topk": 0.4, "normalize": True, "tukey_fence": 1.5},
+            "random_seed": 0,
+            "dtype": "float32",
+        },
+        {},
+    ),
+    "base-joins": (
+        {
+            "merge_method": "linear",
+            "base_model": "base",
+            "models": [{"model": {"model": {"path": "a"}}}, {"model": "b"}],
+            "parameters": {"weight": 0.5},
+            "dtype": "float32",
+        },
+        {},
+    ),
+    "module": (
+        {
+            "merge_method": "ties",
+            "base_model": "base",
+            "modules": {
+                "default": {
+                    "models": _models("ab", weight=(1, 0.5)),
+                    "parameters": {"density": [{"filter": "mlp", "value": 0.4}]},
+                }
+            },
+            "parameters": {"density": 0.7},
+            "dtype": "float32",
+        },
+        {},
+    ),
+    "slices-without-layers": (
+        {
+            "merge_method": "passthrough",
+            "slices": [
+                {"sources": [{"model": "b", "layer_range": [1, 1]}]},
+                {"sources": [{"model": "a", "layer_range": [0, 2]}]},
+                {"sources": [{"model": "c", "layer_range": [3, 3]}], "residual_weight": 0.5},
+            ],
+            "dtype": "float32",
+        },
+        {},
+    ),
 }

@@ -65,14 +65,72 @@ def test_settings_that_fit_no_models(models: Path) -> None:
     refused(linear("a", "b", "c", merge_method="slerp", base_model="a"), "slerp|weight")
     refused(linear("a", merge_method="model_stock", base_model="base"), "weight|2 or more")
     refused({**linear("a"), "models": [{"model": "a"}]}, "needs the parameter 'weight' of a")
-    refused(linear("a", "b", parameters={"temperature": 1}), "'temperature' is not one of linear")
+    refused(linear("a", "b", parameters={"normalise": 1}), "'normalise' is not one of linear.*norm")
     refused(linear("a", "nowhere"), "nowhere")
-    bad = {"model": "a", "parameters": {"weight": 1, "density": 0}}
-    refused({"merge_method": "ties", "base_model": "base", "models": [bad]}, "density 0 of a")
-    bad = {"model": "a", "parameters": {"weight": "much"}}
-    refused({"merge_method": "linear", "models": [bad]}, "'much' of a is not a number")
     source = {"model": "a", "layer_range": [0, LAYERS + 1], **weight}
     refused({"merge_method": "linear", "slices": [{"sources": [source]}]}, "it has 3 layers")
+
+
+WRONG = [
+    ("linear", {"weight": "much"}, "weight 'much' of parameters should be a valid number"),
+    ("linear", {"weight": [{"filter": "nowhere", "value": "much"}]}, "weight 'much' of parameters"),
+    ("linear", {"weight": float("nan")}, "weight nan of parameters should be a finite number"),
+    ("linear", {"weight": [1, float("inf")]}, "weight inf of parameters"),
+    ("linear", {"normalize": "l7"}, "normalize 'l7' of parameters should be a valid boolean"),
+    ("task_arithmetic", {"lambda": 1e39}, r"lambda 1e\+39 of parameters"),
+    ("ties", {"density": 1.5}, "density 1.5 of parameters should be less than or equal to 1"),
+    ("ties", {"density": "-0.1"}, "density '-0.1' of parameters"),
+    ("ties", {"consensus": "vote"}, "consensus 'vote' of parameters should be 'sum' or 'count'"),
+    ("breadcrumbs", {"gamma": 1}, "gamma 1 of parameters should be less than 1"),
+    ("dare_ties", {"rescale_norm": "l7"}, "rescale_norm 'l7' of parameters should be 'density'"),
+    ("sce", {"select_topk": "x"}, "select_topk 'x' of parameters should be a valid number"),
+    ("sce", {"select_topk": 7}, "select_topk 7 of parameters"),
+    ("karcher", {"tol": "tiny"}, "tol 'tiny' of parameters should be a valid number"),
+    ("karcher", {"tol": 0}, "tol 0 of parameters should be greater than 0"),
+    ("karcher", {"max_iter": 1.5}, "max_iter 1.5 of parameters should be a valid integer"),
+    ("karcher", {"max_iter": -1}, "max_iter -1 of parameters"),
+    ("multislerp", {"eps": "x"}, "eps 'x' of parameters should be a valid number"),
+    ("slerp", {"t": "half"}, "t 'half' of parameters should be a valid number"),
+    ("slerp", {"t": [0.1, "x"]}, "t 'x' of parameters"),
+    ("passthrough", {"scale": "x"}, "scale 'x' of parameters"),
+    ("nuslerp", {"nuslerp_flatten": 3}, "nuslerp_flatten 3 of parameters"),
+]
+
+
+@pytest.mark.parametrize(("method", "parameters", "message"), WRONG)
+def test_every_parameter_has_a_type(
+    method: str, parameters: dict[str, Any], message: str, models: Path
+) -> None:
+    entries = [{"model": "a"}, {"model": "b"}]
+    asked = {"merge_method": method, "models": entries, "parameters": {"weight": 1, **parameters}}
+    with pytest.raises(UsageError, match=message):
+        prepare(make_settings({**asked, "base_model": "base"}))
+
+
+def test_a_parameter_of_one_model_is_read_too(models: Path) -> None:
+    asked = linear("a", "b")
+    asked["models"][1]["parameters"]["weight"] = "x"
+    with pytest.raises(UsageError, match="weight 'x' of b should be a valid number"):
+        prepare(make_settings(asked))
+
+
+def test_what_changes_nothing_is_said(models: Path) -> None:
+    settings = make_settings(
+        {
+            "merge_method": "ties",
+            "base_model": "base",
+            "models": [{"model": "a", "parameters": {"weight": 1, "lambda": 2}, "seed": 1}],
+            "parameters": {"int8_mask": True, "t": 0.5},
+            "random_seed": 7,
+        }
+    )
+    notes = prepare(settings).notes
+    assert [note.partition(" changes nothing")[0] for note in notes if "nothing" in note] == [
+        "key random_seed",
+        "key models.0.seed",
+        "parameters: ties has no parameter t; it",
+        "lambda under a",
+    ]
 
 
 def test_models_that_do_not_fit_together(models: Path) -> None:

@@ -66,7 +66,7 @@ def test_blocks_do_not_change_a_result(method: str) -> None:
     entry = METHODS[method]
     readers = tuple(in_memory(m) for m in models[: entry.models[1]])
     origin = in_memory(base) if entry.base in ("origin", "optional") else None
-    full = {**{k: v for k, v in entry.settings.items() if k != "t"}, **parameters(method)}
+    full = {**{k: v.default for k, v in entry.settings.items() if k != "t"}, **parameters(method)}
     found = []
     for block in (48, 500, 1 << 20):
         x = Operands("x", (60, 48), readers, origin, block_elements=block)
@@ -270,6 +270,8 @@ def test_parameters_are_checked() -> None:
         merge_tensors("linear", models[:2], weight=[1, -1])
     with pytest.raises(UsageError, match="epsilon"):
         merge_tensors("della", models[:1], base, weight=[1], density=[0.1], epsilon=[0.2])
+    with pytest.raises(UsageError, match="sum to 0"):
+        merge_tensors("multislerp", models, weight=[0.3, -0.1, -0.2])
     with pytest.raises(AprError, match="cancel out"):
         a = models[0]
         merge_tensors("multislerp", [a, -a, a, -a], weight=[1] * 4)

@@ -20,10 +20,13 @@ LINEAR: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"modules": {}}, "key 'modules' is not supported"),
-        ({"models": [{"model": "a", "wieght": 1}]}, "key 'models.0.wieght' is not supported"),
+        ({"models": None, "modules": {"vision": {}}}, "modules: only one, called default"),
+        ({"chat_tempate": "auto"}, "'chat_tempate' is unknown; did you mean 'chat_template'"),
+        ({"models": [{"model": "a", "paramters": {}}]}, r"models\.0.*mean 'parameters'"),
         ({"models": [{"model": "a", "parameters": {"t": {"valu": 1}}}]}, "parameters.t.valu"),
         ({"models": [{"model": {"path": "a"}}]}, "models.0.model: .*string"),
+        ({"models": [{"model": {"model": {"revision": "x"}}}]}, "models.0.model: .*needs a path"),
+        ({"base_model": {"model": "a", "override_architecture": "X"}}, "override_architecture"),
         ({"models": None}, "either models or slices"),
         ({"slices": [{"sources": []}]}, "slices"),
         ({"dtype": "int8"}, "dtype: .*bfloat16"),
@@ -39,7 +42,7 @@ def test_what_is_not_understood_is_refused_by_name(changes: dict[str, Any], mess
 @pytest.mark.parametrize(
     ("piece", "message"),
     [
-        ({"sources": [{"model": "a", "layer_range": [3, 3]}]}, "layer_range"),
+        ({"sources": [{"model": "a", "layer_range": [3, 2]}]}, "layer_range"),
         (
             {
                 "sources": [
@@ -49,10 +52,7 @@ def test_what_is_not_understood_is_refused_by_name(changes: dict[str, Any], mess
             },
             "same number",
         ),
-        (
-            {"sources": [{"model": "a", "layer_range": [0, 3]}], "residual_weight": 0.5},
-            "residual_weight",
-        ),
+        ({"sources": [{"model": "a", "layer_range": [0, 3]}], "base_modle": "b"}, "base_model"),
     ],
 )
 def test_slices_are_checked(piece: dict[str, Any], message: str) -> None:
@@ -60,7 +60,7 @@ def test_slices_are_checked(piece: dict[str, Any], message: str) -> None:
         make_settings({"merge_method": "passthrough", "slices": [piece]})
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "", "\x00"])
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "", "\x00", "a: 1\n---\nb: 2"])
 def test_a_file_that_holds_no_settings(tmp_path: Path, text: str) -> None:
     file = tmp_path / "m.yml"
     file.write_text(text)
@@ -111,7 +111,7 @@ def test_gradients_and_conditions() -> None:
     ).parameters
 
     def value(key: str, name: str = "x", t: float = 0.0, layer: int | None = None) -> Any:
-        return value_of(settings[key], name, t, layer)
+        return value_of(settings[key], name, t, layer, lambda value: value)
 
     assert value("plain") == 0.5
     assert [value("curve", t=t) for t in (0, 0.25, 0.5, 1)] == [0, 0.5, 1, 0]
@@ -120,6 +120,9 @@ def test_gradients_and_conditions() -> None:
     assert value("by_name", "layers.2.norm", layer=2) == 9
     assert value("by_name", "layers.4.norm", layer=4) is None
     assert value("by_name", "embed") is None
+    numbers = make_settings({**LINEAR, "parameters": {"t": ["1e-1", "5e-1"]}}).parameters["t"]
+    assert value_of(numbers, "x", 0.5, None, float) == pytest.approx(0.3)
+    assert value_of(numbers, "x", 0.5, None, str) == "1e-1"
     assert value("flags", t=0.4) is True and value("flags", t=1.0) is False
 
 
@@ -159,8 +162,51 @@ def test_mergekits_ways_are_one_flag(tmp_path: Path) -> None:
     file.write_text(dare.model_copy(update={"parameters": {}}).to_yaml())
     assert flags(str(file), like_mergekit=True).parameters == {"rescale_norm": "l1"}
     assert flags(str(file), dtype="fp16").dtype == "float16"
-    crumbs = flags("a", strategy="breadcrumbs", base_model="b", like_mergekit=True)
-    assert crumbs.parameters == {"zero_small_tensors": True}
+    # MergeKit does with breadcrumbs as the paper says.
+    assert flags("a", strategy="breadcrumbs", base_model="b", like_mergekit=True).parameters == {}
+    # A flag counts more than the file, the file more than a habit.
+    file.write_text(dare.to_yaml())
+    assert flags(str(file), rescale_norm="density").parameters == {"rescale_norm": "density"}
+    file.write_text(dare.to_yaml().replace("l1", "density"))
+    assert flags(str(file), like_mergekit=True).parameters == {"rescale_norm": "density"}
+
+
+def test_models_written_as_mappings() -> None:
+    settings = make_settings(
+        {
+            "merge_method": "slerp",
+            "models": [
+                {"model": {"model": {"path": "x/a", "revision": "v1"}}},
+                {
+                    "model": {
+                        "model": "x/b",
+                        "lora": {"path": "c"},
+                    }
+                },
+            ],
+            "base_model": {"model": {"path": "x/a", "revision": None}},
+            "tokenizer_source": {"model": {"path": "x/a"}},
+        }
+    )
+    assert settings.references() == ["x/a", "x/a@v1", "x/b+c"]
+    assert settings.tokenizer_source == "x/a"
+
+
+def test_parameters_of_the_only_module_go_first() -> None:
+    module = {"models": LINEAR["models"], "parameters": {"weight": [{"filter": "q", "value": 1}]}}
+    settings = make_settings(
+        {
+            "merge_method": "linear",
+            "modules": {"default": module},
+            "parameters": {"weight": [1, 2], "normalize": False},
+        }
+    )
+    assert settings.parameters["normalize"] is False
+
+    def weight(name: str) -> Any:
+        return value_of(settings.parameters["weight"], name, 1, None, float)
+
+    assert (weight("q_proj"), weight("norm")) == (1, 2)
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,14 @@ def choose_dtype(checkpoint: Checkpoint, asked: str | None) -> tuple[str, list[s
 
 
 def check_fp16_range(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> None:
-    """Raise AprError where a conversion to fp16 made values infinite."""
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    """Raise AprError where a conversion to fp16 made values infinite, or some were NaN before.
+
+    A sum in fp32 is finite unless an element is not: one quick look for most tensors.
+    """
+    suspect = tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite()
+    if suspect and tensor.isnan().any():
+        raise AprError(f"{checkpoint.path}: tensor {name} holds NaN", "the model is damaged")
+    if suspect and tensor.isinf().any():
         raise AprError(
             f"{checkpoint.path}: tensor {name} has values that fp16 cannot hold (above 65504)",
             "use `dtype` bf16 or fp32",

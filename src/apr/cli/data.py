@@ -11,6 +11,7 @@ import typer
 
 from apr.cli.options import JSON_HELP
 from apr.common.settings import option
+from apr.data.pair_settings import PairSettings
 from apr.data.prep_settings import PrepSettings
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def register(app: typer.Typer) -> None:
     )
     verbs.command("list", help="The benchmark files apr knows, and which are here.")(list_data)
     verbs.command("pull", help="Fetch a benchmark's files, checked against their checksum.")(pull)
-    for verb in (prep, decontaminate, quality, split):
+    for verb in (prep, decontaminate, quality, split, pairs):
         verbs.command(verb.__name__)(verb)
     app.add_typer(verbs, name="data")
 
@@ -194,6 +195,41 @@ def split(
     print(f"{result.groups} groups that stay together, the largest of {result.largest} rows")
     for name, (train, held_out) in result.strata.items():
         print(f"{train:8} + {held_out} of {result.by} {name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Where pairs come from and go to."""
+
+    runs: tuple[Path, ...] = option(
+        ..., "Folders of runs of apr eval with several samples of a task.", argument=True,
+        repeated=True,
+    )  # fmt: skip
+    output: Path = option(..., "File to write, .jsonl or .jsonl.gz.", short="-o")
+    as_json: bool = option(False, JSON_HELP, flag="json")
+
+
+def pairs(runs: Runs, settings: PairSettings) -> None:
+    """Make preference pairs of what passed and what failed a task's tests in runs of apr eval."""
+    from apr.data.pairs import write_pairs
+
+    counts = write_pairs(runs.runs, runs.output, settings)
+    if runs.as_json:
+        print(json.dumps({"output": str(runs.output), **counts.to_json()}))
+        return
+    print(runs.output)
+    print(
+        f"{counts.pairs} pairs from {counts.samples} samples of {counts.tasks} tasks;"
+        f" {counts.one_sided} tasks have samples of one kind only"
+    )
+    for number, what in (
+        (counts.near, "pairs left out: too much alike"),
+        (counts.unknown, "samples left out: no verdict"),
+        (counts.suspect, "samples left out: suspect"),
+        *((number, f"rejected for: {kind}") for kind, number in counts.failures.most_common()),
+    ):
+        if number:
+            print(f"{number:8}  {what}")
 
 
 def _show_findings(result: Decontamination) -> None:

@@ -99,14 +99,16 @@ def _shown_suspects(suspects: Mapping[tuple[str, int], Sequence[str]]) -> str:
 
 
 def task_table(result: Result) -> Table:
-    """One row a task: passed of samples, and the first failure."""
+    """One row a task: passed of samples, with all tests and with parts, and the first failure."""
     from apr.eval.history.table import shown_detail
 
-    table = Table("task", "passed", "first failure")
+    table = Table("task", "passed", *(f"{part} tests" for part in result.parts), "first failure")
     for task, verdicts in result.per_task.items():
         passed = sum(v.verdict == "passed" for v in verdicts)
         failure = next((v.detail for v in verdicts if v.verdict != "passed"), "")
-        table.add_row(task, f"{passed}/{len(verdicts)}", shown_detail(failure))
+        parts = [sum(v.passed(part) for v in verdicts) for part in result.parts]
+        counts = [f"{count}/{len(verdicts)}" for count in (passed, *parts)]
+        table.add_row(task, *counts, shown_detail(failure))
     return table
 
 

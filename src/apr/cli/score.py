@@ -9,7 +9,8 @@ from typing import Any
 
 import typer
 
-from apr.common.errors import UsageError
+from apr.common.errors import AprError, UsageError
+from apr.common.files import write_whole
 from apr.common.settings import option
 from apr.eval.run.eval_settings import JudgeSettings
 
@@ -33,6 +34,12 @@ class Scored:
         False, "Score the tasks that have samples, though others have none.", panel="Judging"
     )
     per_task: bool = option(False, "Show every task.", panel="Output")
+    out: Path | None = option(
+        None,
+        "Write the result there as well, as JSON: a file, or a folder for results.json. apr results"
+        " and apr compare read it.",
+        panel="Output",
+    )
     as_json: bool = option(False, "Print one JSON object.", flag="json", panel="Output")
 
 
@@ -70,7 +77,18 @@ def score(settings: JudgeSettings, scored: Scored) -> None:
         exclude_broken=settings.exclude_broken,
         allow_partial=scored.allow_partial,
     )
+    if scored.out is not None:
+        _write(scored.out, result.to_json())
     if scored.as_json:
         print(json.dumps(result.to_json()))
     else:
         print_result(result, scored.per_task)
+
+
+def _write(out: Path, result: dict[str, Any]) -> None:
+    path = out if out.suffix == ".json" and not out.is_dir() else out / "results.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise AprError(f"`out` {path} cannot be written: {error.strerror}") from None

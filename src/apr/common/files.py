@@ -189,4 +189,7 @@ def read_yaml(path: Path) -> Any:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
+        if "expected a single document" in str(error):
+            hint = "write each to a file of its own"
+            raise UsageError(f"{path} holds several documents (parted by ---)", hint) from None
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None

@@ -136,18 +136,27 @@ class ByteProgress(Display):
 
 
 class EvalProgress(Display):
-    """Counts samples generated, judged and passed.
+    """Counts samples generated, judged and passed, says how long that took and what is left.
 
     total: samples of the whole run. generated: those there are already; None where none is made.
-    doing: the word for what is done where nothing is judged.
+    what: in words, what is judged. judged: before this began. doing: the word for what is done
+    where nothing is judged.
     """
 
     def __init__(
-        self, total: int, generated: int | None = None, enabled: bool = True, doing: str = ""
+        self,
+        total: int,
+        generated: int | None = None,
+        enabled: bool = True,
+        what: str = "samples",
+        judged: int = 0,
+        doing: str = "",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(total, enabled, interval=15.0)
-        self.generated, self.judged, self.passed = generated, 0, 0
-        self._doing, self._tokens, self._start = doing, 0, time.monotonic()
+        super().__init__(total, enabled, interval=15.0, clock=clock)
+        self.generated, self.judged, self.passed = generated, judged, 0
+        self._what, self._doing, self._before = what, doing, judged
+        self._tokens, self._start, self._all = 0, clock(), total
 
     def sample(self, tokens: int) -> None:
         """One more is generated."""
@@ -162,15 +171,29 @@ class EvalProgress(Display):
         self.show(self._text, self._text)
 
     def _text(self) -> str:
-        if self._doing:
-            return f"{self._doing} {self.judged} of {self.total}"
-        if self.generated is None:
-            return f"judged {self.judged} of {self.total}, passed {self.passed}"
-        text = f"judged {self.judged}, passed {self.passed}"
+        new = self.judged - self._before
+        passed = f", {self.passed} of {new} passed" if new else ""
+        text = f"{self._doing or f'{self._what} judged:'} {self.judged} of {self.total}"
+        text += f"{'' if self._doing else passed}; {self._times()}"
         if self._tokens:
-            rate = self._tokens / (time.monotonic() - self._start)
+            rate = self._tokens / (self._clock() - self._start)
             text = f"generated {self.generated} of {self.total} ({rate:.0f} tok/s), {text}"
         return text
+
+    def _times(self) -> str:
+        """How long it took, and about how long the rest will."""
+        taken, new = self._clock() - self._start, self.judged - self._before
+        if not new:
+            return duration(taken)
+        left = taken / new * (self._all - self.judged)
+        return f"{duration(taken)}, about {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """As 0:07, 12:30 or 3:00:00."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes = f"{rest // 60:02d}" if hours else f"{rest // 60}"
+    return f"{hours}:" * bool(hours) + f"{minutes}:{rest % 60:02d}"
 
 
 def counted(items: Iterable[T], label: str, enabled: bool = True) -> Iterator[T]:

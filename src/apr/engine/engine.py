@@ -9,7 +9,7 @@ from contextlib import closing
 import numpy as np
 import torch
 
-from apr.common.errors import UsageError
+from apr.common.errors import AprError, UsageError
 from apr.engine import sampling
 from apr.engine.request import (
     Completion,
@@ -37,6 +37,7 @@ class Engine:
     max_concurrency: samples decoded side by side. max_step_tokens: tokens read in one step, which
     bounds how long decoding samples wait for a long prompt. context: positions a sample may reach.
     draft, verify: guess several tokens of a sample, read them in one step, keep what is accepted.
+    failure_hint: what to do where the model's logits are not finite.
 
     Several callers may have requests under way, each with an `Inbox` of its own, in one thread.
     """
@@ -50,6 +51,7 @@ class Engine:
         *,
         draft: Drafter | None = None,
         verify: Verifier | None = None,
+        failure_hint: str = "",
     ) -> None:
         self.runner = runner
         self.context = context or runner.config.max_position
@@ -58,6 +60,7 @@ class Engine:
         width = -(-self.context // runner.block_size)
         self._tables = np.zeros((max_concurrency, width), np.int32)
         self._draft, self._verify = draft, verify or by_own_draws
+        self._failure_hint = failure_hint
         self._next_ticket = 0
         self._inboxes: dict[int, Inbox] = {}
         self._stepping = False
@@ -68,10 +71,7 @@ class Engine:
 
         Raises UsageError if it can never run here.
         """
-        vocabulary = self.runner.config.vocab_size
-        for token in (min(request.prompt_ids), max(request.prompt_ids)):
-            if not 0 <= token < vocabulary:
-                raise UsageError(f"token {token} is none of the model's {vocabulary}")
+        self._check_known(request.prompt_ids)
         ticket = self._next_ticket
         self.scheduler.add(ticket, request)
         self._next_ticket += 1
@@ -86,7 +86,10 @@ class Engine:
         self._inboxes.pop(ticket, None)
 
     def step(self) -> list[Event]:
-        """One forward step and what came of it, also put into the inboxes; [] when idle."""
+        """One forward step and what came of it, also put into the inboxes; [] when idle.
+
+        Raises AprError where the model's logits are not finite.
+        """
         self._stepping = True
         try:
             events = self._step()
@@ -128,6 +131,7 @@ class Engine:
             decoding = [sample for sample in self.scheduler.running if sample.decoding]
             for sample, guesses in zip(decoding, self._draft(decoding), strict=True):
                 sample.drafts = list(guesses)
+                self._check_known(sample.drafts)
         steps = self.scheduler.plan()
         if not steps:
             return []
@@ -149,6 +153,13 @@ class Engine:
         if len(rows) > row:  # siblings start from one row
             logits = logits[rows]
         return self._take_all(ready, logits) if ready else []
+
+    def _check_known(self, tokens: Sequence[int]) -> None:
+        """A runner reads rows of the embedding unchecked."""
+        vocabulary = self.runner.config.vocab_size
+        for token in (min(tokens, default=0), max(tokens, default=0)):
+            if not 0 <= token < vocabulary:
+                raise UsageError(f"token {token} is none of the model's {vocabulary}")
 
     def _batch(self, steps: list[tuple[Sample, int]]) -> StepBatch:
         tokens: list[int] = []
@@ -175,11 +186,17 @@ class Engine:
 
     def _take_all(self, samples: list[Sample], logits: torch.Tensor) -> list[Event]:
         """Give each sample its accepted drafts and a token; logits as a `Verifier` gets them."""
+        try:
+            verified = self._verify(samples, logits)
+        except sampling.NotFinite as error:
+            after = [len(s.tokens) + ahead for s in samples for ahead in range(1 + len(s.drafts))]
+            raise AprError(
+                f"the model's logits after {after[error.row]} tokens are not finite numbers",
+                self._failure_hint,
+            ) from None
         drawn = [
             [*sample.drafts[:accepted], token]
-            for sample, (accepted, token) in zip(
-                samples, self._verify(samples, logits), strict=True
-            )
+            for sample, (accepted, token) in zip(samples, verified, strict=True)
         ]
         asked: list[tuple[int, int]] = []  # row, token
         if any(sample.request.logprobs for sample in samples):
@@ -289,7 +306,7 @@ def draw(samples: Sequence[Sample], logits: torch.Tensor) -> list[int]:
     """A token for each row of logits (R, V), laid out as a `Verifier` gets them.
 
     Rows with equal settings are drawn together. Random numbers belong to (seed, sample, position),
-    so a row draws what it would have drawn in a step of its own.
+    so a row draws what it would have drawn in a step of its own. Raises `sampling.NotFinite`.
     """
     groups: dict[Sampling, list[int]] = {}
     rows: list[tuple[Sample, int]] = []  # whose it is, and after how many drafts
@@ -308,14 +325,15 @@ def draw(samples: Sequence[Sample], logits: torch.Tensor) -> list[int]:
                 seen = sample.tokens + sample.drafts[:ahead]
                 penalized.append(sampling.penalize(row, seen, how.repetition_penalty))
             part = torch.stack(penalized)
-        if how.greedy:
-            tokens = sampling.greedy(part)
-        else:
-            numbers = []
+        numbers = []
+        if not how.greedy:
             for sample, ahead in (rows[i] for i in members):
                 step = sample.generated + ahead
                 numbers.append(sampling.uniform(sample.request.seed, sample.index, step))
-            tokens = sampling.draw(part, how, numbers)
+        try:
+            tokens = sampling.greedy(part) if how.greedy else sampling.draw(part, how, numbers)
+        except sampling.NotFinite as error:
+            raise sampling.NotFinite(members[error.row]) from None
         for i, token in zip(members, tokens, strict=True):
             drawn[i] = token
     return drawn

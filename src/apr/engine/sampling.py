@@ -30,11 +30,31 @@ def uniform(seed: int, sample: int, step: int) -> float:
     return (int(bits) >> 11) * 2.0**-53
 
 
+class NotFinite(ArithmeticError):
+    """The logits of a row have no finite maximum: from them no token can be drawn."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"row {row} of the logits is not finite")
+        self.row = row
+
+
+def _require_finite(highest: torch.Tensor) -> None:
+    """highest: (R,) or (R, 1), each row's maximum: NaN or infinite where something in it is (but
+    for -inf, a token that cannot be). Looking at it alone costs nothing beside finding it.
+    """
+    bad = torch.isfinite(highest).logical_not_().flatten().nonzero()
+    if len(bad):
+        raise NotFinite(int(bad[0]))
+
+
 def greedy(logits: torch.Tensor) -> list[int]:
-    """The highest logit of each row of (R, V), the lowest id among equals."""
+    """The highest logit of each row of (R, V), the lowest id among equals. Raises NotFinite."""
     if logits.device.type == "cpu":
-        return logits.numpy().argmax(axis=-1).tolist()
-    return logits.argmax(dim=-1).tolist()
+        chosen = torch.from_numpy(logits.numpy().argmax(axis=-1))  # faster than torch's
+    else:
+        chosen = logits.argmax(dim=-1)
+    _require_finite(logits.gather(1, chosen[:, None]))
+    return chosen.tolist()
 
 
 def chosen_logprobs(logits: torch.Tensor, tokens: Sequence[int]) -> list[float]:
@@ -62,21 +82,23 @@ def penalize(logits: torch.Tensor, tokens: Sequence[int], penalty: float) -> tor
 def draw(logits: torch.Tensor, sampling: Sampling, numbers: Sequence[float]) -> list[int]:
     """One token per row of (R, V) by inverse transform of the filtered distribution.
 
-    numbers: a uniform random number for each row.
+    numbers: a uniform random number for each row. Raises NotFinite.
     """
     scaled = logits.float() / sampling.temperature
+    highest = scaled.amax(dim=-1, keepdim=True)
+    _require_finite(highest)
     if sampling.top_k or sampling.top_p < 1 or sampling.min_p > 0:
-        return _draw_filtered(scaled, sampling, numbers)
-    return _draw_all(scaled, numbers)
+        return _draw_filtered(scaled, highest, sampling, numbers)
+    return _draw_all(scaled, highest, numbers)
 
 
-def _draw_all(scaled: torch.Tensor, numbers: Sequence[float]) -> list[int]:
+def _draw_all(scaled: torch.Tensor, highest: torch.Tensor, numbers: Sequence[float]) -> list[int]:
     """Inverse transform over the whole vocabulary, in id order, without sorting.
 
     Two levels: sums of chunks pick the chunk, a running sum within it picks the token.
     """
     rows, size = scaled.shape
-    weights = (scaled - scaled.amax(dim=-1, keepdim=True)).exp_()
+    weights = (scaled - highest).exp_()
     pad = -size % CHUNK
     if pad:
         weights = torch.nn.functional.pad(weights, (0, pad))
@@ -95,12 +117,13 @@ def _draw_all(scaled: torch.Tensor, numbers: Sequence[float]) -> list[int]:
     return (chunk * CHUNK + torch.minimum(offset, last)).tolist()
 
 
-def _draw_filtered(scaled: torch.Tensor, sampling: Sampling, numbers: Sequence[float]) -> list[int]:
+def _draw_filtered(
+    scaled: torch.Tensor, highest: torch.Tensor, sampling: Sampling, numbers: Sequence[float]
+) -> list[int]:
     """Inverse transform of what the filters leave, likeliest tokens first, equals by id.
 
     All filters keep a beginning of that order, so what they leave is known by its sum.
     """
-    highest = scaled.amax(dim=-1, keepdim=True)
     tokens, found = _look(scaled, highest, sampling, numbers)
     chosen = tokens.tolist()
     wide = (~found).nonzero()[:, 0]
@@ -160,8 +183,6 @@ def _look(
 def _search(weights: np.ndarray, sampling: Sampling, number: float, one: float) -> int:
     """The token of one row with weights (V,), by histograms of the weights' leading bits."""
     kept = weights.sum()
-    if math.isnan(kept):
-        return greedy(torch.from_numpy(weights)[None])[0]
     bits = weights.astype(np.float32).view(np.int32)
     below = bits.max() - bits  # ascends as weights descend
     coarse = np.minimum(below >> 16, COARSE)  # the last one: weights of 0

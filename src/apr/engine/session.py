@@ -82,6 +82,14 @@ def plan_cache(
     return Budget(blocks, block_size, blocks * block_bytes, free)
 
 
+def _failure_hint(opened: OpenedModel, dtype: torch.dtype) -> str:
+    """What to do about a model whose logits are not finite."""
+    hint = f"apr check {opened.ref} finds damaged weights"
+    if dtype == torch.float16:
+        return f"float16 ends at 65504: try `dtype` bfloat16 or float32; {hint}"
+    return hint
+
+
 class _Text:
     """The text of one sample as its tokens come: decoded, cut at the first stop string."""
 
@@ -190,6 +198,7 @@ class Session:
             context=runtime.context,
             max_concurrency=max_concurrency,
             max_step_tokens=512 if runtime.device.type == "cpu" else 4096,
+            failure_hint=_failure_hint(opened, runtime.dtype),
         )
 
     @classmethod
@@ -226,7 +235,18 @@ class Session:
         }
 
     def encode(self, request: TextRequest) -> tuple[int, ...]:
-        """The prompt of a request in token ids."""
+        """The prompt of a request in token ids. Raises UsageError for one beyond the embedding."""
+        ids = self._encode(request)
+        rows = self.runtime.config.vocab_size
+        if (highest := max(ids, default=0)) >= rows:
+            raise UsageError(
+                f"the prompt holds {self.tokenizer.id_to_token(highest)!r}, token {highest}, and"
+                f" the embedding of {self.opened.name} has {rows} rows",
+                "the tokenizer belongs to another model, or the embedding was not enlarged for it",
+            )
+        return ids
+
+    def _encode(self, request: TextRequest) -> tuple[int, ...]:
         if request.prompt is not None and request.suffix is not None:
             return tuple(
                 self._fim().encode(self.tokenizer, request.prompt, request.suffix, request.order)

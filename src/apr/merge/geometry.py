@@ -42,14 +42,18 @@ def slerp_coefficients(gram: np.ndarray, t: float, parallel: float = PARALLEL) -
 
 
 def nuslerp_coefficients(gram: np.ndarray, weight: Sequence[float]) -> np.ndarray:
-    """slerp with t = w_1 / (w_0 + w_1), linear only where sin(theta) vanishes."""
+    """slerp with t = w_1 / (w_0 + w_1), linear only where sin(theta) vanishes.
+
+    gram: (..., 2, 2), of one pair of vectors or of many; (..., 2).
+    """
     total = sum(weight)
     t = 0.5 if abs(total) < 1e-6 else weight[1] / total
-    norms = np.maximum(np.sqrt(np.maximum(np.diag(gram), 0.0)), 1e-7)
-    theta = np.arccos(np.clip(gram[0, 1] / (norms[0] * norms[1]), -1, 1))
-    if abs(np.sin(theta)) < TINY:
-        return np.array([1 - t, t])
-    return np.array([np.sin((1 - t) * theta), np.sin(t * theta)]) / np.sin(theta)
+    norms = np.maximum(np.sqrt(np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), 0.0)), 1e-7)
+    theta = np.arccos(np.clip(gram[..., 0, 1] / norms.prod(-1), -1, 1))
+    parallel = np.sin(theta) < TINY
+    sine = np.where(parallel, 1.0, np.sin(theta))
+    first = np.where(parallel, 1 - t, np.sin((1 - t) * theta) / sine)
+    return np.stack([first, np.where(parallel, t, np.sin(t * theta) / sine)], axis=-1)
 
 
 def multislerp_coefficients(

@@ -47,12 +47,14 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 class PreparedMerge:
     """A merge whose inputs are open and checked; nothing of their tensors has been read.
 
-    vocabulary: of the result, where the tokenizers were joined.
+    vocabulary: of the result, where the tokenizers were joined. chat_template: None where the
+    first model's stays.
     """
 
     plan: Plan
     vocabulary: VocabularyPlan | None
     notes: tuple[str, ...]
+    chat_template: str | None = None
 
     def summary(self, threads: int | None = None) -> dict[str, Any]:
         """What will happen, as `--plan` shows it; sizes in bytes."""
@@ -103,12 +105,14 @@ def prepare(
         open_input(ref, settings.base_model, offline=offline, progress=progress)
         for ref in settings.references()
     ]
-    vocabulary, notes = _vocabulary(settings, inputs)
+    template, notes = _chat_template(settings, inputs)
+    vocabulary, more = _vocabulary(settings, inputs)
+    notes += more
     rows = vocabulary.vocab_size if vocabulary else None
     plan = make_plan(settings, inputs, rows)
     load_kernels(plan)
-    more = vocabulary.notes if vocabulary else ()
-    return PreparedMerge(plan, vocabulary, (*notes, *plan.notes, *more))
+    joined = vocabulary.notes if vocabulary else ()
+    return PreparedMerge(plan, vocabulary, (*notes, *plan.notes, *joined), template)
 
 
 def run_merge(
@@ -189,6 +193,24 @@ def _records(model: ModelInput, stop: threading.Event) -> tuple[FileRecord, ...]
     return records
 
 
+def _chat_template(
+    settings: MergeSettings, inputs: Sequence[ModelInput]
+) -> tuple[str | None, list[str]]:
+    """The template to write (None: the first model's) and what to say about it."""
+    if not settings.chat_template:
+        return None, []
+    from apr.merge.chat_templates import chosen_template
+    from apr.text import load_tokenizer
+
+    templates = {
+        model.label: load_tokenizer(model.path).chat_template
+        for model in inputs
+        if settings.chat_template == "auto" and has_tokenizer(model)
+    }
+    template, note = chosen_template(settings.chat_template, templates)
+    return template, [note]
+
+
 def _vocabulary(
     settings: MergeSettings, inputs: Sequence[ModelInput]
 ) -> tuple[VocabularyPlan | None, list[str]]:
@@ -263,8 +285,8 @@ def _files(prepared: PreparedMerge) -> dict[str, bytes]:
             files.pop(stale, None)
         files |= prepared.vocabulary.files
         config |= prepared.vocabulary.config_changes
-    if plan.settings.chat_template:
-        files["chat_template.jinja"] = plan.settings.chat_template.encode()
+    if prepared.chat_template is not None:
+        files["chat_template.jinja"] = prepared.chat_template.encode()
     files["config.json"] = (json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode()
     for name in ("README.md", "mergekit_config.yml", SETTINGS_FILE):
         files.pop(name, None)  # they describe the donor

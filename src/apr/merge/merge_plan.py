@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,17 @@ from apr.merge.inputs import (
     layer_of,
     missing,
 )
-from apr.merge.methods import REQUIRED, Method, method_named
-from apr.merge.recipe import MergeSettings, Parameters, Slice, SliceSource, value_of
+from apr.merge.methods import Method, method_named
+from apr.merge.parameters import REQUIRED, Parameter
+from apr.merge.recipe import (
+    MergeSettings,
+    Parameters,
+    Slice,
+    SliceSource,
+    leaves,
+    misspelt,
+    value_of,
+)
 
 # Accepted for MergeKit's sake; they change no result here.
 _IGNORED = {"int8_mask"}
@@ -112,12 +121,13 @@ def make_plan(
             number += 1
     outputs += [planner.output(name, name, slices[-1], 0, None) for name in after]
     config = _config(settings, inputs[0], layers_of_donor, planner.untied, vocabulary_rows)
-    notes = tuple(
+    notes = [*settings.notes(), *planner.notes]
+    notes += [
         f"{model.label}: the adapter parts the output layer from the embedding; both are written"
         for model in inputs
         if model.untied
-    )
-    return Plan(settings, method_name, method, tuple(inputs), tuple(outputs), config, notes)
+    ]
+    return Plan(settings, method_name, method, tuple(inputs), tuple(outputs), config, tuple(notes))
 
 
 def _whole(
@@ -139,7 +149,12 @@ def _whole(
         for entry in entries
     ]
     base = settings.base_model
-    if base and base not in listed and method.base == "member":
+    # As in MergeKit, a base that is not listed takes part; of a method with weights, where the
+    # general parameters give it one.
+    joins = method.base == "member" or (
+        method.base == "donor" and "weight" in {*method.per_model} & settings.parameters.keys()
+    )
+    if base and base not in listed and joins:
         layers = max(1, inputs[by_ref[base]].layers)
         sources.append(SliceSource(model=base, layer_range=(0, layers)))
     counts = {source.model: source.layer_range[1] for source in sources}
@@ -158,25 +173,42 @@ class _Planner:
     by_ref: Mapping[str, int]
     vocabulary_rows: int | None
     untied: bool = field(init=False)
+    notes: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        known = {*self.method.per_model, *self.method.settings, *_IGNORED}
-        for where, parameters in self._all_parameters():
-            for key in parameters:
-                if key not in known:
+        known = {**self.method.settings, **self.method.per_model}
+        self.notes = []
+        for where, parameters, of_model in self._all_parameters():
+            for key, setting in parameters.items():
+                meant = misspelt(key, list(known))
+                if key in known:
+                    for value in leaves(setting):
+                        known[key].read(value, key, where)
+                    if of_model and key in self.method.settings:
+                        self.notes.append(
+                            f"{key} under {where} changes nothing: {self.method_name} has one for "
+                            "all models, under `parameters`"
+                        )
+                elif meant is not None:
                     raise UsageError(
                         f"{where}: parameter {key!r} is not one of {self.method_name}",
-                        f"it has {', '.join(sorted(known - _IGNORED)) or 'none'}",
+                        f"did you mean {meant}?",
                     )
+                elif key not in _IGNORED:
+                    self.notes.append(
+                        f"{where}: {self.method_name} has no parameter {key}; it changes nothing"
+                    )
+        self.notes = list(dict.fromkeys(self.notes))
         # Output layers differ from the embedding as soon as one model's does.
         self.untied = any(OUTPUT_LAYER in model.stored and not model.tied for model in self.inputs)
 
-    def _all_parameters(self) -> list[tuple[str, Parameters]]:
-        found = [("parameters", self.settings.parameters)]
-        found += [(entry.model, entry.parameters) for entry in self.settings.models or []]
+    def _all_parameters(self) -> list[tuple[str, Parameters, bool]]:
+        """(where, parameters, whether they are of one model only)"""
+        found = [("parameters", self.settings.parameters, False)]
+        found += [(entry.model, entry.parameters, True) for entry in self.settings.models or []]
         for piece in self.settings.slices or []:
-            found.append(("slice", piece.parameters))
-            found += [(source.model, source.parameters) for source in piece.sources]
+            found.append(("slice", piece.parameters, False))
+            found += [(source.model, source.parameters, True) for source in piece.sources]
         return found
 
     def check_slice(self, piece: Slice) -> None:
@@ -234,12 +266,12 @@ class _Planner:
         sources = [self._source(s, pattern, offset) for s in merged]
         base = self._base(piece, pattern, offset)
         parameters = {
-            key: self._setting(key, default, name, piece, t, layer)
-            for key, default in self.method.settings.items()
+            key: self._setting(key, parameter, name, piece, t, layer)
+            for key, parameter in self.method.settings.items()
         }
-        for key, default in self.method.per_model.items():
+        for key, parameter in self.method.per_model.items():
             parameters[key] = [
-                self._per_model(key, default, entry, source.name, piece, t, layer)
+                self._per_model(key, parameter, entry, source.name, piece, t, layer)
                 for entry, source in zip(merged, sources, strict=True)
             ]
         lead = base or sources[0]
@@ -307,48 +339,42 @@ class _Planner:
         return self.inputs[lead.model].dtype(lead.name) or torch.bfloat16
 
     def _setting(
-        self, key: str, default: Any, name: str, piece: Slice, t: float, layer: int | None
+        self, key: str, parameter: Parameter, name: str, piece: Slice, t: float, layer: int | None
     ) -> Any:
         for parameters in (piece.parameters, self.settings.parameters):
             if key in parameters:
-                value = value_of(parameters[key], name, t, layer)
+                value = value_of(parameters[key], name, t, layer, _reader(parameter, key, name))
                 if value is not None:
                     return value
-        if default is REQUIRED:
+        if parameter.default is REQUIRED:
             raise UsageError(f"{self.method_name} needs the parameter {key!r} for {name}")
-        return default
+        return parameter.default
 
     def _per_model(
         self,
         key: str,
-        default: Any,
+        parameter: Parameter,
         source: SliceSource,
         name: str,
         piece: Slice,
         t: float,
         layer: int | None,
     ) -> Any:
-        value = None
         if key in source.parameters:
-            value = value_of(source.parameters[key], name, t, layer)
-        if value is None:
-            try:
-                value = self._setting(key, default, name, piece, t, layer)
-            except UsageError:
-                raise UsageError(
-                    f"{self.method_name} needs the parameter {key!r} of {source.model} for {name}"
-                ) from None
-        _check_number(key, value, source.model)
-        return value
+            read = _reader(parameter, key, source.model)
+            value = value_of(source.parameters[key], name, t, layer, read)
+            if value is not None:
+                return value
+        try:
+            return self._setting(key, parameter, name, piece, t, layer)
+        except UsageError:
+            raise UsageError(
+                f"{self.method_name} needs the parameter {key!r} of {source.model} for {name}"
+            ) from None
 
 
-def _check_number(key: str, value: Any, where: str) -> None:
-    if key == "density" and not (isinstance(value, (int, float)) and 0 < value <= 1):
-        raise UsageError(f"density {value} of {where}", "it must lie in (0, 1]")
-    if key == "gamma" and not (isinstance(value, (int, float)) and 0 <= value < 1):
-        raise UsageError(f"gamma {value} of {where}", "it must lie in [0, 1)")
-    if value is not None and not isinstance(value, (int, float)):
-        raise UsageError(f"{key} {value!r} of {where} is not a number")
+def _reader(parameter: Parameter, key: str, where: str) -> Callable[[Any], Any]:
+    return lambda value: parameter.read(value, key, where)
 
 
 def _times(shape: tuple[int, ...]) -> str:

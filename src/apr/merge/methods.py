@@ -27,6 +27,15 @@ from apr.merge.operands import (
     in_memory,
     output_arrays,
 )
+from apr.merge.parameters import (
+    COUNT,
+    NUMBER,
+    POSITIVE,
+    PROPER_SHARE,
+    REQUIRED,
+    SHARE,
+    Parameter,
+)
 from apr.merge.select import belongs, largest, order_statistics
 from apr.merge.task_vectors import (
     Consensus,
@@ -43,10 +52,16 @@ from apr.merge.task_vectors import (
 
 def linear(x: Operands, *, weight: Sequence[float], normalize: bool = True) -> Combine:
     """sum w_m x_m (/ sum w_m): model soups (Wortsman et al. 2022, section 2)."""
-    total = sum(weight)
-    if normalize and abs(total) < 1e-12:
-        raise UsageError(f"weights {list(weight)} sum to 0", "set normalize to false")
-    return weighted_sum(x, [w / total for w in weight] if normalize else weight)
+    if normalize:
+        _refuse_cancelling(weight, "normalize")
+    total = sum(weight) if normalize else 1
+    return weighted_sum(x, [w / total for w in weight])
+
+
+def _refuse_cancelling(weight: Sequence[float], key: str) -> None:
+    """Nothing can be divided by a sum that is 0 but for rounding."""
+    if abs(sum(weight)) <= 1e-7 * sum(map(abs, weight)):
+        raise UsageError(f"weights {list(weight)} sum to 0", f"set {key} to false")
 
 
 def slerp(x: Operands, *, t: float) -> Combine:
@@ -56,9 +71,45 @@ def slerp(x: Operands, *, t: float) -> Combine:
     return weighted_sum(x, geometry.slerp_coefficients(gram_matrix(x), t))
 
 
-def nuslerp(x: Operands, *, weight: Sequence[float]) -> Combine:
-    """slerp of two models (of their deltas, with a base) by weights (MergeKit's NuSLERP)."""
-    return weighted_sum(x, geometry.nuslerp_coefficients(gram_matrix(x), weight))
+def nuslerp(
+    x: Operands,
+    *,
+    weight: Sequence[float],
+    nuslerp_flatten: bool = True,
+    nuslerp_row_wise: bool = False,
+) -> Combine:
+    """slerp of two models (of their deltas, with a base) by weights (MergeKit's NuSLERP).
+
+    nuslerp_flatten: each tensor is one vector. Else each row is (nuslerp_row_wise false) or each
+    column (true; MergeKit's names).
+    """
+    if nuslerp_flatten:
+        return weighted_sum(x, geometry.nuslerp_coefficients(gram_matrix(x), weight))
+    columns = x.count // max(1, x.shape[0] if x.shape else 1)
+    by_column = nuslerp_row_wise and len(x.shape) > 1
+
+    def vectors(start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(models, elements) of a block, and the number of the vector each element is in."""
+        if x.base is None:
+            parts = torch.stack([x.fp32(model, start, end) for model in x.models])
+        else:
+            parts = x.deltas(start, end)[1]
+        place = torch.arange(start, end)
+        return parts.flatten(1), place % columns if by_column else place // max(1, x.width)
+
+    grams = torch.zeros(columns if by_column else x.count // max(1, x.width), 2, 2).double()
+    for block in x.blocks:
+        parts, number = vectors(*block)
+        products = torch.einsum("me,ne->emn", parts.double(), parts.double())
+        grams.index_add_(0, number, products)
+    coefficients = torch.from_numpy(geometry.nuslerp_coefficients(grams.numpy(), weight)).float()
+
+    def merged(start: int, end: int) -> torch.Tensor:
+        parts, number = vectors(start, end)
+        moved = (parts * coefficients[number].T).sum(0)
+        return moved if x.base is None else x.fp32(x.base, start, end).flatten() + moved
+
+    return from_fp32(x, merged)
 
 
 def multislerp(
@@ -67,6 +118,8 @@ def multislerp(
     """Barycentre of any number of models on a sphere (Goddard's Multi-SLERP)."""
     if len(x.models) == 1:
         return weighted_sum(x, [1.0])
+    if normalize_weights:
+        _refuse_cancelling(weight, "normalize_weights")
     coefficients = geometry.multislerp_coefficients(gram_matrix(x), weight, normalize_weights, eps)
     return weighted_sum(x, coefficients)
 
@@ -302,76 +355,64 @@ def weighted_sum(x: Operands, coefficients: Sequence[float] | np.ndarray) -> Com
 
 # -- what each method needs ----------------------------------------------------------------------
 
-REQUIRED = object()  # in place of a default
-
 
 @dataclass(frozen=True)
 class Method:
     """base: "origin" (deltas are taken from it), "optional" (the same, may be missing), "member"
     (one of the models; the first, for slerp) or "donor" (gives configuration and tokenizer only).
-    per_model, settings: parameters with their defaults. models: least and most, without an origin.
+    per_model, settings: the parameters. models: least and most, without an origin.
     """
 
     function: Callable[..., Combine]
     base: Literal["origin", "optional", "member", "donor"]
-    per_model: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    per_model: Mapping[str, Parameter] = field(default_factory=dict)
+    settings: Mapping[str, Parameter] = field(default_factory=dict)
     models: tuple[int, int | None] = (1, None)
 
 
-_WEIGHT = {"weight": REQUIRED}
-_SPARSE = {"weight": REQUIRED, "density": 1.0}
-_DELTAS = {"normalize": False, "lambda": 1.0}
-_SUM = {"consensus": "sum"}
+_NO, _YES = Parameter(bool, False), Parameter(bool, True)
+_WEIGHT = {"weight": Parameter(NUMBER)}
+_SPARSE = {**_WEIGHT, "density": Parameter(SHARE, 1.0)}
+_DELTAS = {"normalize": _NO, "lambda": Parameter(NUMBER, 1.0)}
+_SUM = {"consensus": Parameter(Consensus, "sum")}
+_RANDOM = {**_DELTAS, "rescale": _YES, "rescale_norm": Parameter(RescaleNorm, "density")}
+_OUTLIERS = {**_SPARSE, "gamma": Parameter(PROPER_SHARE, 0.01)}
+_CRUMBS = {**_DELTAS, "rescale": _NO, "zero_small_tensors": _NO}
+_DELLA = {**_SPARSE, "epsilon": Parameter(PROPER_SHARE, 0.15)}
 
 METHODS: dict[str, Method] = {
-    "linear": Method(linear, "donor", _WEIGHT, {"normalize": True}),
-    "slerp": Method(slerp, "member", {}, {"t": REQUIRED}, (1, 2)),
-    "nuslerp": Method(nuslerp, "optional", _WEIGHT, {}, (2, 2)),
-    "multislerp": Method(multislerp, "optional", _WEIGHT, {"normalize_weights": True, "eps": 1e-8}),
-    "karcher": Method(karcher, "member", {}, {"max_iter": 10, "tol": 1e-5}),
-    "passthrough": Method(passthrough, "donor", {"scale": None}, {}, (1, 1)),
+    "linear": Method(linear, "donor", _WEIGHT, {"normalize": _YES}),
+    "slerp": Method(slerp, "member", {}, {"t": Parameter(NUMBER)}, (1, 2)),
+    "nuslerp": Method(
+        nuslerp, "optional", _WEIGHT, {"nuslerp_flatten": _YES, "nuslerp_row_wise": _NO}, (2, 2)
+    ),
+    "multislerp": Method(
+        multislerp,
+        "optional",
+        _WEIGHT,
+        {"normalize_weights": _YES, "eps": Parameter(POSITIVE, 1e-8)},
+    ),
+    "karcher": Method(
+        karcher,
+        "member",
+        {},
+        {"max_iter": Parameter(COUNT, 10), "tol": Parameter(POSITIVE, 1e-5)},
+    ),
+    "passthrough": Method(
+        passthrough, "donor", {"scale": Parameter(NUMBER | None, None)}, {}, (1, 1)
+    ),
     "task_arithmetic": Method(task_arithmetic, "origin", _WEIGHT, _DELTAS),
-    "ties": Method(
-        ties, "origin", _SPARSE, {**_DELTAS, "normalize": True, "rescale": False, **_SUM}
-    ),
-    "dare_linear": Method(
-        dare, "origin", _SPARSE, {**_DELTAS, "rescale": True, "rescale_norm": "density"}
-    ),
-    "dare_ties": Method(
-        dare_ties,
-        "origin",
-        _SPARSE,
-        {**_DELTAS, "rescale": True, "rescale_norm": "density", **_SUM},
-    ),
-    "breadcrumbs": Method(
-        breadcrumbs,
-        "origin",
-        {**_SPARSE, "gamma": 0.01},
-        {**_DELTAS, "rescale": False, "zero_small_tensors": False},
-    ),
-    "breadcrumbs_ties": Method(
-        breadcrumbs_ties,
-        "origin",
-        {**_SPARSE, "gamma": 0.01},
-        {**_DELTAS, "rescale": False, "zero_small_tensors": False, **_SUM},
-    ),
-    "della": Method(
-        della_ties,
-        "origin",
-        {**_SPARSE, "epsilon": 0.15},
-        {**_DELTAS, "normalize": True, "rescale": True, "rescale_norm": "density", **_SUM},
-    ),
-    "della_linear": Method(
-        della_linear,
-        "origin",
-        {**_SPARSE, "epsilon": 0.15},
-        {**_DELTAS, "rescale": True, "rescale_norm": "density"},
-    ),
-    "model_stock": Method(model_stock, "origin", {}, {"filter_wise": False}, (2, None)),
-    "sce": Method(sce, "origin", {}, {"select_topk": 1.0}),
+    "ties": Method(ties, "origin", _SPARSE, {**_DELTAS, "normalize": _YES, "rescale": _NO, **_SUM}),
+    "dare_linear": Method(dare, "origin", _SPARSE, _RANDOM),
+    "dare_ties": Method(dare_ties, "origin", _SPARSE, {**_RANDOM, **_SUM}),
+    "breadcrumbs": Method(breadcrumbs, "origin", _OUTLIERS, _CRUMBS),
+    "breadcrumbs_ties": Method(breadcrumbs_ties, "origin", _OUTLIERS, {**_CRUMBS, **_SUM}),
+    "della": Method(della_ties, "origin", _DELLA, {**_RANDOM, "normalize": _YES, **_SUM}),
+    "della_linear": Method(della_linear, "origin", _DELLA, _RANDOM),
+    "model_stock": Method(model_stock, "origin", {}, {"filter_wise": _NO}, (2, None)),
+    "sce": Method(sce, "origin", {}, {"select_topk": Parameter(SHARE, 1.0)}),
     "arcee_fusion": Method(arcee_fusion, "origin", {}, {}, (1, 1)),
-    "nearswap": Method(nearswap, "origin", {}, {"t": REQUIRED}, (1, 1)),
+    "nearswap": Method(nearswap, "origin", {}, {"t": Parameter(NUMBER)}, (1, 1)),
 }
 ALIASES = {"average": "linear", "soup": "linear", "stock": "model_stock"}
 
@@ -417,11 +458,15 @@ def merge_tensors(
             raise UsageError(f"{method} has no parameter {key!r}", f"it has {', '.join(known)}")
     given = {key.rstrip("_"): value for key, value in parameters.items()}
     full: dict[str, Any] = {}
-    for key, default in known.items():
+    for key, parameter in known.items():
         per_model = key in entry.per_model
-        if key not in given and default is REQUIRED:
+        if key not in given and parameter.default is REQUIRED:
             raise UsageError(f"{method} needs the parameter {key!r}")
-        full[key] = given.get(key, [default] * len(models) if per_model else default)
+        value = given.get(
+            key, [parameter.default] * len(models) if per_model else parameter.default
+        )
+        values = [parameter.read(v, key, method) for v in (value if per_model else [value])]
+        full[key] = values if per_model else values[0]
     readers = tuple(in_memory(model, f"model {i}") for i, model in enumerate(models))
     origin = in_memory(base, "base") if base is not None else None
     shape = tuple((base if base is not None else models[0]).shape)

@@ -1,18 +1,20 @@
-"""What a merge is asked to do: MergeKit's YAML, read strictly.
+"""What a merge is asked to do: MergeKit's YAML.
 
-Everything here is plain data; nothing is opened. A key this reads differently from MergeKit, or
-not at all, is refused by name rather than passed over.
+Everything here is plain data; nothing is opened. A key that MergeKit does not know either is passed
+over with a note, as it passes it over, unless it looks like a slip of the pen. What MergeKit knows
+and this does not is refused by name.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from apr.common.errors import UsageError
 from apr.common.files import read_yaml
@@ -20,6 +22,47 @@ from apr.common.files import read_yaml
 Scalar = float | int | bool | str
 DTYPES = ("bfloat16", "float16", "float32")
 _SHORT_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def reference(value: Any) -> Any:
+    """MergeKit's mapping of a model ({model: {path, revision}, lora: {…}}) as one reference, and
+    anything else as it is. Raises ValueError naming a key that has no meaning here.
+    """
+    if not isinstance(value, Mapping) or "model" not in value:
+        return value
+    unknown = [key for key in value if key not in ("model", "lora")]
+    if unknown:
+        raise ValueError(f"key {unknown[0]!r} of a model is not supported; leave it out")
+    return "+".join(_path(value[key]) for key in ("model", "lora") if value.get(key))
+
+
+def _path(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return str(value)
+    if not value.get("path"):
+        raise ValueError("a model written as a mapping needs a path")
+    return "@".join(str(value[key]) for key in ("path", "revision") if value.get(key))
+
+
+def misspelt(key: str, known: Sequence[str]) -> str | None:
+    """The known key that one was probably meant to be."""
+    close = get_close_matches(key, known, 1, cutoff=0.8)
+    return close[0] if close else None
+
+
+ModelName = Annotated[str, BeforeValidator(reference)]
+
+
+class _Keys(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @model_validator(mode="after")
+    def _no_slips(self) -> _Keys:
+        for key in self.model_extra or ():
+            meant = misspelt(key, list(type(self).model_fields))
+            if meant is not None:
+                raise ValueError(f"key {key!r} is unknown; did you mean {meant!r}?")
+        return self
 
 
 class _Strict(BaseModel):
@@ -52,10 +95,10 @@ Setting = Scalar | list[Scalar] | Conditional | list[Conditional]
 Parameters = dict[str, Setting]
 
 
-class ModelEntry(_Strict):
+class ModelEntry(_Keys):
     """model: any reference `apr` knows, MergeKit's org/name, and MODEL+ADAPTER."""
 
-    model: str
+    model: ModelName
     parameters: Parameters = Field(default_factory=dict)
 
 
@@ -64,16 +107,16 @@ class SliceSource(ModelEntry):
 
     @model_validator(mode="after")
     def _ordered(self) -> SliceSource:
-        if not 0 <= self.layer_range[0] < self.layer_range[1]:
+        if not 0 <= self.layer_range[0] <= self.layer_range[1]:
             raise ValueError(f"layer_range {list(self.layer_range)} must be [first, end)")
         return self
 
 
-class Slice(_Strict):
-    """Layers of the output, from the same number of layers of each source."""
+class Slice(_Keys):
+    """Layers of the output, from the same number of layers of each source; maybe none."""
 
     sources: list[SliceSource] = Field(min_length=1)
-    base_model: str | None = None
+    base_model: ModelName | None = None
     parameters: Parameters = Field(default_factory=dict)
 
     @property
@@ -89,17 +132,17 @@ class Slice(_Strict):
         return self
 
 
-class MergeSettings(_Strict):
+class MergeSettings(_Keys):
     """A merge, by MergeKit's names (docs/merging.md has the methods and their parameters)."""
 
     merge_method: str
     models: list[ModelEntry] | None = Field(default=None, min_length=1)
     slices: list[Slice] | None = Field(default=None, min_length=1)
-    base_model: str | None = None
+    base_model: ModelName | None = None
     parameters: Parameters = Field(default_factory=dict)
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
     out_dtype: Literal["bfloat16", "float16", "float32"] | None = None
-    tokenizer_source: str | None = None
+    tokenizer_source: ModelName | None = None
     tokenizer: dict[str, Any] | None = None
     chat_template: str | None = None
 
@@ -109,8 +152,25 @@ class MergeSettings(_Strict):
         if isinstance(value, dict):
             for key in ("dtype", "out_dtype"):
                 if isinstance(value.get(key), str):
-                    value = {**value, key: _SHORT_DTYPES.get(value[key], value[key])}
+                    name = value[key].removeprefix("torch.")
+                    value = {**value, key: _SHORT_DTYPES.get(name, name)}
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_module(cls, value: Any) -> Any:
+        """`modules` of a model that has one is the same as no `modules`."""
+        if not isinstance(value, dict) or not value.get("modules"):
+            return value
+        modules, value = value["modules"], {k: v for k, v in value.items() if k != "modules"}
+        if not isinstance(modules, dict) or list(modules) != ["default"]:
+            raise ValueError("modules: only one, called default, is supported")
+        module = dict(modules["default"] or {})
+        own, general = module.pop("parameters", None) or {}, value.get("parameters") or {}
+        both = {
+            key: _conditions(own[key]) + _conditions(general[key]) for key in own & general.keys()
+        }
+        return {**value, **module, "parameters": {**general, **own, **both}}
 
     @model_validator(mode="after")
     def _one_kind(self) -> MergeSettings:
@@ -128,6 +188,20 @@ class MergeSettings(_Strict):
             names += [piece.base_model] if piece.base_model else []
             names += [source.model for source in piece.sources]
         return list(dict.fromkeys(names))
+
+    def notes(self) -> list[str]:
+        """What was passed over."""
+        parts: list[tuple[str, _Keys]] = [("", self)]
+        parts += [(f"models.{i}.", entry) for i, entry in enumerate(self.models or [])]
+        for i, piece in enumerate(self.slices or []):
+            parts.append((f"slices.{i}.", piece))
+            parts += [(f"slices.{i}.sources.{j}.", s) for j, s in enumerate(piece.sources)]
+        return [
+            f"key {where}{key} changes nothing, here as in MergeKit (parameters belong under "
+            "`parameters`)"
+            for where, part in parts
+            for key in part.model_extra or ()
+        ]
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(
@@ -155,9 +229,7 @@ def make_settings(value: Mapping[str, Any], where: str = "merge") -> MergeSettin
         problem = extra[0] if extra else problem
         key = ".".join(str(part) for part in problem["loc"] if not _is_branch(part))
         if problem["type"] == "extra_forbidden":
-            known = ", ".join(MergeSettings.model_fields)
-            hint = f"known keys: {known}" if len(problem["loc"]) == 1 else ""
-            raise UsageError(f"{where}: key {key!r} is not supported", hint) from None
+            raise UsageError(f"{where}: key {key!r} is not supported") from None
         message = problem["msg"].removeprefix("Value error, ")
         raise UsageError(f"{where}: {key or 'settings'}: {message}") from None
 
@@ -170,28 +242,49 @@ def _is_branch(part: str | int) -> bool:
 _BRANCHES = ("float", "int", "bool", "str")
 
 
-def value_of(setting: Setting, name: str, t: float, layer: int | None) -> Any:
+def _conditions(setting: Any) -> list[Any]:
+    """A setting as a list of conditions (plain data)."""
+    if isinstance(setting, list) and setting and all(isinstance(e, dict) for e in setting):
+        return setting
+    return [setting if isinstance(setting, dict) else {"value": setting}]
+
+
+def leaves(setting: Setting | None) -> Iterator[Scalar]:
+    """All single values of a setting."""
+    if isinstance(setting, list):
+        for part in setting:
+            yield from leaves(part)
+    elif isinstance(setting, Conditional):
+        yield from leaves(setting.value)
+    elif setting is not None:
+        yield setting
+
+
+def value_of(
+    setting: Setting, name: str, t: float, layer: int | None, read: Callable[[Any], Any]
+) -> Any:
     """What a setting says about one tensor; None if its filters leave the tensor out.
 
     A list of numbers is a gradient: interpolated at t, the place of the layer in its slice (0 to
-    1). Of a list of conditions the first that applies counts. As in MergeKit.
+    1). Of a list of conditions the first that applies counts. As in MergeKit. read: from a value in
+    the file to what the parameter takes, which tells numbers written as text from words.
     """
     if isinstance(setting, Conditional):
         setting = [setting]
     if not isinstance(setting, list):
-        return setting
+        return read(setting)
     if all(isinstance(e, Conditional) for e in setting):
         for condition in setting:
             assert isinstance(condition, Conditional)
             if condition.applies(name, layer):
-                return (
-                    None if condition.value is None else value_of(condition.value, name, t, layer)
-                )
+                value = condition.value
+                return None if value is None else value_of(value, name, t, layer, read)
         return None
-    if all(isinstance(e, (int, float)) and not isinstance(e, bool) for e in setting):
-        place = t * (len(setting) - 1)
-        low = int(place)
-        high = min(len(setting) - 1, low + 1)
-        share = place - low
-        return (1 - share) * setting[low] + share * setting[high]  # type: ignore[operator]
-    return setting[int(t * (len(setting) - 1))]
+    values = [read(value) for value in setting]
+    place = t * (len(values) - 1)
+    low = int(place)
+    if any(isinstance(value, (bool, str)) for value in values):
+        return values[low]
+    high = min(len(values) - 1, low + 1)
+    share = place - low
+    return read((1 - share) * values[low] + share * values[high])

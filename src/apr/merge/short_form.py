@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from apr.merge.recipe import MergeSettings
 
 # Where MergeKit departs from the papers (docs/merging.md), its choice.
-MERGEKIT = {"rescale_norm": "l1", "zero_small_tensors": True}
+MERGEKIT = {"rescale_norm": "l1"}
 YAML_SUFFIXES = (".yml", ".yaml")
 METHOD = "Method"
 
@@ -151,15 +151,10 @@ def _from_file(
 
     settings = read_settings(path)
     _, method = method_named(settings.merge_method)
-    extra = {**(_mergekit(method) if like_mergekit else {}), **given}
-    changed = settings.model_copy(update=general)
-    return make_settings(
-        {
-            **changed.model_dump(exclude_defaults=True),
-            "parameters": {**extra, **changed.model_dump()["parameters"]},
-        },
-        str(path),
-    )
+    changed = settings.model_copy(update=general).model_dump(exclude_defaults=True)
+    habits = _mergekit(method) if like_mergekit else {}
+    parameters = {**habits, **changed.get("parameters", {}), **given}
+    return make_settings({**changed, "parameters": parameters}, str(path))
 
 
 def _mergekit(method: Method) -> dict[str, Any]:

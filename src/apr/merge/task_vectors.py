@@ -56,7 +56,7 @@ def keep_all() -> Keep:
 
 def keep_largest(x: Operands, density: Sequence[float]) -> list[Keep]:
     """The density * n elements of largest magnitude (TIES, Yadav et al. 2023, Algorithm 1)."""
-    ks = [x.count if p >= 1 else max(1, int(p * x.count)) for p in density]
+    ks = [x.count if p >= 1 else max(1, int(p * x.count)) if p > 0 else 0 for p in density]
     return [_between(least, NOTHING) for least in largest_deltas(x, ks)]
 
 
@@ -89,6 +89,8 @@ def keep_random(density: float, rescale: bool) -> Keep:
     """Each element with probability density, scaled by 1 / density (DARE, Yu et al. 2023, eq. 3)"""
     if density >= 1:
         return keep_all()
+    if density <= 0:
+        return _between(NOTHING, NOTHING)
     limit = float(round(density * 2**32))
     return Keep(merging.KEEP_RANDOM, (limit, 0.0, 0.0, 0.0), 1 / density if rescale else 1.0)
 
@@ -207,7 +209,7 @@ def della(
 ) -> Combine:
     """Deltas thinned by MAGPRUNE, scaled by 1 / probability ("density") or to their L1 norm."""
     for p, e in zip(density, epsilon, strict=True):
-        if p < 1 and not (p - e > 0 and p + e < 1):
+        if 0 < p < 1 and not (p - e > 0 and p + e < 1):
             raise UsageError(
                 f"density {p} with epsilon {e}", "density +/- epsilon must lie between 0 and 1"
             )
@@ -215,6 +217,8 @@ def della(
     def thinned(m: int, delta: torch.Tensor, start: int) -> torch.Tensor:
         if density[m] >= 1:
             return delta
+        if density[m] <= 0:
+            return torch.zeros_like(delta)
         probability = keep_probabilities(delta, density[m], epsilon[m])
         words = np.empty(delta.numel(), np.uint32)
         merging.random_words(x.key(m), start, words)

@@ -15,6 +15,7 @@ from torch import nn
 
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.checkpoint.blocks import DECODERS
+from apr.checkpoint.model_folder import check_fp16_range
 from apr.checkpoint.names import gguf_to_hf, hf_to_gguf, is_rope_table
 from apr.checkpoint.safetensors_folder import SafetensorsSource
 from apr.checkpoint.tensors import FLOATS
@@ -147,6 +148,8 @@ def load_transformer(
                 owner.freeze(matrix.to(torch.device(device)), dtype, zeros)
                 continue
         tensor = read_weight(checkpoint, stored[name], name, cfg, dtype)
+        if dtype == torch.float16:
+            check_fp16_range(checkpoint, name, tensor)
         weight = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
         setattr(owner, leaf, weight)
     return model.eval()

@@ -40,8 +40,9 @@ Transform = Callable[[str, np.random.Generator], tuple[list[Document], list[str]
 class DataReport:
     """rows: read. kept: rows that give documents. truncated: rows cut at the end. split: rows of
     plain text in several documents. dropped: reason -> rows. named: "file line n: reason" of the
-    first rows that were dropped. forms: what a transform made of plain text -> documents. tokens:
-    of all documents; trained: of these, with a loss.
+    first rows that were dropped. benchmarks: benchmark -> rows that say they were made from it.
+    forms: what a transform made of plain text -> documents. tokens: of all documents; trained: of
+    these, with a loss.
     """
 
     rows: int = 0
@@ -51,12 +52,14 @@ class DataReport:
     split: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     named: list[str] = field(default_factory=list)
+    benchmarks: Counter[str] = field(default_factory=Counter)
     forms: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     trained: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "dropped": dict(self.dropped), "forms": dict(self.forms)}
+        counters = {name: dict(getattr(self, name)) for name in ("dropped", "benchmarks", "forms")}
+        return {**vars(self), **counters}
 
     def lines(self) -> list[str]:
         """For people."""
@@ -68,6 +71,7 @@ class DataReport:
         if self.forms:
             forms = (f"{count} {form}" for form, count in self.forms.most_common())
             found.append(f"fill-in-the-middle: {', '.join(forms)}")
+        found += [f"{n} rows are made from {name}" for name, n in self.benchmarks.most_common()]
         found += [f"dropped {count}: {reason}" for reason, count in self.dropped.most_common()]
         return found + [f"dropped: {where}" for where in self.named]
 
@@ -131,6 +135,8 @@ def read_examples(
             continue
         report.kept += 1
         report.truncated += cut
+        if isinstance(row.get("benchmark"), str):
+            report.benchmarks[row["benchmark"]] += 1
         examples += made
     if bad and not skip_bad_rows:
         raise _refusal(bad, report.rows)

@@ -46,6 +46,8 @@ def test_every_form_of_the_readme() -> None:
         "<|numbered|>": TokenEmbedding(source=ModelToken(**renamed, token_id=1234)),
         "<|unused|>": TokenEmbedding(source=ZeroEmbedding(kind="zero")),
     }
+    mapping = {"source": {"model": {"path": "b"}}}
+    assert parse_tokenizer_settings({**mapping, "tokens": {"x": mapping}}).source == "b"
     nothing = parse_tokenizer_settings({})
     assert (nothing.source, nothing.tokens, nothing.pad_to_multiple_of) == ("union", None, None)
 
@@ -75,7 +77,7 @@ def test_every_form_of_the_readme() -> None:
         ({"tokens": {"<x>": {"source": 3}}}, "tokenizer.tokens.<x>.source: expected a model"),
         ({"pad_to_multiple_of": 0}, "tokenizer.pad_to_multiple_of: Input should be greater"),
         ({"pad_to_multiple_of": "8"}, "tokenizer.pad_to_multiple_of: Input should be a valid int"),
-        ({"source": {"model": "a"}}, "tokenizer.source: Input should be a valid string"),
+        ({"source": {"path": "a"}}, "tokenizer.source: Input should be a valid string"),
         ("union", "tokenizer: Input should be"),
     ],
 )

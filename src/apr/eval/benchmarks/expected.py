@@ -44,7 +44,7 @@ def expected_answers(
     todo = [job for job in jobs if job.job_id not in known]
     if todo:
         by_id = {job.job_id: job for job in todo}
-        shown = EvalProgress(len(todo), enabled=progress)
+        shown = EvalProgress(len(todo), enabled=progress, what="reference solutions")
         try:
             for outcome in sandbox.run_many(todo):
                 known[outcome.job_id] = _expected(by_id[outcome.job_id], outcome, folder)

@@ -166,7 +166,7 @@ class LiveCodeBench(Benchmark):
 
     def read_row(self, row: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
         """Rows of LiveCodeBench's own files: `question_id` and `code_list`, or `output_list` of
-        chat answers. What is outside the dates is left out.
+        chat answers, and `graded_list`. What is outside the dates is left out.
         """
         if "question_id" not in row:
             return [] if row.get("task_id") in self._outside else [row]
@@ -180,7 +180,13 @@ class LiveCodeBench(Benchmark):
                 f"{where}: question_id {question_id!r} has no list of texts in field {field!r}"
             )
         codes = texts if field == "code_list" else [last_block(text) for text in texts]
-        return [{"task_id": question_id, "solution": code} for code in codes]
+        graded = row.get("graded_list")
+        if not (isinstance(graded, list) and len(graded) == len(codes)):
+            graded = [None] * len(codes)
+        return [
+            {"task_id": question_id, "solution": code, "passed": passed}
+            for code, passed in zip(codes, graded, strict=True)
+        ]
 
     def export(self, samples: Iterable[tuple[str, str, str]]) -> dict[str, str]:
         """The file that LiveCodeBench's custom_evaluator reads."""

@@ -126,3 +126,7 @@ class Source(ABC):
     def notes(self) -> Sequence[str]:
         """To be told with the score."""
         return ()
+
+    def recorded(self) -> Mapping[tuple[str, int], Mapping[str, bool]]:
+        """Verdicts of another scorer, as `recorded_of` gives them; nothing where there are none."""
+        return {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from apr.common.record import sha256_of
 from apr.common.rows import is_object, is_unicode, read_object, read_rows
 from apr.eval.benchmarks.task import Benchmark
 from apr.eval.generators import Source, Submission, Submissions
+from apr.eval.run.recorded import recorded_of
+from apr.hub.data_registry import DATASETS
 
 RESULTS = "eval_results.json"
 
@@ -32,12 +34,13 @@ class SampleFile(Source):
         """
         self._benchmark, self._rows = benchmark, read_samples(path, benchmark)
         counts = Counter(row["task_id"] for row in self._rows)
+        self._other_data = other_data(path, benchmark)
         missing = [task for task in benchmark.tasks if task not in counts]
         if missing and not allow_partial:
             raise UsageError(
                 f"{path} has no sample of {len(missing)} of {len(benchmark.tasks)} tasks,"
                 f" first {missing[0]}",
-                "--allow-partial scores the others alone",
+                _version_that_fits(benchmark, counts) or "--allow-partial scores the others alone",
             )
         self.name = path.name
         self.identity = {
@@ -58,6 +61,18 @@ class SampleFile(Source):
             yield Submission(name, counts[name], program, text)
             counts[name] += 1
 
+    def notes(self) -> Sequence[str]:
+        return [self._other_data] if self._other_data else []
+
+    def recorded(self) -> dict[tuple[str, int], dict[str, bool]]:
+        counts: Counter[str] = Counter()
+        found = {}
+        for row in self._rows:
+            name = row["task_id"]
+            found[name, counts[name]] = recorded_of(row)
+            counts[name] += 1
+        return found
+
     def generation(self, counted: Sequence[Submission]) -> Mapping[str, Any]:
         completions = [(s.task_id, s.completion) for s in counted if s.completion is not None]
         return self._benchmark.measure(completions)
@@ -69,12 +84,17 @@ def read_samples(path: Path, benchmark: Benchmark) -> list[Mapping[str, Any]]:
     Raises UsageError naming file, line and field.
     """
     rows = []
-    for where, row in _found(path, benchmark):
+    found = list(_found(path, benchmark))
+    for where, row in found:
         task_id = row.get("task_id")
         if not isinstance(task_id, str):
             raise UsageError(f"{where} has no text in field 'task_id'")
         if task_id not in benchmark.tasks:
-            raise UsageError(f"{where}: task_id {task_id!r} is not in {benchmark.name}")
+            named = {str(row.get("task_id")) for _, row in found}
+            raise UsageError(
+                f"{where}: task_id {task_id!r} is not in {benchmark.name}",
+                _version_that_fits(benchmark, named),
+            )
         present = [f for f in ("completion", "solution") if isinstance(row.get(f), str)]
         if not present:
             raise UsageError(f"{where} has neither a 'completion' nor a 'solution' text")
@@ -156,4 +176,29 @@ def _results(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             where = f"{path} task {task_id} sample {number}"
             if not isinstance(sample, dict):
                 raise UsageError(f"{where} is no object")
-            yield where, {"task_id": task_id, "solution": sample.get("solution")}
+            known = {name: sample.get(name) for name in ("base_status", "plus_status", "status")}
+            yield where, {"task_id": task_id, "solution": sample.get("solution"), **known}
+
+
+def other_data(path: Path, benchmark: Benchmark) -> str:
+    """A note if EvalPlus' results say that they are of another version of the benchmark's data."""
+    if path.is_dir() or not path.name.removesuffix(".gz").endswith(RESULTS):
+        return ""
+    digest = read_object(path).get("hash")
+    versions = [d for d in DATASETS if d.evalplus_hash and d.evalplus_hash == digest]
+    files = [file for dataset in versions for file in dataset.files]
+    here = {name for file in files for name in (file.sha256, file.unpacked_sha256)}
+    if not versions or benchmark.data_sha256 in here:
+        return ""
+    label = versions[0].label
+    return f"the file was scored with {label}, this is other data: --benchmark {label} is the same"
+
+
+def _version_that_fits(benchmark: Benchmark, tasks: Collection[str]) -> str:
+    """What other version of the data has as many tasks as the samples, as a hint; "" if none."""
+    name = benchmark.name.partition("@")[0]
+    fits = [d for d in DATASETS if d.name == name and d.rows == len(tasks) != len(benchmark.tasks)]
+    if not fits:
+        return ""
+    label = fits[0].label
+    return f"{label} has {len(tasks)} tasks, as the samples: --benchmark {label}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from apr.checkpoint.model_folder import MANIFEST_NAME
 from apr.common.errors import AprError
 from apr.common.files import write_whole
 from apr.common.record import run_manifest
@@ -138,7 +139,11 @@ class ModelRun(Source):
         return self._store.facts().get("model", {})
 
     def notes(self) -> Sequence[str]:
-        return notes_on(self._settings.strategy, self._benchmark, self._asked)
+        settings = self._settings
+        return [
+            *notes_on(settings.strategy, self._benchmark, self._asked),
+            *trained_on(self._benchmark.name, settings.model, settings.adapter),
+        ]
 
     def _stored(self) -> list[Generation]:
         found = self._store.generations()
@@ -157,6 +162,25 @@ class ModelRun(Source):
         g, benchmark = generation, self._benchmark
         program = benchmark.program(benchmark.tasks[g.task_id], {"completion": g.completion})
         return Submission(g.task_id, g.sample, program, g.completion, g.mean_logprob)
+
+
+def trained_on(benchmark: str, *references: str | None) -> list[str]:
+    """What is to be said of models, by folder, that learned from rows made from a benchmark."""
+    notes = []
+    for folder in (Path(one).expanduser() for one in references if one):
+        try:
+            manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+            rows = manifest["settings"]["result"]["data"]["benchmarks"]
+            found = sum(n for name, n in rows.items() if _family(name) == _family(benchmark))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # no record of training: nothing is known
+        if found:
+            notes.append(f"{folder} was trained on {found} rows that were made from this benchmark")
+    return notes
+
+
+def _family(benchmark: str) -> str:
+    return benchmark.partition("@")[0].rstrip("+")
 
 
 def sample_seed(seed: int, task_id: str) -> int:

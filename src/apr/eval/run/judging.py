@@ -293,7 +293,7 @@ def check_references(
     wanted = [task for task in tasks if task.canonical_solution]
     todo = [task for task in wanted if task.task_id not in known]
     if todo:
-        shown = EvalProgress(len(todo), enabled=progress)
+        shown = EvalProgress(len(todo), enabled=progress, what="reference solutions")
 
         def keep(outcome: Outcome) -> None:
             name = outcome.job_id.rpartition("#")[0]

@@ -33,7 +33,8 @@ class Record:
     kernels). isolation_note: why no stronger isolation. references: as `References.to_json` gives
     it. suspects: (task, sample) -> reasons to look at it, which change nothing. repeated: as
     `repeated_references` gives it. time: how fast the machine was, as `time_facts` gives it.
-    imports: what programs see, as `Interpreter.to_json` gives it.
+    imports: what programs see, as `Interpreter.to_json` gives it. recorded: verdicts that came
+    with the samples, as `compared` gives them.
     """
 
     benchmark: str
@@ -49,6 +50,7 @@ class Record:
     repeated: Mapping[str, Any] = field(default_factory=dict)
     time: Mapping[str, Any] = field(default_factory=dict)
     imports: Mapping[str, Any] = field(default_factory=dict)
+    recorded: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,7 @@ class Result(Record):
             "judges": dict(Counter(v.judge for v in self.verdicts)),
             "judged_again_alone": sum(v.retried for v in self.verdicts),
             "suspect_samples": len(self.suspects),
+            **({"recorded_verdicts": dict(self.recorded)} if self.recorded else {}),
             **({"repeats_of_references": dict(self.repeated)} if self.repeated else {}),
             "close_to_time_limit": sum(v.close for v in self.verdicts),
             **({"time": dict(self.time)} if self.time else {}),
@@ -107,6 +110,7 @@ class Result(Record):
     def _sample(self, v: StoredVerdict) -> dict[str, Any]:
         reasons = self.suspects.get((v.task_id, v.sample))
         found = {"sample": v.sample, "verdict": v.verdict, "detail": v.detail}
+        found |= {part: "passed" if v.passed(part) else "failed" for part in self.parts}
         if v.close:
             found["close_to_time_limit"] = True
         return {**found, "suspect": list(reasons)} if reasons else found

@@ -17,6 +17,7 @@ from apr.eval.rerank.behaviour import Behaviour
 from apr.eval.rerank.choose import Choice, check_methods, choose_by
 from apr.eval.run.eval_settings import JudgeSettings
 from apr.eval.run.judging import References, check_references, judge, judged_by_reference
+from apr.eval.run.recorded import compared, comparison_notes
 from apr.eval.run.result import Record, Result, make_result, notes_on, time_facts
 from apr.eval.run.store import Store, StoredVerdict
 from apr.eval.run.suspect import repeated_references, suspects
@@ -137,7 +138,9 @@ def judge_and_score(
         progress=settings.progress,
     )
     have = store.judged(sandbox.level)
-    shown = EvalProgress(source.total, source.ready, settings.progress)
+    shown = EvalProgress(
+        source.total, source.ready, settings.progress, "samples", min(len(have), source.total)
+    )
     samples: dict[tuple[str, int], Submission] = {}
 
     def to_judge() -> Submissions:
@@ -169,6 +172,7 @@ def judge_and_score(
     )
     time = time_facts(sandbox.speeds, store.facts().get("time", {}))
     store.set_fact("time", time)
+    recorded = compared(source.recorded(), verdicts, benchmark.parts)
     record = Record(
         benchmark=benchmark.name,
         subject=source.name,
@@ -181,12 +185,14 @@ def judge_and_score(
             *benchmark.notes,
             *references.notes(),
             *source.notes(),
+            *comparison_notes(recorded),
             *notes_on(verdicts),
         ),
         references=references.to_json(),
         suspects=suspects(benchmark, verdicts, samples),
         repeated=repeated_references(benchmark, samples),
         time=time,
+        recorded=recorded,
         imports=interpreter.to_json(),
     )
     return make_result(record, benchmark, settings.ks, chosen)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -22,6 +23,7 @@ from pydantic import (
 )
 
 from apr.common.errors import UsageError
+from apr.merge.recipe import ModelName, reference
 
 _SOURCE_HINT = "a model, {kind: zero}, or {kind: model_token, model: …, token: … or token_id: …}"
 
@@ -40,7 +42,7 @@ class ModelToken(_Strict):
     """The row of another token: `token` or `token_id` of `model` (a label or path of an input)."""
 
     kind: Literal["model_token"]
-    model: StrictStr
+    model: ModelName
     token: StrictStr | None = None
     token_id: Annotated[StrictInt, Field(ge=0)] | None = None
 
@@ -49,6 +51,11 @@ class ModelToken(_Strict):
         if (self.token is None) == (self.token_id is None):
             raise ValueError("give either token or token_id")
         return self
+
+
+def _named(value: Any) -> Any:
+    """A model written as a mapping by its name; what says its kind as it is."""
+    return value if isinstance(value, dict) and "kind" in value else reference(value)
 
 
 def _tag(value: Any) -> Any:
@@ -71,6 +78,7 @@ class TokenEmbedding(_Strict):
             Discriminator(
                 _tag, custom_error_type="source", custom_error_message=f"expected {_SOURCE_HINT}"
             ),
+            BeforeValidator(_named),
         ]
         | None
     ) = None
@@ -86,7 +94,7 @@ class TokenEmbedding(_Strict):
 class TokenizerSettings(_Strict):
     """source: "union", "base" or a model (label or path). tokens: token to its embedding."""
 
-    source: StrictStr = "union"
+    source: ModelName = "union"
     tokens: dict[str, TokenEmbedding] | None = None
     pad_to_multiple_of: Annotated[StrictInt, Field(ge=1)] | None = None
 

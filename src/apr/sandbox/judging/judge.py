@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import os
 import socket
+import traceback
 from collections.abc import Callable
 from types import CodeType
 from typing import Any
@@ -23,12 +25,14 @@ from .remote import (
 )
 
 MAX_JOB = 512 << 20
+SOURCE = "<string>"  # what tracebacks call trusted text
+ASSERTION_SHOWN = 200
 
 
 @functools.lru_cache(maxsize=512)
 def compiled(source: str) -> CodeType:
     """The code of trusted text (many samples share one)."""
-    return compile(source, "<string>", "exec", dont_inherit=True)
+    return compile(source, SOURCE, "exec", dont_inherit=True)
 
 
 @functools.lru_cache(maxsize=512)
@@ -97,10 +101,10 @@ def decide(fd: int, job: dict[str, Any], lap: Callable[..., None]) -> dict[str, 
         error = candidate.broken
     if error is None:
         return {"verdict": "passed", "detail": "passed", "answers": answers}
-    return _explain(error)
+    return _explain(error, job["test"])
 
 
-def _explain(error: BaseException) -> dict[str, Any]:
+def _explain(error: BaseException, test: str) -> dict[str, Any]:
     verdict, prefix = {
         CandidateGone: ("gone", ""),
         TestNeedsInside: ("sandbox-error", ""),
@@ -113,7 +117,33 @@ def _explain(error: BaseException) -> dict[str, Any]:
         calls.NeedsWhole: ("needs-whole", ""),
         cases.OutOfTime: ("timeout", "timed out"),
     }.get(type(error), ("failed", "failed: "))
-    return {"verdict": verdict, "detail": f"{prefix}{error}"}
+    return {"verdict": verdict, "detail": f"{prefix}{str(error) or _unsaid(error, test)}"}
+
+
+def _unsaid(error: BaseException, test: str) -> str:
+    """In place of an empty message: the assertion of the test that failed, else what was raised."""
+    if isinstance(error, AssertionError):
+        lines = [
+            line
+            for frame, line in traceback.walk_tb(error.__traceback__)
+            if frame.f_code.co_filename == SOURCE
+        ]
+        found = _assertions(test)
+        for line in reversed(lines):
+            if line in found:
+                return found[line]
+    return type(error).__name__
+
+
+@functools.lru_cache(maxsize=8)
+def _assertions(test: str) -> dict[int, str]:
+    """Line -> the assertion that it belongs to, in one line."""
+    return {
+        line: " ".join(ast.unparse(node).split())[:ASSERTION_SHOWN]
+        for node in ast.walk(ast.parse(test))
+        if isinstance(node, ast.Assert)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
 
 
 def _by_proxy(fd: int, candidate: Candidate, job: dict[str, Any]) -> BaseException | None:
@@ -159,7 +189,7 @@ def _inside(fd: int, job: dict[str, Any]) -> BaseException | None:
     returned = answer.get("token")
     if type(returned) is bytes and returned == token:
         return None
-    text = str(answer.get("failed", ""))
+    text = str(answer.get("failed", "") or answer.get("kind", ""))
     if answer.get("kind") == Full.__name__:
         return TooMuchOutput(text)
     return MemoryError(text) if answer.get("kind") == "MemoryError" else _FailedInside(text)
