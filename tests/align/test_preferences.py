@@ -91,7 +91,7 @@ def test_long_answers_are_cut_and_counted(tokenizer: Tokenizer, tmp_path: Path) 
         ({"prompt": "a" * 300, "chosen": "b", "rejected": "c"}, "the prompt has 300 tokens"),
         ({"prompt": "a", "chosen": "b"}, r"its keys are prompt, chosen; expected are prompt, chos"),
         ({"prompt": "a", "chosen": "", "rejected": "c"}, "the response is empty"),
-        ({"prompt": "a", "chosen": 3, "rejected": "c"}, "completion is no text"),
+        ({"prompt": "a", "chosen": 3, "rejected": "c"}, "completion is not text"),
         ({"chosen": "b", "rejected": "c"}, "it has no prompt"),
         ({"chosen": [GOOD], "rejected": [BAD]}, "do not begin with the same messages"),
         ({"prompt": "a", "completion": "b", "label": "yes"}, "label is neither"),

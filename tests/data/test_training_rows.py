@@ -11,7 +11,7 @@ import pytest
 
 from apr.common.errors import AprError, UsageError
 from apr.common.rows import row_writer
-from apr.data.training_rows import Example, read_examples, recognise
+from apr.data.training_rows import BadRow, Example, read_examples, recognise
 
 ROWS: list[dict[str, Any]] = [
     {"instruction": "Add.", "response": "a + b", "system": "Be brief.", "input": "a, b"},
@@ -93,11 +93,11 @@ def test_what_training_reads_is_read() -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "run"}}]}
     done = {"role": "assistant", "content": "Done."}
     found = recognise({"messages": [ask, call, done]}, "here")
-    assert (found.prompt, found.response) == ("Run it.", "\n\nDone.")
+    assert (found.prompt, found.response) == ("Run it.", "run\n\nDone.")
     found = recognise({"prompt": [ask], "completion": "Done."}, "here")
     assert (found.prompt, found.response, found.messages) == ("Run it.", "Done.", (ask, done))
     for completion in (3, None):
-        with pytest.raises(UsageError, match="'prompt/completion' is not a list of messages"):
+        with pytest.raises(BadRow, match="prompt and completion is not a list of messages"):
             recognise({"prompt": [ask], "completion": completion}, "here")
 
 
@@ -106,15 +106,16 @@ def test_what_training_reads_is_read() -> None:
     [
         ('{"text": "x"', r"line 2 is not JSON"),
         ("[1]", "line 2 is not a JSON object"),
-        ('{"instruction": "x", "answer": "y"}', r"line 2 has no known shape.*instruction, answer"),
-        ("{}", "line 2 has no known shape, its fields: none"),
-        ('{"instruction": "x", "response": null}', "line 2: field 'response' is not text"),
-        ('{"prompt": "x", "completion": ["y"]}', "line 2: field 'completion' is not text"),
-        ('{"messages": []}', "line 2: field 'messages' is not a list of messages"),
-        ('{"messages": ["x"]}', "line 2: message 1 of 'messages' has no text in 'role'"),
+        ('{"a": "x", "b": "y"}', r"line 2: it has no known shape, its columns: a, b"),
+        ("{}", "line 2: it has no known shape, its columns: none"),
+        ('{"instruction": "x", "response": null}', "line 2: response is not text"),
+        ('{"prompt": "x", "completion": ["y"]}', "line 2: completion is not text"),
+        ('{"messages": []}', "line 2: messages is not a list of messages"),
+        ('{"messages": ["x"]}', "line 2: message 1 of messages is no message with a role"),
+        ('{"messages": "x"}', "line 2: messages is not JSON"),
         (
             '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant"}]}',
-            "line 2: message 2 of 'messages' has no text in 'content'",
+            "line 2: message 2 of messages has no text in 'content'",
         ),
     ],
 )

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from apr.data.training_rows import BadRow
 from apr.text import Tokenizer
 from apr.train.dataset import DataReport, read_examples
-from apr.train.examples import BadRow, document_of
+from apr.train.examples import document_of
 from apr.train.packing import MULTIPLE, Batch, Document, moved, shuffled
 
 SHAPES = "prompt, chosen and rejected, as texts or messages"
@@ -100,7 +101,7 @@ def preference_of(
             raise BadRow(f"it has one answer; {SHAPES} are needed (kto learns from single answers)")
         if row["label"] not in (True, False, 0, 1):
             raise BadRow("label is neither true nor false")
-        known = {"prompt": row.get("prompt", ""), "completion": row["completion"]}
+        known = {name: row[name] for name in ("prompt", "completion", "tools") if name in row}
         return _preference([document_of(known, tokenizer, chat=chat)], (bool(row["label"]),))
     names = ("response_j", "response_k") if "response_j" in row else ("chosen", "rejected")
     if any(name not in row for name in names):
@@ -113,7 +114,11 @@ def preference_of(
     if answers[0] == answers[1]:
         raise BadRow(f"{names[0]} equals {names[1]}")
     documents = [
-        document_of({"prompt": prompt, "completion": answer}, tokenizer, chat=chat)
+        document_of(
+            {"prompt": prompt, "completion": answer, "tools": row.get("tools")},
+            tokenizer,
+            chat=chat,
+        )
         for answer in answers
     ]
     return _preference(documents, (True, False))

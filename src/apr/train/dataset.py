@@ -12,8 +12,9 @@ import numpy as np
 
 from apr.common.errors import UsageError
 from apr.common.rows import read_fields
+from apr.data.training_rows import BadRow, recognise
 from apr.text import Tokenizer
-from apr.train.examples import BadRow, document_of, is_text
+from apr.train.examples import LeftOut, learned_of
 from apr.train.packing import Document
 
 
@@ -30,19 +31,20 @@ class Example(Protocol):
 
 
 E = TypeVar("E", bound=Example)
-# How many rows are named one by one.
-NAMED = 20
+# How many rows are named of each reason, and how many reasons.
+NAMED, REASONS = 20, 10
 # A row's text to documents, and what became of them ("PSM", "left to right"), for the account.
 Transform = Callable[[str, np.random.Generator], tuple[list[Document], list[str]]]
 
 
 @dataclass
 class DataReport:
-    """rows: read. kept: rows that give documents. truncated: rows cut at the end. split: rows of
-    plain text in several documents. dropped: reason -> rows. named: "file line n: reason" of the
-    first rows that were dropped. benchmarks: benchmark -> rows that say they were made from it.
-    forms: what a transform made of plain text -> documents. tokens: of all documents; trained: of
-    these, with a loss.
+    """rows: read. kept: rows that give documents. truncated: rows cut at the end. split: rows in
+    several documents. dropped: reason -> rows; named: reason -> file and line of the first of
+    them. unused: column -> rows that say something there which is not learned from. lost: what of
+    the rows kept is not learned -> turns. forms: what a transform made of plain text -> documents.
+    benchmarks: benchmark -> rows that say they were made from it. tokens: of all documents;
+    trained: of these, with a loss.
     """
 
     rows: int = 0
@@ -51,15 +53,29 @@ class DataReport:
     truncated: int = 0
     split: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    named: list[str] = field(default_factory=list)
+    named: dict[str, list[str]] = field(default_factory=dict)
+    unused: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
     benchmarks: Counter[str] = field(default_factory=Counter)
     forms: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     trained: int = 0
 
+    def drop(self, reason: str, where: str) -> None:
+        """Count a row that gives nothing."""
+        self.dropped[reason] += 1
+        named = self.named.setdefault(reason, [])
+        if len(named) < NAMED:
+            named.append(where)
+
+    def reason(self, reason: str) -> str:
+        """Why rows were left out, and which."""
+        more = self.dropped[reason] - len(self.named[reason])
+        others = f" and {more} more" if more else ""
+        return f"{reason}: {places(self.named[reason])}{others}"
+
     def to_json(self) -> dict[str, Any]:
-        counters = {name: dict(getattr(self, name)) for name in ("dropped", "benchmarks", "forms")}
-        return {**vars(self), **counters}
+        return {key: dict(v) if isinstance(v, dict) else v for key, v in vars(self).items()}
 
     def lines(self) -> list[str]:
         """For people."""
@@ -72,8 +88,13 @@ class DataReport:
             forms = (f"{count} {form}" for form, count in self.forms.most_common())
             found.append(f"fill-in-the-middle: {', '.join(forms)}")
         found += [f"{n} rows are made from {name}" for name, n in self.benchmarks.most_common()]
-        found += [f"dropped {count}: {reason}" for reason, count in self.dropped.most_common()]
-        return found + [f"dropped: {where}" for where in self.named]
+        found += [f"not learned, {count} turns: {what}" for what, count in self.lost.most_common()]
+        if self.unused:
+            found.append(f"columns that are not used: {', '.join(self.unused)}")
+        return found + [
+            f"dropped {count}: {self.reason(reason)}"
+            for reason, count in self.dropped.most_common()
+        ]
 
 
 def read_documents(
@@ -81,25 +102,38 @@ def read_documents(
     tokenizer: Tokenizer,
     max_length: int,
     *,
+    columns: Mapping[str, str] | None = None,
     chat: bool = False,
     skip_bad_rows: bool = False,
     transform: Transform | None = None,
     seed: int = 0,
 ) -> tuple[list[Document], DataReport]:
-    """All rows of files (JSON lines, JSON, Parquet; see `apr.data.training_rows`) as documents.
+    """All rows of files (see `apr.data.training_rows`) as documents.
 
-    max_length: longer documents are cut at their end, plain text into several. skip_bad_rows:
-    leave out rows that cannot be learned from, counted, instead of refusing the data. transform:
-    applied to rows of plain text, with a generator that depends on seed and row.
-    Raises UsageError naming file and line of every row that cannot be learned from (not JSON,
-    unknown keys, an empty response); of more than 20, the first ones.
+    max_length: longer documents are cut at their end, plain text into several. columns: as for
+    `recognise`. skip_bad_rows: leave out rows that cannot be learned from, counted, instead of
+    refusing the data. transform: applied to rows of plain text, with a generator that depends on
+    seed and row.
+    Raises UsageError naming file and line of the rows that cannot be learned from (not JSON,
+    unknown columns, an empty response), of each reason the first 20.
     """
 
-    def make(row: Mapping[str, Any], report: DataReport) -> tuple[list[Document], bool]:
-        wholes = _documents(row, tokenizer, chat, transform, seed, report)
-        text = is_text(row)
+    def make(fields: Mapping[str, Any], report: DataReport) -> tuple[list[Document], bool]:
+        row = recognise(fields, "", columns)
+        if row.rejected:
+            raise LeftOut("labelled as a bad answer")
+        text = row.shape == "text"
+        if transform is not None and text:
+            random = np.random.default_rng([seed, 2, report.rows])
+            wholes, forms = transform(row.response, random)
+            report.forms.update(forms)
+        else:
+            learned = learned_of(row, tokenizer, chat=chat)
+            wholes = learned.documents
+            report.lost.update(learned.lost)
         pieces = [piece for whole in wholes for piece in _fitting(whole, max_length, text)]
         report.split += len(pieces) > 1
+        report.unused.update(row.unused)
         return pieces, not text and sum(map(len, pieces)) < sum(map(len, wholes))
 
     return read_examples(files, make, max_length, skip_bad_rows)
@@ -113,33 +147,31 @@ def read_examples(
 ) -> tuple[list[E], DataReport]:
     """Every row as what `make` makes of it (none where nothing fits; whether something was cut).
 
-    make may raise BadRow. Raises UsageError as `read_documents` does.
+    make may raise BadRow, LeftOut for a row that is no error. Raises UsageError as
+    `read_documents` does.
     """
     examples: list[E] = []
     report = DataReport()
     bad: list[str] = []
     for where, row in _rows(files, report):
-        if row is None:
-            _drop(report, "no JSON object", where)
-            bad.append(where)
-            continue
         try:
+            if isinstance(row, str):
+                raise BadRow(row)
             made, cut = make(row, report)
+            if not made:
+                raise LeftOut(f"nothing to learn within {max_length} tokens")
         except BadRow as error:
-            _drop(report, str(error), f"{where}: {error}")
-            bad.append(f"{where}: {error}")
-            continue
-        if not made:
-            reason = f"nothing to learn within {max_length} tokens"
-            _drop(report, reason, f"{where}: {reason}")
+            report.drop(str(error), where)
+            if not isinstance(error, LeftOut):
+                bad.append(str(error))
             continue
         report.kept += 1
         report.truncated += cut
-        if isinstance(row.get("benchmark"), str):
+        if not isinstance(row, str) and isinstance(row.get("benchmark"), str):
             report.benchmarks[row["benchmark"]] += 1
         examples += made
     if bad and not skip_bad_rows:
-        raise _refusal(bad, report.rows)
+        raise _refusal(report, bad)
     report.documents = len(examples)
     report.tokens = sum(map(len, examples))
     report.trained = sum(example.targets for example in examples)
@@ -156,52 +188,48 @@ def split_off(examples: Sequence[E], fraction: float, seed: int) -> tuple[list[E
 
 def _rows(
     files: Sequence[Path], report: DataReport
-) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
-    """(file and line, row), or (what is wrong with a line, None); all counted."""
+) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
+    """(file and line, row, or what is wrong with the line); all counted."""
     broken: list[UsageError] = []
     for path in files:
         before = report.rows
         for where, row in read_fields(path, broken.append):
-            yield from _broken(broken, report)
+            yield from _broken(broken, path, report)
             report.rows += 1
             yield where, row
-        yield from _broken(broken, report)
+        yield from _broken(broken, path, report)
         if report.rows == before:
             raise UsageError(f"{path} holds no rows")
 
 
-def _broken(found: list[UsageError], report: DataReport) -> Iterator[tuple[str, None]]:
+def _broken(found: list[UsageError], path: Path, report: DataReport) -> Iterator[tuple[str, str]]:
     for error in found:
         report.rows += 1
-        yield error.message, None
+        line, number, reason = error.message.removeprefix(f"{path} ").split(" ", 2)
+        yield f"{path} {line} {number}", f"it {reason}"
     found.clear()
 
 
-def _refusal(bad: list[str], rows: int) -> UsageError:
+def _refusal(report: DataReport, bad: Sequence[str]) -> UsageError:
     hint = "mend the row, or `skip_bad_rows` leaves such rows out"
+    reasons = list(dict.fromkeys(bad))
     if len(bad) == 1:
-        return UsageError(bad[0], hint)
-    more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        return UsageError(f"{report.named[bad[0]][0]}: {bad[0]}", hint)
+    named = "; ".join(report.reason(reason) for reason in reasons[:REASONS])
+    more = f"; and {len(reasons) - REASONS} more reasons" if len(reasons) > REASONS else ""
     return UsageError(
-        f"{len(bad)} of {rows} rows cannot be learned from: {'; '.join(bad[:NAMED])}{more}",
+        f"{len(bad)} of {report.rows} rows cannot be learned from: {named}{more}",
         hint.replace("row,", "rows,"),
     )
 
 
-def _documents(
-    row: Mapping[str, Any],
-    tokenizer: Tokenizer,
-    chat: bool,
-    transform: Transform | None,
-    seed: int,
-    report: DataReport,
-) -> list[Document]:
-    text = row.get("text", row.get("content"))
-    if transform is None or not is_text(row) or not isinstance(text, str):
-        return [document_of(row, tokenizer, chat=chat)]
-    found, forms = transform(text, np.random.default_rng([seed, 2, report.rows]))
-    report.forms.update(forms)
-    return found
+def places(where: Sequence[str]) -> str:
+    """ "FILE line 2", "FILE line 7" as "FILE line 2, 7"."""
+    found: dict[str, list[str]] = {}
+    for one in where:
+        file, _, number = one.rpartition(" ")
+        found.setdefault(file, []).append(number)
+    return "; ".join(f"{file} {', '.join(numbers)}" for file, numbers in found.items())
 
 
 def _fitting(document: Document, room: int, anywhere: bool) -> list[Document]:
@@ -209,9 +237,3 @@ def _fitting(document: Document, room: int, anywhere: bool) -> list[Document]:
     starts = range(0, len(document), room) if anywhere else [0]
     pieces = [Document(document.ids[i : i + room], document.trained[i : i + room]) for i in starts]
     return [piece for piece in pieces if piece.targets]
-
-
-def _drop(report: DataReport, reason: str, named: str) -> None:
-    report.dropped[reason] += 1
-    if len(report.named) < NAMED:
-        report.named.append(named)

@@ -1,12 +1,10 @@
-"""Rows of training data to token ids and what of them is learned; fill-in-the-middle.
+"""Examples of training data to token ids and what of them is learned; fill-in-the-middle.
 
-Shapes, told apart by their keys:
-    {instruction, response[, system, input]}   one question and its answer ("output" is "response")
-    {messages: [{role, content}, ...]}         a conversation; every assistant turn is learned
-    {prompt, completion}                       text that goes on, or lists of messages
-    {text}                                     all of it is learned ("content" is "text")
 Questions and conversations are put in the model's chat template. Learned are the answers' tokens
-up to and including the one that ends the turn; nothing the model would not write itself.
+up to and including the one that ends the turn; nothing the model would not write itself. Each turn
+is learned behind the very text the model is shown when it is asked for it: where a template writes
+a conversation otherwise once it has gone on (drops earlier thoughts, say), its turns become
+documents of their own.
 
 Fill-in-the-middle (Bavarian et al. 2022, arXiv:2207.14255, section 3) is for rows of plain text:
 with probability `rate` a document is cut at two places drawn uniformly among its characters, before
@@ -22,29 +20,30 @@ Levels:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from apr.common.errors import AprError, UsageError
+from apr.data.training_rows import BadRow, Example, Message, recognise, tool_names, words_of
 from apr.text import FimFormat, FimOrder, Tokenizer, fim_format
 from apr.train.packing import Document
 from apr.train.train_settings import FimSettings
 
-SHAPES = "instruction and response, messages, prompt and completion, or text"
 # For models that have no chat template.
 PLAIN_QUESTION = "### Instruction:\n{question}\n\n### Response:\n"
+# A prompt that ends by opening a thought.
+OPENED_THOUGHT = re.compile(r"(?:<\w+>|\[\w+\])\s*$")
 # What the order, begin and end add to a piece, and what cutting it in three may: sentinels, an end,
 # a begin; a token more at each cut and at the end of the last line.
 ADDED = 8
 # What became of a text, for the account of the data.
 LEFT_TO_RIGHT, TOO_LONG = "left to right", "left to right, longer than a sequence"
-
-
-class BadRow(Exception):
-    """Why a row cannot be learned from; the reader knows file and line."""
 
 
 @dataclass(frozen=True)
@@ -55,123 +54,292 @@ class Span:
     trained: bool
 
 
-def document_of(row: Mapping[str, Any], tokenizer: Tokenizer, *, chat: bool = False) -> Document:
+class LeftOut(BadRow):
+    """Why a row is left out that is no error."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a row gives. lost: what of it is not learned, a reason for each turn."""
+
+    documents: list[Document]
+    lost: tuple[str, ...] = ()
+
+
+def learned_of(example: Example, tokenizer: Tokenizer, *, chat: bool = False) -> Learned:
     """Token ids of one row, uncut. chat: prompt and completion are a question and its answer.
 
     Raises BadRow.
     """
-    if "messages" in row:
-        return _conversation(_messages(row["messages"], "messages"), tokenizer)
-    answer = "response" if "response" in row else "output"
-    if "instruction" in row and answer in row:
-        question = _text(row, "instruction")
-        if row.get("input"):
-            question += "\n\n" + _text(row, "input")
-        system = _text(row, "system") if row.get("system") else ""
-        return _question(question, _text(row, answer), system, tokenizer)
-    if "prompt" in row and "completion" in row:
-        if isinstance(row["prompt"], list):
-            before = _messages(row["prompt"], "prompt")
-            after = row["completion"]
-            if isinstance(after, str):
-                after = [{"role": "assistant", "content": after}]
-            return _conversation([*before, *_messages(after, "completion")], tokenizer, len(before))
-        prompt, completion = _text(row, "prompt"), _text(row, "completion")
-        if chat:
-            return _question(prompt, completion, "", tokenizer)
-        return _continuation(prompt, completion, tokenizer)
-    for key in ("text", "content"):
-        if key in row:
-            return text_document(_text(row, key), tokenizer)
-    raise BadRow(f"its keys are {', '.join(map(str, row)) or 'none'}; expected are {SHAPES}")
+    if example.shape == "text":
+        return Learned([text_document(example.response, tokenizer)])
+    if example.shape == "prompt-completion" and not example.messages:
+        if not chat:
+            return Learned([_continuation(example.prompt, example.response, tokenizer)])
+        turns = (("user", example.prompt), ("assistant", example.response))
+        messages = tuple({"role": role, "content": content} for role, content in turns)
+        example = replace(example, shape="instruction", messages=messages, learned=(1,))
+    if example.shape == "instruction":
+        question = example.messages[-2]["content"]
+        if not question.strip():
+            raise BadRow("the instruction is empty")
+        if tokenizer.chat_template is None:
+            before = [message["content"] for message in example.messages[:-2]]
+            prompt = "\n\n".join([*before, PLAIN_QUESTION.format(question=question)])
+            return Learned([_continuation(prompt, example.response, tokenizer)])
+    return _conversation(example, tokenizer)
 
 
-def is_text(row: Mapping[str, Any]) -> bool:
-    """Whether all of a row is learned, so that it may be cut anywhere."""
-    others = {"messages", "instruction", "prompt"}
-    return not others & row.keys() and ("text" in row or "content" in row)
+def document_of(fields: Mapping[str, Any], tokenizer: Tokenizer, *, chat: bool = False) -> Document:
+    """The one document of a row. Raises BadRow, also where a row has several."""
+    documents = learned_of(recognise(fields, ""), tokenizer, chat=chat).documents
+    if len(documents) > 1:
+        raise BadRow("the chat template writes its answers otherwise once others follow them")
+    return documents[0]
 
 
 def text_document(text: str, tokenizer: Tokenizer) -> Document:
     """A text and its end, all of it learned."""
+    text, end = body_of(text, tokenizer)
     if not text.strip():
         raise BadRow("the text is empty")
-    ids = with_end(encoded(tokenizer, text, special=True), tokenizer)
+    ids = with_end(encoded(tokenizer, text + end, special=True), tokenizer)
     return Document(np.array(ids, np.int32), np.ones(len(ids), bool))
 
 
-def _question(question: str, answer: str, system: str, tokenizer: Tokenizer) -> Document:
-    if not question.strip():
-        raise BadRow("the instruction is empty")
-    if tokenizer.chat_template is None:
-        before = f"{system}\n\n" if system else ""
-        prompt = before + PLAIN_QUESTION.format(question=question)
-        return _continuation(prompt, answer, tokenizer)
-    messages = [{"role": "system", "content": system}] if system else []
-    messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return _conversation(messages, tokenizer)
+def body_of(text: str, tokenizer: Tokenizer) -> tuple[str, str]:
+    """(a raw text without the token that is put before every text, and without an end it spells;
+    that end).
+
+    Raises BadRow where it spells a special token inside, unless it begins with one, as a
+    conversation does that has been through a chat template.
+    """
+    text = text.removeprefix(_begin(tokenizer))
+    special = _spelled(tokenizer.special_ids, tokenizer)
+    bare, end = text.rstrip(), ""
+    for token in _spelled(tokenizer.eos_ids, tokenizer):
+        if bare.endswith(token):
+            text, end = bare.removesuffix(token), token
+    if not text.startswith(tuple(special)):
+        _refuse_special(text, special)
+    return text, end
+
+
+def _begin(tokenizer: Tokenizer) -> str:
+    """What is put before every text."""
+    return "".join(_spelled(_begin_ids(tokenizer), tokenizer))
+
+
+@lru_cache(maxsize=2)
+def _begin_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    # Before a letter: some tokenizers put an end behind every text as well.
+    whole, letter = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
+    return tuple(whole[: "".join(map(chr, whole)).index("".join(map(chr, letter)))])
+
+
+def _spelled(ids: Iterable[int], tokenizer: Tokenizer) -> list[str]:
+    return [token for token in map(tokenizer.id_to_token, ids) if token]
+
+
+def _refuse_special(text: str, special: Iterable[str]) -> None:
+    """Text that spells a special token would become one: a turn that ends inside an answer."""
+    spelled = next((token for token in special if token in text), None)
+    if spelled:
+        raise BadRow(f"its text spells the special token {spelled}")
 
 
 def _continuation(prompt: str, completion: str, tokenizer: Tokenizer) -> Document:
     if not completion.strip():
         raise BadRow("the response is empty")
-    spans = [Span(prompt, False), Span(completion, True)]
-    return _encode_spans(spans, tokenizer, special=True)
+    _, end = body_of(prompt + completion, tokenizer)
+    prompt = prompt.removeprefix(_begin(tokenizer))
+    spans = [Span(prompt, False), Span(completion.rstrip() if end else completion, True)]
+    return _encode_spans(spans, tokenizer, raw=True)
 
 
-def _conversation(
-    messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, first: int = 0
-) -> Document:
-    """first: assistant turns before this one are context only."""
-    turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]
-    if not turns:
+def _conversation(example: Example, tokenizer: Tokenizer) -> Learned:
+    """Raises BadRow, also for what the chat template leaves out."""
+    if not example.learned:
         raise BadRow("there is no assistant turn to learn from")
-    for index in turns:
-        if not str(messages[index].get("content") or "").strip() and not messages[index].get(
-            "tool_calls"
-        ):
+    for index in example.learned:
+        turn = example.messages[index]
+        if not turn.get("content", "").strip() and "tool_calls" not in turn:
             raise BadRow("the response is empty")
-    _refuse_special_text(messages, tokenizer)
-    try:
-        spans = _turn_spans(messages, turns, tokenizer)
-        # Templates that rewrite earlier turns (dropping their reasoning): the last turn alone.
-        spans = spans or _turn_spans(messages, turns[-1:], tokenizer)
-    except AprError as error:
-        raise BadRow(str(error)) from None
-    if spans is None:
-        raise BadRow("the chat template writes a finished answer otherwise than it asks for one")
-    return _encode_spans(spans, tokenizer, special=False)
+    special = _spelled(tokenizer.special_ids, tokenizer)
+    _refuse_special(words_of([example.messages, example.tools]), special)
+    failures: list[BadRow] = []
+    for messages, variables in _forms(example.messages):
+        chat = _Chat(messages, example.tools, variables, tokenizer)
+        try:
+            return _turns(chat, example.learned)
+        except BadRow as error:
+            failures.insert(0, error)
+        except AprError as error:
+            failures.append(BadRow(error.message))
+    raise failures[0]
 
 
-def _turn_spans(
-    messages: Sequence[Mapping[str, Any]], turns: Sequence[int], tokenizer: Tokenizer
-) -> list[Span] | None:
-    """The rendered conversation cut at its answers; None if one does not follow its prompt."""
-    spans: list[Span] = []
-    done = ""
-    for index in turns:
-        prompt = tokenizer.render_chat(messages[:index], add_generation_prompt=True)
-        whole = tokenizer.render_chat(messages[: index + 1], add_generation_prompt=False)
-        if not (prompt.startswith(done) and whole.startswith(prompt)):
-            return None
-        spans += [Span(prompt[len(done) :], False), Span(whole[len(prompt) :], True)]
-        done = whole
-    return spans
+def _forms(
+    messages: Sequence[Message],
+) -> Iterator[tuple[list[dict[str, Any]], dict[str, bool]]]:
+    """What templates may want of one and the same conversation: arguments of tools as objects or
+    as text, silence as no content or an empty one, thinking switched on.
+    """
+    calls = any("tool_calls" in turn for turn in messages)
+    thinks = any(_thought_of(turn) for turn in messages)
+    for variables in ({}, dict.fromkeys(("enable_thinking", "thinking"), True))[: 1 + thinks]:
+        for as_text in (False, True)[: 1 + calls]:
+            for silence in ({"content": ""}, {})[: 1 + calls]:
+                yield (
+                    [{**silence, **turn, **_calls_of(turn, as_text)} for turn in messages],
+                    variables,
+                )
 
 
-def _encode_spans(spans: Sequence[Span], tokenizer: Tokenizer, special: bool) -> Document:
-    """special: add the tokens that begin every text. Each answer gets an end if it has none."""
+def _calls_of(turn: Message, as_text: bool) -> dict[str, Any]:
+    calls = turn.get("tool_calls")
+    if not (calls and as_text):
+        return {}
+    functions = [call["function"] for call in calls]
+    texts = [json.dumps(function["arguments"], ensure_ascii=False) for function in functions]
+    return {
+        "tool_calls": [
+            {**call, "function": {**call["function"], "arguments": text}}
+            for call, text in zip(calls, texts, strict=True)
+        ]
+    }
+
+
+def _thought_of(turn: Message) -> str:
+    """What an assistant turn thinks before it speaks, "" for nothing."""
+    thought, closed, _ = str(turn.get("content", "")).partition("</think>")
+    written = thought.strip().removeprefix("<think>") if closed else ""
+    return str(turn.get("reasoning_content", written)).strip()
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """A conversation in one form, and what writes it."""
+
+    messages: list[dict[str, Any]]
+    tools: Sequence[Mapping[str, Any]]
+    variables: Mapping[str, Any]
+    tokenizer: Tokenizer
+
+    def text(self, count: int, ask: bool) -> str:
+        """The first messages. ask: with the header of the answer to them."""
+        tools = self.tools or None
+        return self.tokenizer.render_chat(
+            self.messages[:count], add_generation_prompt=ask, tools=tools, **self.variables
+        )
+
+
+def _turns(chat: _Chat, learned: Sequence[int]) -> Learned:
+    """Each answer behind what the model is asked."""
+    found: list[tuple[str, str]] = []
+    lost = []
+    for index in learned:
+        if not any(turn["role"] in ("user", "tool") for turn in chat.messages[:index]):
+            lost.append("a turn that nobody asks for opens the conversation")
+            continue
+        asked = _asked(chat, index)
+        if asked is None:
+            lost.append("the chat template writes a finished answer otherwise than it asks for one")
+            continue
+        _refuse_omissions(chat, index, *asked)
+        if not _holds(asked[1], chat.messages[index].get("content", "").rpartition("</think>")[2]):
+            lost.append("the chat template leaves out the words beside a tool call")
+        found.append(asked)
+    if not found:
+        raise BadRow(lost[0])
+    parts = _joined(found, _spelled(chat.tokenizer.eos_ids, chat.tokenizer))
+    documents = [_encode_spans(spans, chat.tokenizer, raw=False) for spans in parts]
+    return Learned(documents, tuple(lost))
+
+
+def _joined(asked: Sequence[tuple[str, str]], ends: Sequence[str]) -> list[list[Span]]:
+    """(prompt, answer) of turns as documents: a turn whose prompt goes on from the turn before it
+    stands in the same one. ends: of turns; what a template writes behind one may differ.
+    """
+    found: list[list[Span]] = []
+    before = ""
+    for prompt, answer in asked:
+        last = found[-1].pop().text if found else ""
+        cuts = [last.find(end) + len(end) for end in ends if end in last]
+        stems = (last, last[: min(cuts, default=0)])
+        stem = next((stem for stem in stems if stem and prompt.startswith(before + stem)), "")
+        if found:
+            found[-1].append(Span(stem or last, True))
+        if not stem:
+            found.append([])
+        done = len(before + stem) if stem else 0
+        found[-1] += [Span(prompt[done:], False), Span(answer, True)]
+        before = prompt
+    return found
+
+
+def _asked(chat: _Chat, index: int) -> tuple[str, str] | None:
+    """(what the model is shown before a turn, what it then writes); None where the template tells
+    them not apart.
+    """
+    prompt, whole = chat.text(index, True), chat.text(index + 1, False)
+    if whole.startswith(prompt):
+        return prompt, whole[len(prompt) :]
+    # The question opens a thought that finished turns are written without.
+    opened = OPENED_THOUGHT.search(prompt)
+    if opened is None or not whole.startswith(prompt[: opened.start()]):
+        return None
+    tag = opened[0].strip()
+    answer = whole[opened.start() :].removeprefix(tag).lstrip()
+    close = f"{tag[0]}/{tag[1:]}"
+    if close not in answer:
+        answer = f"{_thought_of(chat.messages[index])}\n{close}\n\n{answer}"
+    return prompt, answer
+
+
+def _refuse_omissions(chat: _Chat, index: int, prompt: str, answer: str) -> None:
+    """Raises BadRow for what the row says and the template does not write."""
+    turn = chat.messages[index]
+    missing = None
+    if not all(name in prompt for name in tool_names(chat.tools)):
+        missing = "`tools`"
+    elif not all(name in answer for name in tool_names(turn.get("tool_calls", ()))):
+        missing = "tool calls"
+    elif not _holds(answer, turn.get("reasoning_content", "")):
+        missing = "`reasoning_content`"
+    for number, before in enumerate(chat.messages[:index], 1):
+        if before["role"] != "assistant" and not _holds(prompt, before.get("content", "")):
+            missing = f"message {number}, of role {before['role']}"
+        elif not all(name in prompt for name in tool_names(before.get("tool_calls", ()))):
+            missing = "tool calls"
+    if missing:
+        raise BadRow(f"the chat template leaves out its {missing}")
+
+
+def _holds(whole: str, part: str) -> bool:
+    """Whether a text was written, as it is or as JSON, white space aside."""
+    if part.strip() in whole:
+        return True
+    squeezed = "".join(whole.split())
+    forms = (part, json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1])
+    return any("".join(form.split()) in squeezed for form in forms)
+
+
+def _encode_spans(spans: Sequence[Span], tokenizer: Tokenizer, raw: bool) -> Document:
+    """raw: texts of the data, behind what begins every text; learned is all of an answer, else up
+    to its end. Each answer gets an end if it has none.
+    """
     ids: list[int] = []
     trained: list[bool] = []
     text = ""
     for span in spans:
         text += span.text
-        whole = encoded(tokenizer, text, special)
+        whole = encoded(tokenizer, text, raw)
         # The prompt's tokens must be those of the prompt alone, as when the model is asked.
         added = whole[len(ids) :] if whole[: len(ids)] == ids else encoded(tokenizer, span.text)
         learned = [False] * len(added)
         if span.trained:
-            ends = [i for i, token in enumerate(added) if token in tokenizer.eos_ids]
+            ends = [] if raw else [i for i, token in enumerate(added) if token in tokenizer.eos_ids]
             if not ends:
                 added = with_end(added, tokenizer)
                 ends = [len(added) - 1]
@@ -183,10 +351,11 @@ def _encode_spans(spans: Sequence[Span], tokenizer: Tokenizer, special: bool) ->
 
 def encoded(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
     """A text's ids; special: with the token that begins every text. Raises BadRow."""
+    begin = _begin_ids(tokenizer) if special else ()
     try:
-        return list(tokenizer.encode(text, add_special_tokens=special))
+        return [*begin, *tokenizer.encode(text, add_special_tokens=False)]
     except AprError as error:
-        raise BadRow(str(error)) from None
+        raise BadRow(error.message) from None
 
 
 def with_end(ids: list[int], tokenizer: Tokenizer) -> list[int]:
@@ -194,32 +363,6 @@ def with_end(ids: list[int], tokenizer: Tokenizer) -> list[int]:
     if tokenizer.eos_id is None or (ids and ids[-1] in tokenizer.eos_ids):
         return ids
     return [*ids, tokenizer.eos_id]
-
-
-def _refuse_special_text(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> None:
-    """Text that spells a special token would become one: a turn that ends inside an answer."""
-    special = [tokenizer.id_to_token(i) for i in tokenizer.special_ids]
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, str):
-            spelled = next((token for token in special if token and token in content), None)
-            if spelled:
-                raise BadRow(f"its text spells the special token {spelled}")
-
-
-def _messages(value: Any, key: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"{key} is not a list of messages")
-    for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise BadRow(f"{key} holds something that is no message with a role")
-    return value
-
-
-def _text(row: Mapping[str, Any], key: str) -> str:
-    if not isinstance(row[key], str):
-        raise BadRow(f"{key} is no text")
-    return row[key]
 
 
 def cut_in_three(text: str, random: np.random.Generator) -> tuple[str, str, str]:
@@ -261,6 +404,7 @@ def fim_transform(
 
     def transform(text: str, random: np.random.Generator) -> tuple[list[Document], list[str]]:
         whole = text_document(text, tokenizer)
+        text, _ = body_of(text, tokenizer)
         if settings.level == "document":
             found, kind = one(text, random)
             return [found or whole], [kind]
