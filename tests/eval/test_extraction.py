@@ -11,14 +11,9 @@ from hypothesis import strategies as st
 
 from apr.eval.benchmarks.humaneval import BASE_STOP, HumanEval
 from apr.eval.benchmarks.task import PromptStyle, Task
-from apr.eval.code.extraction import (
-    body_of,
-    chat_code,
-    cut_at,
-    definitions,
-    fenced_blocks,
-    is_body,
-)
+from apr.eval.code.extraction import body_of, chat_code, cut_at, is_body
+from apr.eval.code.fences import fenced_blocks
+from apr.eval.code.statements import definitions
 
 PROMPT = (
     "import math\nfrom typing import List\n\n\n"
@@ -170,10 +165,12 @@ def test_fenced_blocks() -> None:
 
 def test_definitions_keeps_text_as_written() -> None:
     code = "import os  # why\n\n\n@property\ndef f():\n    # here\n    return 1  # there\n"
-    assert definitions(code, "f") == "import os  # why\n\n@property\ndef f():\n    # here\n" + (
-        "    return 1  # there\n"
-    )
+    assert definitions(code, "f") == code
+    assert definitions(
+        f"{code}print(f())\n", "f"
+    ) == "import os  # why\n\n@property\ndef f():\n    # here\n" + ("    return 1  # there\n")
     assert definitions("import os; f = 1\nprint(f)\n", "f") == "import os; f = 1\n"
+    assert definitions("f = 1; import sys; sys.exit(f)\n", "f") == "f = 1\nimport sys\n"
 
 
 CODE_PIECES = st.sampled_from(

@@ -69,7 +69,7 @@ def verdicts(benchmark: OwnBenchmark, programs: dict[str, str]) -> dict[str, str
 def test_the_three_styles(file: Path) -> None:
     benchmark = load_benchmark(str(file))
     assert isinstance(benchmark, OwnBenchmark)
-    assert (benchmark.name, benchmark.version) == ("own.jsonl", "own.jsonl-1")
+    assert (benchmark.name, benchmark.version) == ("own.jsonl", "own.jsonl-2")
     judged = {name: benchmark.job(t, "", name).judge for name, t in benchmark.tasks.items()}
     assert judged == {"area": "proxy", "rev": "proxy", "sum": "stdin"}
     names = {name: task.entry_point for name, task in benchmark.tasks.items()}

@@ -24,7 +24,7 @@ from apr.common.progress import counted
 from apr.common.rows import row_writer
 from apr.data.duplicates import THRESHOLD, find_duplicates
 from apr.data.training_rows import Example, read_examples
-from apr.eval.code.extraction import FENCE, fenced_blocks
+from apr.eval.code.fences import FENCE, fenced_blocks
 
 # problem -> points of 100
 COSTS = {

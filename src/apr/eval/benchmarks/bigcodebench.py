@@ -17,7 +17,9 @@ from apr.common.record import sha256_of
 from apr.common.rows import read_task_rows
 from apr.eval.benchmarks.humaneval import QUESTION, asked, continued
 from apr.eval.benchmarks.task import Benchmark, Newline, Prompt, PromptStyle, Task
-from apr.eval.code.extraction import chat_code, cut_at, definitions, is_body, longest_prefix, parse
+from apr.eval.code.extraction import chat_code, cut_at, is_body
+from apr.eval.code.prefixes import longest_prefix, parse
+from apr.eval.code.statements import definitions
 from apr.hub.data_files import find_data
 from apr.sandbox import Job
 
@@ -75,7 +77,7 @@ class BigCodeBench(Benchmark):
             raise UsageError(f"--split {split} is unknown", f"one of {', '.join(get_args(Split))}")
         self.name = name
         self.split = split or "complete"
-        self.version = f"{name}-{self.split}-1"
+        self.version = f"{name}-{self.split}-2"
         path = find_data(name, data)
         self._rows = _read_rows(path, hard_only=name == "bigcodebench-hard")
         self.data_sha256 = sha256_of(path)

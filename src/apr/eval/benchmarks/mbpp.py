@@ -19,7 +19,8 @@ from apr.common.rows import read_rows
 from apr.eval.benchmarks.asserts import stands_alone, tested_function
 from apr.eval.benchmarks.humaneval import QUESTION, asked
 from apr.eval.benchmarks.task import Benchmark, Newline, Prompt, PromptStyle, Task
-from apr.eval.code.extraction import chat_code, cut_at, parse
+from apr.eval.code.extraction import chat_function, cut_at
+from apr.eval.code.prefixes import parse
 from apr.hub.data_files import find_data
 from apr.sandbox import Job
 
@@ -63,7 +64,7 @@ class Mbpp(Benchmark):
         split: str | None = "test",
     ) -> None:
         self.name = name
-        self.version = f"{name}-1"
+        self.version = f"{name}-2"
         path = find_data(name, data)
         problems = {problem.number: problem for problem in _read_problems(path)}
         self.data_sha256 = sha256_of(path)
@@ -100,7 +101,7 @@ class Mbpp(Benchmark):
     def completion(self, task: Task, text: str, style: PromptStyle) -> str:
         if style.mode == "base":
             return cut_at(text, BASE_STOP).lstrip("\n")
-        return chat_code(text, task.entry_point, fenced=style.prefill)
+        return chat_function(text, task.entry_point, task.prompt, style.prefill)
 
     def whole(self, task: Task, completion: str) -> str:
         return completion

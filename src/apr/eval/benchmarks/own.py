@@ -37,7 +37,8 @@ from apr.eval.benchmarks.humaneval import (
 )
 from apr.eval.benchmarks.own_rows import OwnTask, read_tasks
 from apr.eval.benchmarks.task import ROW_FILES, Benchmark, Prompt, PromptStyle, Task
-from apr.eval.code.extraction import chat_code, cut_at, fenced_blocks, longest_prefix, parse
+from apr.eval.code.extraction import chat_code, chat_function, cut_at, last_program
+from apr.eval.code.prefixes import longest_prefix, parse
 from apr.sandbox import Job
 
 WORDS_STOP = ("\n```", "<file_sep>")  # of a base model that answers words with a program
@@ -60,7 +61,7 @@ class OwnBenchmark(Benchmark):
         if not tasks:
             raise UsageError(f"{name} has no tasks")
         self.name = name
-        self.version = f"{name}-1"
+        self.version = f"{name}-2"
         self.data_sha256 = data_sha256
         self._tasks = dict(tasks)
         self.tasks: Mapping[str, Task] = self._tasks
@@ -100,10 +101,10 @@ class OwnBenchmark(Benchmark):
             return longest_prefix(cut_at(text, own.stop or WORDS_STOP).lstrip("\n"))
         if own.cases:
             # Statements that only show how a function is used are the program here.
-            blocks = fenced_blocks(text)
-            return blocks[-1] if blocks else text
-        code = chat_code(text, task.entry_point, fenced=style.prefill)
-        return behind_prompt(task, code) if own.continued else code
+            return last_program(text)
+        if own.continued:
+            return behind_prompt(task, chat_code(text, task.entry_point, style.prefill))
+        return chat_function(text, task.entry_point, task.prompt, style.prefill)
 
     def whole(self, task: Task, completion: str) -> str:
         return task.prompt + completion if self._tasks[task.task_id].continued else completion

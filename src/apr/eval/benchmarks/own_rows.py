@@ -19,7 +19,7 @@ from apr.eval.benchmarks.asserts import (
     tested_function,
 )
 from apr.eval.benchmarks.task import Task
-from apr.eval.code.extraction import parse
+from apr.eval.code.prefixes import parse
 
 TIME_LIMIT = 3.0
 LONGEST = 3600.0

@@ -12,6 +12,7 @@ import ast
 import re
 import warnings
 from bisect import bisect_left
+from collections.abc import Iterator
 
 # A cut-off tail is short; beyond this many lines the text is not code with a broken end.
 MAX_CUT_LINES = 400
@@ -59,6 +60,16 @@ def longest_prefix(code: str) -> str:
     found = bisect_left(ends, True, reach // 2, min(reach, len(ends)), key=good)
     prefix = "\n".join(lines[: ends[found]]) if found < len(ends) else ""
     return prefix if prefix.strip() else code
+
+
+def long_strings(text: str, start: int = 0) -> Iterator[tuple[int, int]]:
+    """Where strings in three quotes begin and end, read as Python from `start` on; between them
+    empty spans tell how far it is read.
+    """
+    for found in _LEXEME.finditer(text, start):
+        mark = found["long"]
+        closed = mark is not None and len(found[0]) >= 6 and found[0].endswith(mark)
+        yield found.span() if closed else (found.end(), found.end())
 
 
 def _possible_ends(code: str) -> list[int]:

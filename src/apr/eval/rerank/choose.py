@@ -19,7 +19,7 @@ from typing import Literal, get_args
 
 from apr.common.errors import UsageError
 from apr.eval.benchmarks.task import Task
-from apr.eval.code.extraction import parse
+from apr.eval.code.prefixes import parse
 from apr.eval.generators import Submission
 from apr.eval.rerank.behaviour import Behaviour, Keep, Known, SampleId, behaviours
 from apr.eval.rerank.visible import Question

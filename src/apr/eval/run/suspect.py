@@ -14,8 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from apr.eval.benchmarks.task import Benchmark, Task
-from apr.eval.code.extraction import parse
-from apr.eval.code.prefixes import MAX_PARSED
+from apr.eval.code.prefixes import MAX_PARSED, parse
 from apr.eval.generators import Submission
 from apr.eval.rerank.visible import Question, visible_examples
 from apr.eval.run.result import natural
