@@ -56,6 +56,24 @@ def test_prompt_from_standard_input_and_samples(
     assert len({s["text"] for s in given}) > 1
 
 
+def test_a_terminal_that_is_not_utf8(
+    apr: Command, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("run", model, "x", "--max-tokens", 30, "--temperature", 1, "--seed", 2)
+    text = json.loads(apr(*asked, "--json").out)["samples"][0]["text"]
+    assert not text.isascii()
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    assert apr(*asked).code == 0
+    assert written.getvalue() == (text + "\n").encode("ascii", "backslashreplace")
+    monkeypatch.undo()
+    typed = io.BytesIO(b"caf\xe9")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(typed, "utf-8"))
+    refused = apr("run", model, "-", "--max-tokens", 1)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "byte 0xe9 at character 3 is no UTF-8" in refused.err
+
+
 def test_stop_string_is_cut_off(apr: Command, model: Path) -> None:
     text = json.loads(apr("run", model, "x", "--max-tokens", 20, "--json").out)["samples"][0][
         "text"

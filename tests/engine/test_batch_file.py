@@ -49,6 +49,12 @@ def test_rows_become_requests(tmp_path: Path) -> None:
     assert chat[1].messages == [system, user]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b'\xef\xbb\xbf{"prompt": "abc"}\r\n{"prompt": "d"}\r\n')
+    assert [r.prompt for r in read_requests(source, TEMPLATE)] == ["abc", "d"]
+
+
 def test_equal_prompts_get_different_random_numbers(tmp_path: Path, session: Session) -> None:
     source = write(tmp_path / "in.jsonl", *[{"prompt": "def f("}] * 4)
     requests = read_requests(source, TEMPLATE)
@@ -65,8 +71,14 @@ def test_equal_prompts_get_different_random_numbers(tmp_path: Path, session: Ses
         (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "line 2 is not UTF-8"),
         (b'{"prompt": "a", "messages": []}\n', "line 1 has both 'prompt' and 'messages'"),
         (b'{"messages": []}\n', "line 1: field 'messages' is not a list of messages"),
-        (b'{"messages": ["hi"]}\n', r"line 1: messages\[0\] has no text in field 'role'"),
+        (b'{"messages": ["hi"]}\n', r"line 1: messages\[0\] is str, not an object"),
         (b'{"prompt": 3}\n', "line 1 has no text in field 'prompt'"),
+        (b'{"prompt": "a", "max_tokens": 3}\n', "line 1: field 'max_tokens' is unknown"),
+        (b'{"messages": [{"role": "user"}]}\n', r"line 1: messages\[0\] has no text in 'content'"),
+        (
+            b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}\n',
+            r"line 1: messages\[0\] has a part of type image_url",
+        ),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, content: bytes, message: str) -> None:

@@ -203,7 +203,7 @@ PREFILLED = [
 ]
 BLOCKS = [
     {"role": "user", "content": [{"type": "text", "text": "hi"}]},
-    {"role": "assistant", "content": [{"type": "text", "text": "Sure: "}, {"type": "image"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "Sure: "}]},
 ]
 
 
@@ -224,6 +224,35 @@ def test_prefilled_blocks_and_fields_like_transformers():
     expected = theirs(CHATML_TOOLS, thinking, **field)
     assert tokenizer(CHATML_TOOLS).render_chat(thinking, False, **field) == expected
     assert expected.endswith("<think>\nadd")
+
+
+CONCATENATES = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }};{% endfor %}"
+PRINTS = "{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"
+AS_JSON = "{% for m in messages %}{{ m.role }}: {{ m.content | tojson }};{% endfor %}"
+PARTS_ONLY = """{% for m in messages %}{{ m.role }}: {% for part in m.content -%}
+{{ part.text if part.type == 'text' }}{% endfor %};{% endfor %}"""
+STRICT = """{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}
+{%- for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"""
+
+
+@pytest.mark.parametrize("template", [CONCATENATES, PRINTS, AS_JSON, PARTS_ONLY, STRICT, TURNS])
+def test_parts_and_text_give_the_same(template):
+    """What transformers gives for the form that the template was written for."""
+    roles = ("system", "user", "assistant")
+    plain = [{"role": role, "content": f"{role} says"} for role in roles]
+    parts = [
+        {
+            "role": role,
+            "content": [{"type": "text", "text": role}, {"type": "text", "text": " says"}],
+        }
+        for role in roles
+    ]
+    bare = [{"role": role, "content": [f"{role} says"]} for role in roles]
+    single = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in plain]
+    want = theirs(template, single if template == PARTS_ONLY else plain)
+    for messages in (plain, single, parts, *([bare] if template != PARTS_ONLY else [])):
+        assert tokenizer(template).render_chat(messages, False) == want
+    assert "user says" in want
 
 
 def test_messages_are_not_changed():
@@ -294,6 +323,22 @@ def test_bad_messages_are_named():
         reader.render_chat(PREFILLED, continue_final_message=True)
     with pytest.raises(UsageError, match="no text in 'content'"):
         reader.render_chat([{"role": "assistant"}], False, continue_final_message=True)
+    for message, fault in (
+        ({"content": "x"}, "no text in 'role'"),
+        ({"role": "user"}, "no text in 'content'"),
+        ({"role": "user", "content": None}, "no text in 'content'"),
+        ({"role": "user", "content": 5}, "its content is int, not text"),
+        ({"role": "user", "content": {"text": "x"}}, "its content is dict, not text"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "a part of type image_url"),
+        ({"role": "user", "content": [{"type": "text"}]}, "a part without text"),
+        ({"role": "user", "content": [3]}, "a part without text"),
+    ):
+        with pytest.raises(UsageError, match=f"message 1.*{fault}"):
+            reader.render_chat([*CHATS["one"], message])
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": {}}]}
+    assert '"name": "f"' in reader.render_chat([call])
+    with pytest.raises(AprError, match="message 1 has no content, which"):
+        tokenizer(CONCATENATES).render_chat([*CHATS["one"], call])
     with pytest.raises(AprError, match="cannot be continued"):
         tokenizer("nothing").render_chat(PREFILLED, False, continue_final_message=True)
 

@@ -6,9 +6,10 @@ import json
 import threading
 
 import pytest
+from tokenizers import AddedToken
 
 from apr.common.errors import UsageError
-from apr.text import load_tokenizer, tokenizer_from_gguf
+from apr.text import Tokenizer, load_tokenizer, tokenizer_from_gguf
 from apr.text.tokenizer import find_end_ids
 
 TEMPLATE = (
@@ -60,10 +61,30 @@ def test_both_ways_from_many_threads(tokenizer):
     assert wrong == []
 
 
-@pytest.mark.parametrize("text", ["ab\ud800", "\udcff", "ok \ud83d x"])
+@pytest.mark.parametrize("text", ["ab\ud800", "\udfff", "ok \ud83d x"])
 def test_half_surrogates_are_named(tokenizer, text):
     with pytest.raises(UsageError, match=r"half a surrogate pair \(U\+D[0-9A-F]{3}\) at character"):
         tokenizer.encode(text)
+
+
+def test_a_byte_that_was_no_text_is_named(tokenizer):
+    text = b"caf\xe9".decode("utf-8", "surrogateescape")
+    with pytest.raises(UsageError, match="byte 0xe9 at character 3 is no UTF-8"):
+        tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_added_tokens_are_printed_as_they_are_spelled(byte_level_metadata, special):
+    spelled = ["café", "ÿ", "Ġ", "日本", " x ", "\n\n", "<naïve>"]
+    backend = tokenizer_from_gguf(byte_level_metadata).backend
+    backend.add_tokens([AddedToken(t, special=special, normalized=False) for t in spelled])
+    reader = Tokenizer(backend, special_tokens={}, chat_templates={})
+    text = "é" + "a".join(spelled) + "ü"
+    ids = reader.encode(text)
+    assert {reader.token_to_id(t) for t in spelled} <= set(ids)
+    assert reader.decode(ids, skip_special_tokens=False) == text
+    stream = reader.stream(skip_special_tokens=False)
+    assert "".join(map(stream.push, ids)) + stream.flush() == text
 
 
 def test_other_things_than_text_are_refused(tokenizer):

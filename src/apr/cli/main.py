@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -73,6 +74,15 @@ def main() -> None:
     """Run the command line; known failures become one line on stderr and exit code 1 or 2."""
     # Half a second of every command that imports torch: its million objects are neither garbage
     # while they are made nor worth looking through at the end.
+    # A character that the terminal has no code for is shown as its number; a byte of the input that
+    # is no text is named where it is used.
+    for stream, errors in (
+        (sys.stdin, "surrogateescape"),
+        (sys.stdout, "backslashreplace"),
+        (sys.stderr, "backslashreplace"),
+    ):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
     gc.set_threshold(100_000, 50, 100)
     atexit.register(gc.freeze)
     try:

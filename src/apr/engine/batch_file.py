@@ -9,9 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from apr.common.errors import UsageError
+from apr.common.errors import AprError, UsageError
 from apr.common.rows import json_object
 from apr.engine.session import Session, TextCompletion, TextRequest
+from apr.text.chat import check_message
+
+KNOWN = ("task_id", "prompt", "messages")  # fields of a row
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,9 @@ class BatchReport:
 def read_requests(path: Path, template: TextRequest) -> list[TextRequest]:
     """The file's rows as requests with the settings of `template`.
 
-    Rows: `prompt` (text) or `messages` (chat), and `task_id` (default: the line's number). Raises
-    UsageError naming file, line and field.
+    Rows: `prompt` (text) or `messages` (chat), and `task_id` (default: the line's number); what
+    else a row asks for would not be done, and is refused. Raises UsageError naming file, line and
+    field.
     """
     requests: dict[str, TextRequest] = {}
     for number, line in enumerate(_lines(path, _content(path)), 1):
@@ -35,6 +39,11 @@ def read_requests(path: Path, template: TextRequest) -> list[TextRequest]:
             continue
         where = f"{path} line {number}"
         row = json_object(where, line)
+        if unknown := [name for name in row if name not in KNOWN]:
+            raise UsageError(
+                f"{where}: field {unknown[0]!r} is unknown",
+                f"known: {', '.join(KNOWN)}; settings are options, the same for all rows",
+            )
         task_id = str(number if row.get("task_id") is None else row["task_id"])
         if task_id in requests:
             raise UsageError(f"{where}: task_id {task_id!r} occurs twice")
@@ -109,9 +118,9 @@ def _check(session: Session, requests: list[TextRequest]) -> None:
     for request in requests:
         try:
             session.check(request)
-        except UsageError as error:
-            where = f"task_id {request.request_id!r}"
-            raise UsageError(f"{where}: {error.message}", error.hint) from None
+        except AprError as error:
+            error.message = f"task_id {request.request_id!r}: {error.message}"
+            raise
 
 
 def _append_to(out: Path) -> TextIO:
@@ -153,7 +162,7 @@ def _content(path: Path) -> bytes:
 def _lines(path: Path, content: bytes) -> list[str]:
     """Lines by line feed alone: U+2028 and its like may stand inside a JSON string."""
     try:
-        return content.decode("utf-8").split("\n")
+        return content.decode("utf-8").removeprefix("\ufeff").split("\n")
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{path} line {number} is not UTF-8 text") from None
@@ -181,8 +190,4 @@ def _check_messages(where: str, messages: Any) -> None:
     if not isinstance(messages, list) or not messages:
         raise UsageError(f"{where}: field 'messages' is not a list of messages")
     for i, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise UsageError(
-                f"{where}: messages[{i}] has no text in field 'role'",
-                'each message looks like {"role": "user", "content": "..."}',
-            )
+        check_message(message, f"{where}: messages[{i}]")

@@ -12,6 +12,7 @@ Not bounded: text that filters and string methods blow up in a single step (`|ce
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
@@ -30,6 +31,8 @@ STEP_LIMIT = 1_000_000  # about a second
 _CALL_STEPS = 5  # a call costs as much as five turns of a loop
 REPEAT_LIMIT = 1_000_000
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+# Types of parts that are text, by OpenAI's two interfaces.
+TEXT_PARTS = ("text", "input_text", "output_text")
 _CONTINUE_MARK = "APR_FINAL_MESSAGE_GOES_ON "
 
 _steps_left: ContextVar[list[int]] = ContextVar("steps_left")
@@ -48,7 +51,9 @@ def render_chat(
     """Fill a chat template.
 
     template: jinja2 source.
-    messages: dicts with "role" and usually "content"; keys whose value is None are left out.
+    messages: dicts with "role" and "content": text, or a list of parts, which are joined where all
+        are text and the template takes text. Keys whose value is None are left out; content may
+        be missing where tools are called.
     tools: JSON schemas of functions. documents: dicts with "title" and "text".
     add_generation_prompt: end with the header of an assistant turn.
     continue_final_message: leave the last message open, without its end-of-turn, so that the
@@ -59,6 +64,9 @@ def render_chat(
     chat = [_plain_message(message, index) for index, message in enumerate(messages)]
     if not chat:
         raise UsageError("chat: the list of messages is empty", "give at least one message")
+    for message in chat:
+        if "content" in message:
+            message["content"] = _in_form(template, message["content"])
     final_text = ""
     if continue_final_message:
         if add_generation_prompt:
@@ -80,6 +88,7 @@ def render_chat(
 
 
 def _run(template: str, context: dict[str, Any]) -> str:
+    silent = next((i for i, m in enumerate(context["messages"]) if "content" not in m), None)
     compiled = compile_template(template)
     token = _steps_left.set([STEP_LIMIT])
     try:
@@ -92,6 +101,8 @@ def _run(template: str, context: dict[str, Any]) -> str:
         # Whatever a stranger's program raises is the template's failure, told in one line.
         reason = " ".join(str(error).split()) or type(error).__name__
         hint = "check the roles and their order, or pass another template"
+        if silent is not None:
+            hint = f'message {silent} has no content, which not all templates take: give it ""'
         raise AprError(f"chat template: {reason}", hint) from error
     finally:
         _steps_left.reset(token)
@@ -219,17 +230,65 @@ def _check_repeat(value: Any, times: Any) -> None:
 
 
 def _plain_message(message: Any, index: int) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise UsageError(
-            f"chat: message {index} is {type(message).__name__}, not an object",
-            'each message looks like {"role": "user", "content": "…"}',
-        )
+    check_message(message, f"chat: message {index}")
     plain = {key: value for key, value in _plain(message).items() if value is not None}
     # Model makers read a message's reasoning under different names.
     reasoning = next((plain[key] for key in _REASONING_KEYS if key in plain), None)
     if reasoning is not None:
         plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
     return plain
+
+
+def check_message(message: Any, where: str) -> None:
+    """Raises UsageError, which begins with `where`, unless a message has a role and content that is
+    text, or parts that are.
+    """
+    if not isinstance(message, Mapping):
+        raise UsageError(
+            f"{where} is {type(message).__name__}, not an object",
+            'each message looks like {"role": "user", "content": "…"}',
+        )
+    if not isinstance(message.get("role"), str):
+        raise UsageError(f"{where} has no text in 'role'")
+    content = message.get("content")
+    if isinstance(content, list | tuple):
+        for part in content:
+            kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+            if kind not in TEXT_PARTS:
+                raise UsageError(f"{where} has a part of type {kind}", "only text is read")
+            if not isinstance(part.get("text") if isinstance(part, Mapping) else part, str):
+                raise UsageError(f"{where} has a part without text")
+    elif content is None:
+        if not any(message.get(key) for key in ("tool_calls", *_REASONING_KEYS)):
+            raise UsageError(f"{where} has no text in 'content'")
+    elif not isinstance(content, str) and message["role"] != "tool":
+        raise UsageError(f"{where}: its content is {type(content).__name__}, not text")
+
+
+def _in_form(template: str, content: Any) -> Any:
+    """Text and parts of a message in the form that the template shows."""
+    if isinstance(content, str):
+        if _shows(template, text=True) or not _shows(template, text=False):
+            return content
+        return [{"type": "text", "text": content}]
+    if isinstance(content, list | tuple) and _shows(template, text=True):
+        return "".join(part["text"] if isinstance(part, dict) else part for part in content)
+    return content
+
+
+@lru_cache(maxsize=64)
+def _shows(template: str, *, text: bool) -> bool:
+    """Whether a template shows the content of a user's message that is text, or a list of parts."""
+    word = "aprshowsthis"
+    content = word if text else [{"type": "text", "text": word}]
+    message = {"role": "user", "content": content}
+    context = {"messages": [message], "tools": None, "documents": None, "bos_token": ""}
+    try:
+        shown = _run(template, {**context, "add_generation_prompt": True})
+    except AprError:
+        return text  # it asks for more than one message: what most templates take
+    # A list that is printed as such shows its keys as well.
+    return word in shown and not re.search(r"""["']type["']""", shown)
 
 
 def _plain_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Any] | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Literal, Protocol
 
@@ -84,15 +84,24 @@ def _decoder_steps(state: dict) -> list[dict]:
 
 
 class ByteStream:
-    """Byte-level BPE: feed bytes to an incremental UTF-8 decoder."""
+    """Byte-level BPE: feed bytes to an incremental UTF-8 decoder.
 
-    def __init__(self, backend: Backend, skip: frozenset[int]) -> None:
+    spelled: tokens that were added to the vocabulary, whose text is what they say, not bytes in
+    the vocabulary's alphabet.
+    """
+
+    def __init__(self, backend: Backend, skip: frozenset[int], spelled: Mapping[int, str]) -> None:
         self._backend = backend
         self._skip = skip
+        self._spelled = spelled
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        token = None if token_id in self._skip else self._backend.id_to_token(token_id)
+        if token_id in self._skip:
+            return ""
+        if token_id in self._spelled:
+            return self._utf8.decode(self._spelled[token_id].encode())
+        token = self._backend.id_to_token(token_id)
         return "" if token is None else self._utf8.decode(token_bytes(token))
 
     def flush(self) -> str:

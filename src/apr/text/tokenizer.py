@@ -144,6 +144,7 @@ class Tokenizer:
             templates=self.chat_templates.values(),
         )
         self._decoder_kind = decoder_kind(backend)
+        self._spelled = {i: token.content for i, token in added.items()}
 
     # ---- ids ----
 
@@ -202,7 +203,12 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Ids to text. Spaces are never "cleaned up"; ids beyond the vocabulary give nothing."""
+        """Ids to text. Spaces are never "cleaned up"; ids beyond the vocabulary give nothing, and
+        added tokens what they are spelled like.
+        """
+        if self._decoder_kind == "bytes":
+            stream = self.stream(skip_special_tokens)
+            return "".join(map(stream.push, ids)) + stream.flush()
         return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def stream(
@@ -216,7 +222,7 @@ class Tokenizer:
         """
         skip = self.special_ids if skip_special_tokens else frozenset()
         if self._decoder_kind == "bytes":
-            return ByteStream(self.backend, skip)
+            return ByteStream(self.backend, skip, self._spelled)
         if self._decoder_kind == "pieces":
             return PieceStream(self.backend, skip, context)
         return WholeStream(self.backend, skip)
@@ -365,6 +371,11 @@ def _not_text(text: Any) -> UsageError:
     if not isinstance(text, str):
         return UsageError(f"text to encode: got {type(text).__name__}, not str")
     at = next((i for i, c in enumerate(text) if 0xD800 <= ord(c) <= 0xDFFF), 0)
+    if 0xDC80 <= ord(text[at]) <= 0xDCFF:  # how Python hands on a byte it could not decode
+        return UsageError(
+            f"text to encode: byte 0x{ord(text[at]) - 0xDC00:02x} at character {at} is no UTF-8",
+            "convert the text to UTF-8, or remove it",
+        )
     return UsageError(
         f"text to encode: half a surrogate pair (U+{ord(text[at]):04X}) at character {at}",
         "read the text with errors='replace', or remove it",
