@@ -272,6 +272,99 @@ def test_parameters_are_checked() -> None:
         merge_tensors("della", models[:1], base, weight=[1], density=[0.1], epsilon=[0.2])
     with pytest.raises(UsageError, match="sum to 0"):
         merge_tensors("multislerp", models, weight=[0.3, -0.1, -0.2])
-    with pytest.raises(AprError, match="cancel out"):
-        a = models[0]
-        merge_tensors("multislerp", [a, -a, a, -a], weight=[1] * 4)
+
+
+CANCELLING = [[0.3, -0.1, -0.2], [0.7, -0.4, -0.3], [1.1, -0.4, -0.7], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("weight", CANCELLING)
+@pytest.mark.parametrize("method", [m for m, e in METHODS.items() if "normalize" in e.settings])
+def test_weights_that_cancel_do_not_blow_up_a_model(method: str, weight: list[float]) -> None:
+    """Their sum is 0 but for rounding, by which nothing is divided."""
+    models, base = tensors()
+    try:
+        out = merged(method, models, base, weight=weight, normalize=True)
+    except UsageError as error:
+        assert method == "linear" and "sum to 0" in str(error)
+        return
+    assert (out - base).abs().max() < 10  # not a million
+
+
+DEGENERATE = [
+    "equal",
+    "frozen",
+    "zeros",
+    "opposite",
+    "row of zeros",
+    "tiny",
+    "one",
+    "scalar",
+    "none",
+]
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+@pytest.mark.parametrize("method", METHODS)
+def test_degenerate_tensors_have_a_finite_merge(method: str, case: str) -> None:
+    models, base = tensors(shape=(6, 8))
+    a, b, c = models
+    cases = {
+        "equal": ([a, a, a], a),
+        "frozen": ([base, base, base], base),
+        "zeros": ([0 * a, 0 * a, 0 * a], 0 * a),
+        "opposite": ([a, -a, a], 0 * a),
+        "row of zeros": ([torch.cat([0 * a[:1], a[1:]]), b, c], base),
+        "tiny": ([1e-40 * a, 1e-40 * b, 1e-40 * c], 1e-40 * base),
+        "one": ([a[0, :1], b[0, :1], c[0, :1]], base[0, :1]),
+        "scalar": ([a[0, 0], b[0, 0], c[0, 0]], base[0, 0]),
+        "none": ([a[:0], b[:0], c[:0]], base[:0]),
+    }
+    models, base = cases[case]
+    forms: list[dict[str, Any]] = [{}]
+    if method == "nuslerp":
+        forms += [{"nuslerp_flatten": False, "nuslerp_row_wise": by} for by in (False, True)]
+    for form in forms:
+        out = merged(method, models, base, **form)
+        assert out.shape == base.shape and torch.isfinite(out).all()
+        assert out.numel() == 0 or out.abs().max() < 10
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_result_holds_nan(method: str) -> None:
+    """Numbers that fp32 cannot multiply: a finite merge, or an error that names the tensor."""
+    models, base = tensors()
+    try:
+        out = merged(method, [1e25 * m for m in models], 1e25 * base, name="blk")
+    except AprError as error:
+        assert "tensor blk would hold NaN" in str(error)
+    else:
+        assert torch.isfinite(out).all()
+
+
+def test_directions_that_cancel_name_the_tensor() -> None:
+    models, _ = tensors()
+    a = models[0]
+    with pytest.raises(AprError, match="tensor blk: the weighted directions"):
+        merge_tensors("multislerp", [a, -a, a, -a], weight=[1] * 4, name="blk")
+    with pytest.raises(AprError, match="tensor blk would hold NaN"):
+        merge_tensors("linear", [1e30 * a, a], weight=[1e30, 1], normalize=False, name="blk")
+
+
+@pytest.mark.parametrize("by_column", [False, True])
+@pytest.mark.parametrize("shape", [(7,), (5, 6), (3, 4, 5)])
+def test_nuslerp_of_single_vectors(shape: tuple[int, ...], by_column: bool) -> None:
+    models, _ = tensors(shape=shape)
+    out = merge_tensors(
+        "nuslerp",
+        models[:2],
+        weight=[0.7, 0.4],
+        nuslerp_flatten=False,
+        nuslerp_row_wise=by_column,
+    )
+    first, second = (m.movedim(0, -1) if by_column else m for m in models[:2])
+    rows = [m.reshape(-1, first.shape[-1]) for m in (first, second)]
+    whole = [
+        merge_tensors("nuslerp", list(pair), weight=[0.7, 0.4]) for pair in zip(*rows, strict=True)
+    ]
+    expected = torch.stack(whole).view(first.shape)
+    torch.testing.assert_close(out.movedim(0, -1) if by_column else out, expected)

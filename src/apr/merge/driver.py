@@ -17,13 +17,12 @@ from typing import Any, Protocol
 import torch
 
 from apr.checkpoint.writer import CheckpointWriter, Slot
-from apr.common.errors import AprError
 from apr.common.progress import ByteProgress
 from apr.kernels.cpu.threads import default_threads
 from apr.merge.inputs import KEPT_BYTES, FileReader, Memory, ModelInput
 from apr.merge.merge_plan import EMBEDDING, OUTPUT_LAYER, Output, Plan, Source
 from apr.merge.methods import start
-from apr.merge.operands import BLOCK_ELEMENTS, Combine, Operands, Reader, in_memory
+from apr.merge.operands import BLOCK_ELEMENTS, Combine, Operands, Reader, check_finite, in_memory
 from apr.merge.vocabulary import RowGather, VocabularyPlan
 
 
@@ -133,11 +132,7 @@ def _write_blocks(
     for first, last in x.blocks:
         block = buffer[: last - first]
         combine(first, last, block)
-        if output.dtype is torch.float16 and not torch.isfinite(block).all():
-            raise AprError(
-                f"tensor {output.name} has values that float16 cannot hold (above 65504)",
-                "choose `dtype` bf16 or fp32",
-            )
+        check_finite(block, output.name)
         slot.write(first, block)
         digest.update(block.view(torch.uint8).numpy().data)
         run.advance(block.nbytes)

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from apr.common.errors import AprError
-
 # Beyond this cosine two vectors count as parallel and are interpolated linearly, as in MergeKit.
 PARALLEL = 0.9995
 TINY = 1e-8
@@ -58,10 +56,10 @@ def nuslerp_coefficients(gram: np.ndarray, weight: Sequence[float]) -> np.ndarra
 
 def multislerp_coefficients(
     gram: np.ndarray, weight: Sequence[float], normalize_weights: bool, eps: float
-) -> np.ndarray:
+) -> np.ndarray | None:
     """Barycentric interpolation on a sphere (Goddard, Multi-SLERP): the inputs' directions are
     mapped to the tangent space at their weighted mean, averaged there and mapped back; the length
-    is the weighted mean of the lengths. Raises AprError when the mean direction is zero.
+    is the weighted mean of the lengths. None when the mean direction is zero.
     """
     w = np.asarray(weight, np.float64)
     if normalize_weights:
@@ -75,7 +73,7 @@ def multislerp_coefficients(
     if length < eps:
         if len(w) == 2:
             return w
-        raise AprError("the weighted directions of the models cancel out", "choose other weights")
+        return None
     mean = mean / length
     dots = units @ gram @ mean
     tangent = w @ (units - np.outer(dots, mean))
@@ -102,7 +100,8 @@ def karcher_coefficients(gram: np.ndarray, max_iter: int, tol: float) -> np.ndar
         for unit in units:
             cosine = min(1.0, max(-1.0, _inner(mean, unit, gram)))
             theta = np.arccos(cosine)
-            if theta >= tol:
+            # No way leads to the opposite point more than any other.
+            if theta >= tol and np.sin(theta) > TINY:
                 tangent += theta / np.sin(theta) * (unit - cosine * mean) / len(units)
         step = _norm(tangent, gram)
         if step < tol:

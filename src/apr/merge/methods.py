@@ -15,13 +15,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from apr.common.errors import UsageError
+from apr.common.errors import AprError, UsageError
 from apr.kernels.cpu import merging
 from apr.merge import geometry
 from apr.merge.operands import (
     Combine,
     Operands,
     RawBlock,
+    check_finite,
     from_fp32,
     gram_matrix,
     in_memory,
@@ -121,6 +122,11 @@ def multislerp(
     if normalize_weights:
         _refuse_cancelling(weight, "normalize_weights")
     coefficients = geometry.multislerp_coefficients(gram_matrix(x), weight, normalize_weights, eps)
+    if coefficients is None:
+        raise AprError(
+            f"tensor {x.name}: the weighted directions of the models cancel out",
+            "choose other weights",
+        )
     return weighted_sum(x, coefficients)
 
 
@@ -449,7 +455,8 @@ def merge_tensors(
 
     models, base: of one shape; bf16, fp16 or fp32. Parameters per model are sequences. name and
     seed key random masks. dtype: of the result; None for that of the base or first model.
-    Raises UsageError for a method or parameter that is unknown or missing.
+    Raises UsageError for a method or parameter that is unknown or missing, AprError for a result
+    that is not finite.
     """
     _, entry = method_named(method)
     known = {**entry.per_model, **entry.settings}
@@ -476,4 +483,5 @@ def merge_tensors(
     combine = start(entry, x, full)
     for first, last in x.blocks:
         combine(first, last, out[first:last])
+    check_finite(out, name)
     return out.view(shape)

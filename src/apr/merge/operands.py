@@ -97,6 +97,26 @@ def not_finite(reader: Reader, name: str) -> AprError:
     )
 
 
+def check_finite(block: torch.Tensor, name: str) -> None:
+    """Raise AprError for a merged block that holds NaN or infinity."""
+    # The sum is quick, and not finite where an element is not.
+    if torch.isfinite(block.sum()) or torch.isfinite(block).all():
+        return
+    if block.dtype is torch.float16:
+        raise AprError(
+            f"tensor {name} has values that float16 cannot hold (above 65504)",
+            "choose `dtype` bf16 or fp32",
+        )
+    raise _too_large(name)
+
+
+def _too_large(name: str) -> AprError:
+    return AprError(
+        f"tensor {name} would hold NaN or infinity: its numbers or the weights are too large",
+        "choose smaller weights, or leave out the model with these numbers",
+    )
+
+
 class RawBlock:
     """Blocks of several readers as the addresses compiled code takes; keeps them alive."""
 
@@ -129,7 +149,10 @@ def output_arrays(out: torch.Tensor) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def gram_matrix(x: Operands) -> np.ndarray:
-    """Inner products of the models (of their deltas, if there is a base), (M, M) fp64."""
+    """Inner products of the models (of their deltas, if there is a base), (M, M) fp64.
+
+    Raises AprError where they are too large for fp32.
+    """
     out = np.zeros((len(x.models), len(x.models)))
     for start, end in x.blocks:
         if x.base is None:
@@ -138,6 +161,8 @@ def gram_matrix(x: Operands) -> np.ndarray:
         else:
             raw, inputs = models_and_base(x, start, end)
             raw.check(merging.gram(*inputs, raw.count, out))
+    if not np.isfinite(out).all():
+        raise _too_large(x.name)
     return out
 
 

@@ -165,9 +165,11 @@ def merge_fp32(
     """`combine_deltas` on tensors: base (...), deltas (M, ...), fp32."""
     w = torch.tensor(weights, dtype=torch.float32).view(-1, *[1] * base.dim())
     weighted = deltas * w
+    # Weights that cancel leave a sum of rounding errors, by which nothing is divided.
+    rounding = 1e-6 * float(sum(map(abs, weights)))
     if consensus is None:
         total = float(sum(weights))
-        divisor = torch.tensor(total if abs(total) >= 1e-8 else 1.0)
+        divisor = torch.tensor(total if abs(total) >= max(rounding, 1e-8) else 1.0)
         merged = weighted.sum(0)
     else:
         votes = weighted if consensus == "sum" else weighted.sign()
@@ -175,7 +177,7 @@ def merge_fp32(
         agrees = weighted.sign() == elected
         merged = (weighted * agrees).sum(0)
         divisor = (w * agrees).sum(0)
-        divisor = torch.where(divisor == 0, 1.0, divisor)
+        divisor = torch.where(divisor.abs() > rounding, divisor, 1.0)
     if normalize:
         merged = merged / divisor
     return base + scale * merged

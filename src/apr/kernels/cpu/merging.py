@@ -429,10 +429,13 @@ def merge_deltas(
     base_tile, elected = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     total, divisor = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     words = np.empty(TILE, np.uint32)
-    weight_sum = float32(0.0)
+    weight_sum, size = float32(0.0), float32(0.0)
     for m in range(models):
         weight_sum += weights[m]
-    if abs(weight_sum) < float32(1e-8):
+        size += abs(weights[m])
+    # Weights that cancel leave a sum of rounding errors, by which nothing is divided.
+    rounding = float32(1e-6) * size
+    if abs(weight_sum) < max(rounding, float32(1e-8)):
         weight_sum = float32(1.0)
     for start in range(0, count, TILE):
         n = min(TILE, count - start)
@@ -478,7 +481,7 @@ def merge_deltas(
                 acc[i] *= vote[i]
             if normalize:
                 for i in range(n):
-                    acc[i] /= div[i] if div[i] != 0 else float32(1.0)
+                    acc[i] /= div[i] if abs(div[i]) > rounding else float32(1.0)
         for i in range(n):
             acc[i] = base[i] + scale * acc[i]
         _narrow(acc, start, out16, out32, out_kind)
