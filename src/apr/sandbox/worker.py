@@ -92,7 +92,6 @@ class Worker:
     ) -> None:
         self._pool = fd
         self._base = base
-        self._output = 0
         self._observer = Observer()
         self._confinement = levels.prepare(level, base)
         if libraries is not None:
@@ -219,7 +218,7 @@ class Worker:
             "files": job["files"],
         }
         if self._confinement.level == "full":
-            self._resize(order["output"])
+            view.renew_private(order["output"])
         socket.send_fds(self._control, [b"s"], [theirs.fileno()])
         channel.send_trusted(self._control.fileno(), order)
         theirs.close()
@@ -255,13 +254,6 @@ class Worker:
             "judge": job["judge"],
             "share": max(watch.share, used["cpu"] / seconds),
         }
-
-    def _resize(self, output: int) -> None:
-        """Give the private file system the size that this job may fill."""
-        if output != self._output:
-            options = view.private_options(output)
-            linux.mount("apr", view.PRIVATE, "tmpfs", linux.MS_REMOUNT, options)
-            self._output = output
 
     def _receive_pid(self) -> int:
         _, ancillary, _, _ = self._control.recvmsg(1, socket.CMSG_SPACE(12))

@@ -47,22 +47,20 @@ def serve(control: socket.socket, confinement: Confinement, base: str, preload: 
         own_pid_fd = os.pidfd_open(os.getpid())
     elif linux.IS_LINUX:
         linux.adopt_orphans()
-    private = view.WORK if confinement.level == "full" else f"{base}/0"
+    private = view.WORK if confinement.level == "full" else f"{base}/job"
     _preload(preload, private)
     confinement = confine.confine_zygote(confinement)
     gc.collect()
     gc.freeze()  # a collection in a child would touch, and so copy, every page
     control.send(b"r")
     fd = control.fileno()
-    jobs = 0
     while True:
         _, fds, _, _ = socket.recv_fds(control, 1, 1)
         if not fds:
             return
-        jobs += 1
         order = channel.receive_trusted(fd, MAX_ORDER)
-        order["private"] = view.WORK if confinement.level == "full" else f"{base}/{jobs}"
-        _make_private(order["private"], confinement)
+        order["private"] = private
+        _make_private(private, confinement)
         pid = _fork(confinement, order, fds[0], own_pid_fd)
         os.close(fds[0])
         try:
@@ -72,7 +70,8 @@ def serve(control: socket.socket, confinement: Confinement, base: str, preload: 
         except channel.Closed:
             patience, closed = 0.0, True
         report = _end(pid, confinement, patience)
-        _remove_private(order["private"])
+        if confinement.level != "full":  # there the worker replaces the file system it is on
+            _remove_private(private)
         if closed:
             return
         channel.send_trusted(fd, report)

@@ -95,7 +95,14 @@ def confine_zygote(confinement: Confinement) -> Confinement:
 
 
 def keep_descriptors(keep_fd: int, ruleset: int | None) -> int | None:
-    """Move the socket to SOCKET, close everything else but 0 to 2; the ruleset's new number."""
+    """Move the socket to SOCKET and close everything else; the ruleset's new number.
+
+    The standard descriptors become /dev/null, opened anew: a file that is open here and in another
+    process has one position and one set of flags for both.
+    """
+    null = os.open("/dev/null", os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
     high = MAX_DESCRIPTORS - 2
     os.dup2(keep_fd, high)
     if ruleset is not None:

@@ -131,12 +131,21 @@ def enter(staging: str, paths: list[str], hidden: list[str]) -> None:
         passwd.write("user:x:1000:1000::/tmp:/bin/sh\n")
     linux.make_read_only(staging)
     linux.pivot_root(staging)
-    linux.mount("apr", PRIVATE, "tmpfs", quiet, private_options(1 << 20))
+    _mount_private(1 << 20)
 
 
-def private_options(output: int) -> str:
-    """Mount options of the private file system for a job that may write `output` bytes."""
-    return f"size={output + (1 << 16)},nr_inodes=4k,mode=755"
+def renew_private(output: int) -> None:
+    """A new private file system for a job that may write `output` bytes; the last is gone whole.
+
+    Emptying it would not do: it counts the files it ever had, and numbers new ones by that.
+    """
+    linux.unmount(PRIVATE)
+    _mount_private(output)
+
+
+def _mount_private(output: int) -> None:
+    options = f"size={output + (1 << 16)},nr_inodes=4k,mode=755"
+    linux.mount("apr", PRIVATE, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
 
 
 def _show(source: str, target: str) -> None:
