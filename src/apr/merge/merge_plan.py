@@ -30,6 +30,7 @@ from apr.merge.recipe import (
     misspelt,
     value_of,
 )
+from apr.merge.stacking import Origin, stacked_config
 
 # Accepted for MergeKit's sake; they change no result here.
 _IGNORED = {"int8_mask"}
@@ -108,7 +109,7 @@ def make_plan(
     outputs: list[Output] = []
     before, in_layers, after = planner.names()
     outputs += [planner.output(name, name, slices[0], 0, None) for name in before]
-    number, layers_of_donor = 0, []
+    number, stack = 0, []
     for piece in slices:
         for offset in range(piece.length):
             t = offset / (piece.length - 1) if piece.length > 1 else 1.0
@@ -117,10 +118,13 @@ def make_plan(
                 for name in in_layers
                 if planner.present(name, piece, offset)
             ]
-            layers_of_donor.append(piece.sources[0].layer_range[0] + offset)
+            first = piece.sources[0]
+            model = inputs[by_ref[first.model]]
+            layer = first.layer_range[0] + offset
+            stack.append(Origin(model.label, model.config, model.layers, layer))
             number += 1
     outputs += [planner.output(name, name, slices[-1], 0, None) for name in after]
-    config = _config(settings, inputs[0], layers_of_donor, planner.untied, vocabulary_rows)
+    config = _config(settings, inputs[0], stack, planner.untied, vocabulary_rows)
     notes = [*settings.notes(), *planner.notes]
     notes += [
         f"{model.label}: the adapter parts the output layer from the embedding; both are written"
@@ -384,12 +388,15 @@ def _times(shape: tuple[int, ...]) -> str:
 def _config(
     settings: MergeSettings,
     donor: ModelInput,
-    layers: list[int],
+    stack: Sequence[Origin],
     untied: bool,
     vocabulary_rows: int | None,
 ) -> dict[str, Any]:
     """The donor's config.json with the number of layers, types and vocabulary of the result."""
     config = dict(donor.config)
+    whole = [(donor.config, layer) for layer in range(donor.layers)]
+    if settings.slices and [(origin.config, origin.number) for origin in stack] != whole:
+        config = stacked_config(config, stack)
     dtype = settings.out_dtype or settings.dtype
     if dtype is None and donor.family is not None:
         dtype = "bfloat16"
@@ -398,13 +405,6 @@ def _config(
     if len(parts) == 2:
         config["text_config"] = parts[1]
     for part in parts:
-        for key in ("num_hidden_layers", "n_layer", "num_layers"):
-            if key in part:
-                part[key] = len(layers)
-        if layers != list(range(donor.layers)):
-            for key, value in part.items():
-                if isinstance(value, list) and len(value) == donor.layers:
-                    part[key] = [value[i] for i in layers]  # layer_types and the like
         for key in ("dtype", "torch_dtype"):
             if dtype is not None and key in part:
                 part[key] = dtype
