@@ -176,7 +176,7 @@ def test_kinds_of_failure(sandbox: Sandbox, program: str, verdict: str, detail: 
         ("return {}[x]", "failed", "failed: runtime error: KeyError: 2 (test 2 of 3)"),
         ("raise SystemExit", "failed", "failed: runtime error: SystemExit:  (test 2 of 3)"),
         ("import os; os._exit(0)", "error", "failed: no answer, its process exited"),
-        ("x = [0] * 10 ** 12", "memory", "failed:  (test 2 of 3)"),
+        ("x = [0] * 10 ** 12", "memory", "failed: MemoryError (test 2 of 3)"),
         ("return 'x' * (1 << 21)", "output-limit", "failed: it prints or returns more than"),
         ("print('x' * (1 << 21))", "output-limit", "failed: it prints or returns more than"),
         ("while True: pass", "timeout", "timed out (test 2 of 3)"),

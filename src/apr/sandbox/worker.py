@@ -218,7 +218,7 @@ class Worker:
             "files": job["files"],
         }
         if self._confinement.level == "full":
-            view.renew_private(order["output"])
+            view.fresh_root(order["output"])
         socket.send_fds(self._control, [b"s"], [theirs.fileno()])
         channel.send_trusted(self._control.fileno(), order)
         theirs.close()

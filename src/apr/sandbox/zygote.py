@@ -47,7 +47,7 @@ def serve(control: socket.socket, confinement: Confinement, base: str, preload: 
         own_pid_fd = os.pidfd_open(os.getpid())
     elif linux.IS_LINUX:
         linux.adopt_orphans()
-    private = view.WORK if confinement.level == "full" else f"{base}/job"
+    private = view.ROOT + view.WORK if confinement.level == "full" else f"{base}/job"
     _preload(preload, private)
     confinement = confine.confine_zygote(confinement)
     gc.collect()

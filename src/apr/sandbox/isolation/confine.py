@@ -15,6 +15,7 @@ from . import linux, seccomp
 class Confinement(NamedTuple):
     """What a worker prepared once, for each of its children to step into.
 
+    root: the candidate's root directory; empty: as it is.
     uid, gid: to change to, None to stay. own_user: no process but candidates has that uid.
     read_search: keep CAP_DAC_READ_SEARCH, because the interpreter lies where only its owner may
     look (Landlock still confines reading to the view). ruleset: Landlock. only_signal_self: the
@@ -33,6 +34,7 @@ class Confinement(NamedTuple):
     filter: linux.SyscallFilter | None = None
     only_signal_self: bool = False
     process_slack: int = 0
+    root: str = ""
 
 
 SOCKET = 3  # where a candidate's process finds its socket
@@ -59,6 +61,8 @@ def confine_candidate(confinement: Confinement, order: dict[str, Any], ruleset: 
         ("RLIMIT_FSIZE", order["output"]),
         ("RLIMIT_NPROC", order["processes"] + confinement.process_slack),
     )
+    if confinement.root:
+        os.chroot(confinement.root)
     drop_privileges(confinement, ruleset)
 
 

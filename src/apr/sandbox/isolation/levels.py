@@ -40,6 +40,7 @@ def _prepare_full(base: str) -> Confinement:
     view.trim_import_path(paths)
     drops_user = _enter_namespaces()
     view.enter(base, paths, hidden)
+    view.fresh_root(1 << 20)  # for modules that write while they are imported
     ruleset = landlock.build_ruleset(["/"], [view.BOX], [])
     return Confinement(
         level="full",
@@ -50,6 +51,7 @@ def _prepare_full(base: str) -> Confinement:
         ruleset=ruleset,
         filter=program,
         process_slack=0 if _counts_processes_per_namespace() else _DESKTOP_SLACK,
+        root=view.ROOT,
     )
 
 

@@ -36,7 +36,6 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "pidfd_getfd": (438, 438),
     "kcmp": (312, 272),
     # namespaces and file systems
-    "chroot": (161, 51),
     "pivot_root": (155, 41),
     "mount": (165, 40),
     "umount2": (166, 39),
@@ -93,7 +92,7 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "msgget": (68, 186),
     "mq_open": (240, 180),
 }
-_NAMESPACES = {"unshare": (272, 97), "setns": (308, 268)}
+_NAMESPACES = {"unshare": (272, 97), "setns": (308, 268), "chroot": (161, 51)}
 _ARCHITECTURES = {"x86_64": (0, 0xC000_003E), "aarch64": (1, 0xC000_00B7)}
 _X32_BIT = 0x4000_0000
 
@@ -111,7 +110,7 @@ def build_filter(machine: str, only_signal: int | None = None, namespaces: bool 
 
     only_signal: with a process id, signals to any other process are refused as well (where no
     PID namespace, no Landlock scope and no user of its own keep the candidate from them).
-    namespaces: leave unshare and setns to build_namespace_filter, for a process that still
+    namespaces: leave unshare, setns and chroot to build_namespace_filter, for a process that still
     needs them.
     """
     column = _column(machine)

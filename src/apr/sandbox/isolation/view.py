@@ -4,7 +4,7 @@ Homes, projects, /proc, /sys, other users' files and packages that hold benchmar
 in it.
 """
 
-# ruff: noqa: PTH102, PTH103, PTH110, PTH112, PTH114, PTH115, PTH118, PTH120, PTH207, PTH211
+# ruff: noqa: PTH101, PTH102, PTH103, PTH110, PTH112, PTH114, PTH115, PTH118, PTH120, PTH207, PTH208, PTH211
 from __future__ import annotations
 
 import glob
@@ -31,9 +31,12 @@ _SYSTEM = (
     "/nix/store",
 )
 _DEVICES = ("null", "zero", "full", "random", "urandom")
-BOX = "/box"  # holds the private directory; Landlock allows writing below it
-PRIVATE = "/box/tmp"  # a file system of its own
-WORK = "/box/tmp/job"  # the candidate's directory, new for each
+BOX = "/box"  # holds what is private; Landlock allows writing below it
+ROOT = "/box/root"  # the candidate's root: a file system of its own, new for each
+WORK = "/box/job"  # there, its directory
+# What else a usual machine has, empty and to be written to.
+_EMPTY = ("home", "mnt", "opt", "root", "srv", "var", "var/tmp")
+_QUIET = linux.MS_NOSUID | linux.MS_NODEV
 
 
 def readable_paths() -> list[str]:
@@ -109,17 +112,16 @@ def enter(staging: str, paths: list[str], hidden: list[str]) -> None:
     staging: any directory to build it on. Needs a mount namespace of our own.
     """
     linux.mount("none", "/", "none", linux.MS_REC | linux.MS_PRIVATE)
-    quiet = linux.MS_NOSUID | linux.MS_NODEV
-    linux.mount("apr", staging, "tmpfs", quiet, "size=1m,nr_inodes=2k,mode=755")
+    linux.mount("apr", staging, "tmpfs", _QUIET, "size=1m,nr_inodes=2k,mode=755")
     for path in paths:
         _show(path, staging + path)
     for path in hidden:
         if os.path.isdir(path) and not os.path.islink(path):
-            linux.mount("apr", staging + path, "tmpfs", quiet, "size=4k,mode=755")
+            linux.mount("apr", staging + path, "tmpfs", _QUIET, "size=4k,mode=755")
     os.makedirs(staging + "/dev", exist_ok=True)
     for name in _DEVICES:
         _show(f"/dev/{name}", f"{staging}/dev/{name}")
-    os.makedirs(staging + PRIVATE)
+    os.makedirs(staging + ROOT)
     # An interpreter installed below /tmp makes /tmp a read-only folder of the view; tempfile then
     # takes the working directory.
     if not os.path.lexists(staging + "/tmp"):
@@ -131,21 +133,30 @@ def enter(staging: str, paths: list[str], hidden: list[str]) -> None:
         passwd.write("user:x:1000:1000::/tmp:/bin/sh\n")
     linux.make_read_only(staging)
     linux.pivot_root(staging)
-    _mount_private(1 << 20)
 
 
-def renew_private(output: int) -> None:
-    """A new private file system for a job that may write `output` bytes; the last is gone whole.
+def fresh_root(output: int) -> None:
+    """A new root for the next candidate, in place of the last one's: the view, read-only, in a file
+    system that holds `output` bytes of whatever it writes, wherever.
 
-    Emptying it would not do: it counts the files it ever had, and numbers new ones by that.
+    Emptying the last one would not do: it counts the files it ever had, and numbers new ones by
+    that.
     """
-    linux.unmount(PRIVATE)
-    _mount_private(output)
-
-
-def _mount_private(output: int) -> None:
-    options = f"size={output + (1 << 16)},nr_inodes=4k,mode=755"
-    linux.mount("apr", PRIVATE, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
+    if os.path.ismount(ROOT):
+        linux.unmount(ROOT)
+    linux.mount("apr", ROOT, "tmpfs", _QUIET, f"size={output + (1 << 16)},nr_inodes=4k,mode=1777")
+    for name in os.listdir("/"):
+        path, target = f"/{name}", f"{ROOT}/{name}"
+        if os.path.islink(path):
+            os.symlink(os.readlink(path), target)
+            continue
+        os.mkdir(target)
+        if path != BOX:
+            linux.mount(path, target, "none", linux.MS_BIND | linux.MS_REC)
+    for name in _EMPTY:
+        if not os.path.lexists(f"{ROOT}/{name}"):
+            os.mkdir(f"{ROOT}/{name}")
+            os.chmod(f"{ROOT}/{name}", 0o777)
 
 
 def _show(source: str, target: str) -> None:
