@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,8 @@ from typing import Any
 import pytest
 
 from apr.common.errors import AprError, UsageError
-from apr.common.rows import row_writer
-from apr.data.training_rows import BadRow, Example, read_examples, recognise
+from apr.common.rows import read_fields, row_writer
+from apr.data.training_rows import BadRow, Example, column_names, read_examples, recognise
 
 ROWS: list[dict[str, Any]] = [
     {"instruction": "Add.", "response": "a + b", "system": "Be brief.", "input": "a, b"},
@@ -79,6 +81,113 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(AprError, match="pip install pyarrow"):
         list(read_examples(tmp_path / "rows.parquet"))
+
+
+QA = ("Q", "A")
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "unused"),
+    [
+        (
+            {"instruction": "Q", "context": "P", "response": "A", "category": "x"},
+            "Q\n\nP",
+            "category",
+        ),
+        ({"instruction": "Q", "input": "P", "output": "A", "text": "Q P A"}, "Q\n\nP", "text"),
+        ({"question": "Q", "answer": "A", "id": 0}, "Q", "id"),
+        ({"question": "Q", "context": "P", "answer": "A"}, "Q\n\nP", ""),
+        ({"query": "Q", "answer": "A"}, "Q", ""),
+        ({"query": "Q", "response": "A", "original_question": "O"}, "Q", "original_question"),
+        ({"problem": "Q", "solution": "A", "answer": "42"}, "Q", "answer"),
+        ({"prompt": "Q", "response": "A"}, "Q", ""),
+        ({"input": "Q", "output": "A"}, "Q", ""),
+        ({"system_prompt": "S", "question": "Q", "response": "A"}, "S\n\nQ", ""),
+        ({"instruction": "Q", "response": None, "output": "A"}, "Q", ""),
+        ({"instruction": "Q", "output": "A", "history": [["q", "a"]]}, "q\n\na\n\nQ", ""),
+        ({"instruction": "Q", "output": "A", "history": []}, "Q", ""),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_questions_and_answers(row: dict[str, Any], prompt: str, unused: str) -> None:
+    found = recognise(row, "here")
+    assert (found.shape, found.prompt, found.response) == ("instruction", prompt, "A")
+    assert ",".join(found.unused) == unused
+
+
+def test_columns() -> None:
+    """Names that say nothing by themselves; then no other column is read."""
+    row = {"q": "Q", "a": "A", "instruction": "I", "response": "R"}
+    found = recognise(row, "here", column_names(["prompt=q", "response=a"]))
+    assert (found.prompt, found.response, found.unused) == (*QA, ("instruction", "response"))
+    text = recognise(row, "here", column_names(["text=q"]))
+    assert (text.shape, text.response) == ("text", "Q")
+    raw = recognise(row, "here", column_names(["prompt=q", "completion=a"]))
+    assert (raw.shape, raw.prompt, raw.response) == ("prompt-completion", *QA)
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    found = recognise({"chosen": turns, "rejected": []}, "", column_names(["messages=chosen"]))
+    assert (found.prompt, found.response) == QA
+    with pytest.raises(BadRow, match="there is no column 'b', its columns: q, a"):
+        recognise(row, "here", {"prompt": "b"})
+    for entry in ("q", "=q", "prompt=", "chosen=q"):
+        with pytest.raises(UsageError, match=f"`columns` {entry} is not NAME=COLUMN"):
+            column_names([entry])
+
+
+@pytest.mark.parametrize(
+    ("label", "rejected"),
+    [(False, True), ("False", True), (True, False), (None, False), (0, False)],
+)
+def test_labels(label: object, rejected: bool) -> None:
+    row = {"prompt": "Q", "completion": "A", "label": label}
+    assert recognise(row, "here").rejected is rejected
+    assert not recognise({"text": "x", "label": label}, "here").rejected
+
+
+@pytest.mark.parametrize("mark", ",;\t")
+def test_csv(tmp_path: Path, mark: str) -> None:
+    rows = [{"question": f'a{mark} b\n"c" é', "answer": "1"}, {"question": "x", "answer": ""}]
+    for name, pack in (("rows.csv", bytes), ("rows.csv.gz", gzip.compress)):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["question", "answer"], delimiter=mark)
+        writer.writeheader()
+        writer.writerows(rows)
+        (tmp_path / name).write_bytes(pack(b"\xef\xbb\xbf" + text.getvalue().encode()))
+        found = list(read_examples(tmp_path / name))
+        assert [one.fields for one in found] == rows and found[1].where.endswith("row 2")
+
+
+def test_broken_csv(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    for text, reason in (
+        ("a,b\n1,2\n1\n", "row 2 has 1 values, the first line 2 names"),
+        ('a,b\n"1,2\n', "row 1 is not CSV"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=reason):
+            list(read_fields(path))
+    path.write_bytes(b"a,b\n\xff,1\n")
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        list(read_fields(path))
+
+
+def test_parquet_fills_objects_with_nulls(tmp_path: Path) -> None:
+    """What only other rows say is not there: tools with parameters of their own, quiet turns."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    def row(argument: str) -> dict[str, Any]:
+        call = {"function": {"name": "f", "arguments": {argument: "x"}}}
+        turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "tool_calls": [call]}]
+        return {"tools": [{"name": "f", "properties": {argument: {"type": "string"}}}],
+                "messages": turns}  # fmt: skip
+
+    rows = [row("a"), row("b")]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    wanted = [recognise(one, "") for one in rows]
+    found = list(read_examples(tmp_path / "rows.parquet"))
+    assert [one.messages for one in found] == [one.messages for one in wanted]
+    assert [one.tools for one in found] == [one.tools for one in wanted]
 
 
 def test_messages_are_the_turns_of_an_instruction() -> None:

@@ -443,6 +443,13 @@ def test_what_is_wrong_is_named_by_file_and_line(tmp_path: Path, tokenizer: Toke
         read_documents([path], tokenizer, 100)
 
 
+def test_bad_answers_are_left_out(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    rows = [{"prompt": "a", "completion": "b", "label": label} for label in (True, False, False)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    documents, report = read_documents([path], tokenizer, 64)
+    assert len(documents) == 1 and report.dropped == {"labelled as a bad answer": 2}
+
+
 def test_lengths(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """Too long a question; an answer that is cut; a whole one; text that goes on."""
     rows = [

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from apr.data.decontaminate import Decontamination
     from apr.data.quality import Quality
 
-DATA_HELP = "Rows: .jsonl, .jsonl.gz, .json or .parquet."
+DATA_HELP = "Rows: .jsonl, .jsonl.gz, .json, .csv or .parquet."
 NEAR_HELP = "Jaccard similarity, of runs of 5 words, from which rows are near-duplicates."
 
 

@@ -121,6 +121,8 @@ def show_plan(summary: Mapping[str, Any], prepared: Prepared[Any], to_stderr: bo
     )
     for line in prepared.report.lines():
         print(line, file=out)
+    for line in prepared.eval_report.lines() if prepared.eval_report else ():
+        print(f"held out: {line}", file=out)
     if summary["eval_documents"]:
         print(f"{summary['eval_documents']} documents held out", file=out)
     print(f"{summary['steps']} steps, {summary['batches_per_epoch']} batches an epoch", file=out)

@@ -1,11 +1,14 @@
-"""Rows in and out: JSON lines, JSON and Parquet; JSON may be gzipped. Errors name file and line.
+"""Rows in and out: JSON lines, JSON, CSV and Parquet, but for the last perhaps gzipped. Errors name
+file and line.
 
 Reading streams, except from .json, which is one array.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,15 +58,18 @@ def read_located_rows(
 def read_fields(
     path: Path, on_bad: Callable[[UsageError], None] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("PATH line N", object) of each row (.jsonl, .json, each also .gz; .parquet).
+    """("PATH line N", object) of each row (.jsonl, .json, .csv, each also .gz; .parquet).
 
     on_bad: told of a line that is no JSON object, instead of an error. Raises UsageError.
     """
     if path.is_dir():
-        raise UsageError(f"{path} is a folder", "name a .jsonl, .json or .parquet file")
+        raise UsageError(f"{path} is a folder", "name a .jsonl, .json, .csv or .parquet file")
     if path.suffix == ".parquet":
         for number, fields in enumerate(read_parquet(path), 1):
             yield f"{path} row {number}", fields
+        return
+    if path.name.removesuffix(".gz").endswith(".csv"):
+        yield from _csv_rows(path)
         return
     unit = "row" if path.name.removesuffix(".gz").endswith(".json") else "line"
     for number, fields in read_rows(path, on_bad):
@@ -82,9 +88,45 @@ def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
+                yield from map(_without_fillers, batch.to_pylist())
     except (pyarrow.ArrowException, OSError) as error:
         raise UsageError(f"{path} is not a parquet file that can be read: {error}") from None
+
+
+def _without_fillers(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without the nulls inside its values: Parquet gives every object the keys of all."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(inner) for key, inner in value.items() if inner is not None}
+        return [clean(inner) for inner in value] if isinstance(value, list) else value
+
+    return {key: clean(value) for key, value in row.items()}
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of text under the names of the first line; commas, semicolons or tabs between them,
+    whichever that line has most of. Raises UsageError.
+    """
+    csv.field_size_limit(2**31 - 1)
+    with _opened(path) as file:
+        lines = io.TextIOWrapper(file, "utf-8-sig", newline="")
+        header = lines.readline()
+        delimiter = max(",;\t", key=header.count)
+        names = next(csv.reader([header], delimiter=delimiter), [])
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        number = 0
+        try:
+            for number, values in enumerate(reader, 1):
+                if len(values) == len(names):
+                    yield f"{path} row {number}", dict(zip(names, values, strict=True))
+                elif values:
+                    raise UsageError(
+                        f"{path} row {number} has {len(values)} values, the first line"
+                        f" {len(names)} names"
+                    )
+        except csv.Error as error:
+            raise UsageError(f"{path} row {number + 1} is not CSV: {error}") from None
 
 
 def read_task_rows(

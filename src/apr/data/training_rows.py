@@ -189,8 +189,10 @@ def _recognised(row: _Row, where: str) -> Example:
     if text is not None:
         return Example(where, "text", "", row.text(text), (), row.fields)
     names = ", ".join(map(str, row.fields)) or "none"
-    more = "; of a pair, columns prompt=prompt,response=chosen" if row.has("chosen") else ""
-    raise BadRow(f"it has no known shape, its columns: {names} (known: {KNOWN}{more})")
+    raise BadRow(
+        f"it has no known shape, its columns: {names} (known: {KNOWN};"
+        " `columns` prompt=COLUMN,response=COLUMN names others)"
+    )
 
 
 def _instruction(row: _Row, question: str, answer: str, where: str) -> Example:

@@ -18,7 +18,7 @@ from apr.hub.hf import endpoint, hub_errors, hub_offline, literally, no_bars
 from apr.hub.refs import HfRef
 
 PREFIX = "hf://datasets/"
-KINDS = (".jsonl", ".jsonl.gz", ".parquet", ".json", ".json.gz")
+KINDS = (".jsonl", ".jsonl.gz", ".parquet", ".json", ".json.gz", ".csv", ".csv.gz")
 _REF = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<path>[^@]+?))?(?:@(?P<revision>[^@]+))?")
 _PART = re.compile(r"\d+-of-(\d+)\.")
 _TRAIN = re.compile(r"(?<![a-z])train(?![a-z])")
@@ -71,6 +71,8 @@ def choose_rows(ref: str, path: str, names: list[str]) -> list[str]:
         found = [n for n in rows if n.startswith(path + "/") or fnmatch.fnmatchcase(n, path)]
     else:
         found = [name for name in rows if _TRAIN.search(name)] or rows
+    # Tables beside rows of another kind are mostly lists of something else.
+    found = [name for name in found if not _is_csv(name)] or found
     if not found:
         listed = ", ".join(rows[:10]) or f"no file of {', '.join(KINDS)}"
         raise UsageError(f"{ref}: no such rows in the data set", f"it has {listed}")
@@ -80,6 +82,10 @@ def choose_rows(ref: str, path: str, names: list[str]) -> list[str]:
             f"{ref} is there as {' and '.join(sorted(kinds))}", f"name {found[0]}, say"
         )
     return found
+
+
+def _is_csv(name: str) -> bool:
+    return name.removesuffix(".gz").endswith(".csv")
 
 
 def _check_parts(ref: str, names: list[str], path: str) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from apr.checkpoint.adapter import open_adapter
 from apr.checkpoint.tensors import DTYPES
+from apr.common.errors import UsageError
 from apr.common.memory import process_memory
 from apr.kernels.logprobs import CHUNK
 from apr.model.config import ModelConfig
@@ -67,7 +68,8 @@ def plan_memory(
     """batch: (tokens, targets, longest document) of the largest batch. accumulate: batches whose
     gradients are added up for a step.
 
-    Raises UsageError as `modules_to_adapt` does, and what `open_adapter` raises.
+    Raises UsageError for a rank that no layer has and as `modules_to_adapt` does, and what
+    `open_adapter` raises.
     """
     with torch.device("meta"):
         model = Transformer(config)
@@ -121,11 +123,13 @@ def _adapter_size(model: Transformer, lora: LoraSettings, adapter: Path | None) 
     if adapter is not None:
         return sum(f.a.numel() + f.b.numel() for f in open_adapter(adapter).factors.values())
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    total = 0
-    for name in modules_to_adapt(model, lora):
-        out, wide = shapes[f"{name}.weight"]
-        total += lora.rank * (out + wide) + (out if lora.dora else 0)
-    return total
+    adapted = [shapes[f"{name}.weight"] for name in modules_to_adapt(model, lora)]
+    most = max(map(min, adapted))
+    if lora.rank > most:
+        raise UsageError(
+            f"`rank` {lora.rank} is more than any change of these layers has", f"at most {most}"
+        )
+    return sum(lora.rank * (out + wide) + (out if lora.dora else 0) for out, wide in adapted)
 
 
 def _work(

@@ -128,33 +128,61 @@ def prepare(
     if request.adapter is not None:
         _ = _base(request, pulled).checkpoint  # which checks that it fits
     if request.max_length > config.max_position:
-        raise UsageError(
-            f"`max_length` {request.max_length} is beyond the model's context",
-            f"at most {config.max_position}",
-        )
+        if request.max_length != RunSettings.max_length:
+            raise UsageError(
+                f"`max_length` {request.max_length} is beyond the model's context",
+                f"at most {config.max_position}",
+            )
+        request = replace(request, max_length=config.max_position)
     tokenizer = load_tokenizer(pulled.path)
     seed = request.train.seed
     files = local_files(request.data, offline=offline, progress=progress)
     eval_files = local_files(request.eval_data, offline=offline, progress=progress)
     examples, report = learning.read(request, files, tokenizer, False)
+    if not examples:
+        raise _nothing_left(request.data, report, "learn from")
     held_out: list[E] = []
     eval_report = None
     if request.eval_data:
         held_out, eval_report = learning.read(request, eval_files, tokenizer, True)
-    elif request.eval_split:
-        examples, held_out = split_off(examples, request.eval_split, seed)
         if not held_out:
+            raise _nothing_left(request.eval_data, eval_report, "evaluate on")
+    elif request.eval_split:
+        count = len(examples)
+        examples, held_out = split_off(examples, request.eval_split, seed)
+        if not (held_out and examples):
+            what = "none" if examples else "all of them"
             raise UsageError(
-                f"`eval_split` {request.eval_split} of {len(examples)} documents is none",
-                "a larger part, or `eval_data`",
+                f"`eval_split` {request.eval_split} of {count} documents is {what}",
+                "another part, or `eval_data`",
             )
-    if not examples:
-        raise UsageError(f"{request.data[0]}: no row is left to learn from", "see `max_length`")
+    _check_warmup(request, learning.data(request, examples, seed))
     request, memory = _planned(request, learning, checkpoint, config, examples)
     return Prepared(
         learning, request, pulled, checkpoint, config, tokenizer, examples, held_out, report,
         eval_report, memory, (*files, *eval_files),
     )  # fmt: skip
+
+
+def _check_warmup(request: RunSettings, data: Data[Any]) -> None:
+    """Raises UsageError where a run ends before its warm-up."""
+    if request.train.warmup > 1:
+        total = total_steps(data, request.train)
+        if request.train.warmup_steps(total) > total:
+            raise UsageError(
+                f"`warmup` {request.train.warmup:g} is more than the {total} steps there are",
+                "below 1 it is a share of all steps",
+            )
+
+
+def _nothing_left(data: Sequence[str], report: DataReport, purpose: str) -> UsageError:
+    reasons = "; ".join(f"{count} of {report.rows} rows: {report.reason(reason)}"
+                        for reason, count in report.dropped.most_common(3))  # fmt: skip
+    short = any(reason.startswith("nothing to learn within") for reason in report.dropped)
+    return UsageError(
+        f"{', '.join(data)}: no row is left to {purpose}; {reasons}",
+        "a larger `max_length`" if short else "",
+    )
 
 
 def _base(request: RunSettings, pulled: Pulled) -> OpenedModel:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from apr.common.errors import UsageError
+from apr.data.training_rows import column_names
 from apr.model.transformer import Transformer
 from apr.text import Tokenizer
 from apr.train.dataset import DataReport, read_documents
@@ -22,7 +23,11 @@ from apr.train.train_settings import FinetuneRequest
 def _read(
     request: FinetuneRequest, files: Sequence[Path], tokenizer: Tokenizer, held_out: bool
 ) -> tuple[list[Document], DataReport]:
-    how: dict[str, Any] = {"chat": request.chat, "skip_bad_rows": request.skip_bad_rows}
+    how: dict[str, Any] = {
+        "columns": column_names(request.columns),
+        "chat": request.chat,
+        "skip_bad_rows": request.skip_bad_rows,
+    }
     if request.fim.rate:
         how["transform"] = fim_transform(request.fim, tokenizer, request.max_length)
     if not held_out:

@@ -217,7 +217,7 @@ class RunSettings:
     )
     data: tuple[str, ...] = option(
         (),
-        "JSONL, JSON, Parquet or hf://datasets/org/name: {instruction, response}, {messages},"
+        "JSONL, JSON, CSV, Parquet or hf://datasets/org/name: {instruction, response}, {messages},"
         " {prompt, completion} or {text}.",
         repeated=True,
         panel=DATA,
@@ -311,7 +311,16 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class FinetuneRequest(RunSettings):
-    """Supervised training. packing: several documents in a sequence."""
+    """Supervised training. packing: several documents in a sequence. columns: "prompt=question"
+    and so on, where the data's columns have names that say nothing here.
+    """
+
+    columns: tuple[str, ...] = option(
+        (),
+        "The data's columns, as prompt=QUESTION,response=ANSWER (or text=, messages=, system=).",
+        metavar="NAME=COLUMN,...",
+        panel=DATA,
+    )
 
     packing: bool = option(
         True, "Fill sequences with several documents, which do not see each other.", panel=DATA
