@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from apr.checkpoint.names import text_name
 from apr.checkpoint.safetensors_folder import SafetensorsSource
 from apr.checkpoint.tensors import read_json_object
 from apr.common.errors import AprError, UsageError
@@ -47,6 +48,14 @@ _PARTS = {
     ".lora_magnitude_vector": "magnitude",
     ".lora_magnitude_vector.weight": "magnitude",
 }
+# What else in its folder changes what the model is asked and where it ends.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 # Whole tensors: modules_to_save, and base layers that PEFT saves under an adapter (embeddings).
 _SAVED = re.compile(r"(\.modules_to_save|\.base_layer)?(\.default)?\.(weight|bias)$")
 
@@ -106,13 +115,35 @@ class Adapter:
         for name in (CONFIG_FILE, WEIGHTS_FILE, "fim.json"):
             path = self.path / name
             digest.update(hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest())
+        for name in _TOKENIZER_FILES:
+            if (path := self.path / name).is_file():
+                digest.update(hashlib.sha256(name.encode() + path.read_bytes()).digest())
         return digest.hexdigest()[:16]
 
-    def unties(self, tied: bool) -> bool:
+    def unties(self, tied: bool, rows: int) -> bool:
         """Whether an embedding and an output layer that are one matrix in the base are two with
-        this adapter: it changes one of them, and that one alone.
+        this adapter: it changes one of them, and that one alone. rows: of the base's. An embedding
+        of another number of rows takes the place of both.
         """
-        return tied and not self.targets.isdisjoint((EMBEDDING, OUTPUT_LAYER))
+        both = self.rows not in (None, rows) and OUTPUT_LAYER not in self.targets
+        return tied and not both and not self.targets.isdisjoint((EMBEDDING, OUTPUT_LAYER))
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of the embedding, where the adapter holds it whole."""
+        return len(self.saved[EMBEDDING]) if EMBEDDING in self.saved else None
+
+    def shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a tensor with the adapter. shape: of the base's."""
+        return tuple(self.saved[name].shape) if name in self.saved else shape
+
+    def with_rows(self, config: dict[str, Any]) -> dict[str, Any]:
+        """A base's config.json for the adapter's number of rows."""
+        if self.rows is None:
+            return config
+        text = config.get("text_config")
+        inner = {} if text is None else {"text_config": {**text, "vocab_size": self.rows}}
+        return {**config, **inner, **({} if inner else {"vocab_size": self.rows})}
 
     @cached_property
     def _shifts(self) -> dict[str, torch.Tensor]:
@@ -124,7 +155,23 @@ class Adapter:
         }
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """AprError naming a tensor of the adapter that fits none of the base's."""
+        """AprError naming a tensor of the adapter that fits none of the base's.
+
+        An embedding and an output layer may have other numbers of rows, the same both.
+        """
+        tables = [self.shape(n, shapes[n]) for n in (EMBEDDING, OUTPUT_LAYER) if n in shapes]
+        if len({rows for rows, *_ in tables}) > 1:
+            raise AprError(
+                f"{self.path}: the adapter's embedding has {tables[0][0]} rows, the output layer"
+                f" {tables[1][0]}",
+                "save both with it: save_embedding_layers=True in PEFT's save_pretrained",
+            )
+        shapes = {
+            name: (len(self.saved[name]), *shape[1:])
+            if name in self.saved and name in (EMBEDDING, OUTPUT_LAYER)
+            else shape
+            for name, shape in shapes.items()
+        }
         own: list[tuple[str, tuple[int, ...]]]
         own = [(name, factors.shape()) for name, factors in self.factors.items()]
         for tensors in (self.saved, self._shifts):
@@ -144,11 +191,11 @@ class Adapter:
     def apply(self, name: str, rows: torch.Tensor, start: int, end: int) -> torch.Tensor:
         """Rows start .. end of tensor `name` with the adapter.
 
-        rows: fp32 (end - start, in), the base's; vectors have rows of one element. Returns fp32
-        of the same shape.
+        rows: fp32 (end - start, in), the base's, which count only where the adapter does not hold
+        the tensor whole; vectors have rows of one element. Returns fp32 (end - start, in).
         """
         if name in self.saved:
-            rows = self.saved[name][start:end].float().view(rows.shape)
+            rows = self.saved[name][start:end].float().reshape(end - start, -1)
         if name in self._shifts:
             rows = rows + self._shifts[name][start:end].view(rows.shape)
         return self.factors[name].apply(rows, start, end) if name in self.factors else rows
@@ -178,7 +225,10 @@ def open_adapter(path: str | Path) -> Adapter:
     parts: dict[str, dict[str, torch.Tensor]] = {}
     saved: dict[str, torch.Tensor] = {}
     for key in source.names():
-        name = key.removeprefix(_PREFIX).replace(".default.", ".").removesuffix(".default")
+        found = text_name(key.removeprefix(_PREFIX))
+        if found is None:
+            continue  # of another modality, which no text runs through
+        name = found.replace(".default.", ".").removesuffix(".default")
         part = next((suffix for suffix in _PARTS if name.endswith(suffix)), None)
         if part is not None:
             module = name.removesuffix(part)

@@ -67,6 +67,14 @@ FAMILY_TABLES: dict[str, dict[str, str]] = {
 _ROPE_TABLES = frozenset(
     {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 )
+# Where other wrappers keep the language model: what is written there -> the usual name.
+_TEXT_PREFIXES = {
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    **{f"{part}.": f"model.{part}." for part in ("layers", "embed_tokens", "norm")},
+}
+_OTHER_MODALITIES = ("vision_tower.", "multi_modal_projector.")
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -92,6 +100,18 @@ def hf_to_gguf(name: str, family: str) -> str:
     if translated is None:
         raise AprError(f"tensor {name!r} is no {family} weight apr knows")
     return translated
+
+
+def text_name(name: str) -> str | None:
+    """The usual name of a Hugging Face tensor (or module) of a language model that is part of a
+    multimodal one or was saved without its head; None for one of another modality.
+    """
+    if name.removeprefix("model.").startswith(_OTHER_MODALITIES):
+        return None
+    for prefix, ours in _TEXT_PREFIXES.items():
+        if name.startswith(prefix):
+            return ours + name.removeprefix(prefix)
+    return name
 
 
 def is_rope_table(name: str) -> bool:

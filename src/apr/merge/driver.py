@@ -234,6 +234,6 @@ class _GatheredReader:
                 name = EMBEDDING
             matrix = owner.tensor(name)
             if owner.adapter is not None and name in owner.adapter.targets:
-                matrix = owner.adapter.apply(name, matrix.float(), 0, len(matrix))
+                matrix = owner.adapter.apply(name, matrix.float(), 0, owner.shape(name)[0])
             self._matrices[model] = matrix
         return matrix[rows].to(self._dtype)

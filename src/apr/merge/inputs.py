@@ -24,6 +24,7 @@ from apr.merge.operands import KINDS, Reader, in_memory
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint, config_to_hf
 from apr.model.load import read_weight, stored_names
+from apr.text import Tokenizer, adapted_tokenizer, load_tokenizer
 
 KEPT_BYTES = 10 << 20
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -51,6 +52,8 @@ class ModelInput:
             config = config_to_hf(self.family)
         if config is None:
             raise UsageError(f"{self.checkpoint.path}: there is no config.json")
+        if self.adapter is not None:
+            config = self.adapter.with_rows(config)
         return {**config, "tie_word_embeddings": False} if self.untied else config
 
     @property
@@ -68,8 +71,20 @@ class ModelInput:
         """Whether the output layer is the embedding matrix."""
         return bool(self.config.get("tie_word_embeddings", OUTPUT_LAYER not in self.stored))
 
+    def tokenizer(self) -> Tokenizer:
+        """The model's, or what its adapter was trained with."""
+        own = load_tokenizer(self.path if self.path.suffix != ".safetensors" else self.path.parent)
+        return own if self.adapter is None else adapted_tokenizer(own, self.adapter.path)
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Where the vocabulary that it was trained with lies."""
+        own = self.adapter is not None and (self.adapter.path / "tokenizer.json").is_file()
+        return self.adapter.path if self.adapter is not None and own else self.path
+
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.checkpoint.tensors.info(self.stored[name]).shape)
+        shape = tuple(self.checkpoint.tensors.info(self.stored[name]).shape)
+        return shape if self.adapter is None else self.adapter.shape(name, shape)
 
     def dtype(self, name: str) -> torch.dtype | None:
         """The float type a tensor is stored in; None for quantized blocks."""
@@ -87,8 +102,11 @@ class ModelInput:
 
     def reader(self, name: str, memory: Memory | None = None) -> Reader:
         """memory: see FileReader."""
-        if self.family is None and self.dtype(name) is not None:
-            reader: Reader = FileReader(self, name, memory or Memory())
+        if self.adapter is not None and name in self.adapter.saved:
+            # Whole in the adapter, perhaps of another number of rows.
+            reader: Reader = in_memory(self.adapter.saved[name].float(), self.label)
+        elif self.family is None and self.dtype(name) is not None:
+            reader = FileReader(self, name, memory or Memory())
         else:
             tensor = self.tensor(name)
             reader = in_memory(tensor if tensor.dtype in KINDS else tensor.float(), self.label)
@@ -209,7 +227,8 @@ def open_input(
 
 def _adapted(model: ModelInput, adapter: Adapter) -> ModelInput:
     """The model with an adapter."""
-    if adapter.unties(model.tied) and EMBEDDING in model.stored:
+    rows = model.shape(EMBEDDING)[0] if EMBEDDING in model.stored else 0
+    if adapter.unties(model.tied, rows) and rows:
         stored = {**model.stored, OUTPUT_LAYER: model.stored[EMBEDDING]}
         model = replace(model, stored=stored, untied=True)
     adapter.check({name: model.shape(name) for name in model.stored})

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 SETTINGS_FILE = "merge_config.yml"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
+_STALE = ("merges.txt", "added_tokens.json")  # beside another tokenizer.json
+
 
 @dataclass(frozen=True)
 class PreparedMerge:
@@ -200,10 +202,9 @@ def _chat_template(
     if not settings.chat_template:
         return None, []
     from apr.merge.chat_templates import chosen_template
-    from apr.text import load_tokenizer
 
     templates = {
-        model.label: load_tokenizer(model.path).chat_template
+        model.label: model.tokenizer().chat_template
         for model in inputs
         if settings.chat_template == "auto" and has_tokenizer(model)
     }
@@ -236,7 +237,7 @@ def _vocabulary(
         from apr.merge.vocabulary import differences
 
         first = with_tokenizer[0]
-        found = differences(first.path, model.path, first.label, model.label)
+        found = differences(first.tokenizer_path, model.tokenizer_path, first.label, model.label)
         if found is not None:
             raise found.refusal()
     return None, notes
@@ -255,7 +256,8 @@ def _joined(
     from apr.merge.vocabulary import VocabularyInput, plan_vocabulary
 
     models = [
-        VocabularyInput(model.label, model.path, model.shape(EMBEDDING)[0]) for model in inputs
+        VocabularyInput(model.label, model.tokenizer_path, model.shape(EMBEDDING)[0])
+        for model in inputs
     ]
     base = settings.references().index(settings.base_model) if settings.base_model else None
     source: str | int = tokenizer.source
@@ -274,14 +276,16 @@ def _files(prepared: PreparedMerge) -> dict[str, bytes]:
         files, _ = files_from_gguf(donor.checkpoint, donor.family, "bf16")
     else:
         files = files_from_folder(donor.checkpoint, None)
-    if donor.adapter is not None:
-        from apr.text import FIM_FILE
-
-        if (donor.adapter.path / FIM_FILE).is_file():
-            files[FIM_FILE] = (donor.adapter.path / FIM_FILE).read_bytes()
+    if donor.adapter is not None and has_tokenizer(donor):
+        own = donor.tokenizer().to_files()
+        own.pop("generation_config.json", None)
+        replaced = {name for name in files if "chat_template" in name}
+        if donor.tokenizer_path != donor.path:
+            replaced |= {*_TOKENIZER_FILES, *_STALE, "special_tokens_map.json"}
+        files = {name: content for name, content in files.items() if name not in replaced} | own
     config = dict(plan.config)
     if prepared.vocabulary is not None:
-        for stale in (*_TOKENIZER_FILES, "merges.txt", "added_tokens.json"):
+        for stale in (*_TOKENIZER_FILES, *_STALE):
             files.pop(stale, None)
         files |= prepared.vocabulary.files
         config |= prepared.vocabulary.config_changes

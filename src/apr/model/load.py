@@ -16,7 +16,7 @@ from torch import nn
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.checkpoint.blocks import DECODERS
 from apr.checkpoint.model_folder import check_fp16_range
-from apr.checkpoint.names import gguf_to_hf, hf_to_gguf, is_rope_table
+from apr.checkpoint.names import gguf_to_hf, hf_to_gguf, is_rope_table, text_name
 from apr.checkpoint.safetensors_folder import SafetensorsSource
 from apr.checkpoint.tensors import FLOATS
 from apr.common.errors import AprError
@@ -28,13 +28,6 @@ from apr.model.weights import Blocks, Dense, Embedding, Linear, Weight
 
 # What becomes of matrices; see `load_transformer`.
 Form = Literal["numbers", "stored", "nf4"]
-# Where multimodal Gemma checkpoints keep the language model: what is written there -> our name.
-_TEXT_PREFIXES = {
-    "language_model.model.": "model.",
-    "model.language_model.": "model.",
-    "language_model.lm_head.": "lm_head.",
-}
-_OTHER_MODALITIES = ("vision_tower.", "multi_modal_projector.")
 
 
 def expected_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -164,22 +157,13 @@ def stored_names(checkpoint: Checkpoint, cfg: ModelConfig) -> dict[str, str]:
             return {gguf_to_hf(name, arch): name for name in names if not is_rope_table(name)}
         except AprError as error:
             raise AprError(f"{checkpoint.path}: {error.message}", error.hint) from None
-    multimodal = "text_config" in (checkpoint.config or {})
     stored = {}
     for name in names:
         if name.endswith("rotary_emb.inv_freq"):
             continue  # a buffer that older checkpoints saved; it follows from the configuration
-        if multimodal and name.removeprefix("model.").startswith(_OTHER_MODALITIES):
-            continue
-        stored[_text_name(name) if multimodal else name] = name
+        if (ours := text_name(name)) is not None:
+            stored[ours] = name
     return stored
-
-
-def _text_name(name: str) -> str:
-    for prefix, ours in _TEXT_PREFIXES.items():
-        if name.startswith(prefix):
-            return ours + name.removeprefix(prefix)
-    return name
 
 
 def _check_names(checkpoint: Checkpoint, expected: Collection[str], stored: dict[str, str]) -> None:

@@ -25,7 +25,7 @@ from apr.hub.resolve import fingerprint
 from apr.model.config import ModelConfig
 from apr.model.families import config_from_checkpoint, config_to_hf
 from apr.model.load import read_unmapped, read_weight, stored_names
-from apr.text import Tokenizer, fim_tokens_of, load_tokenizer
+from apr.text import Tokenizer, adapted_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from apr.checkpoint.adapter import Adapter
@@ -46,7 +46,8 @@ class AdaptedSource:
         found = self._base.tensors.info(self._stored[name])
         if name not in self._adapter.targets:
             return TensorInfo(name, found.shape, found.dtype, found.nbytes)
-        return TensorInfo(name, found.shape, "F32", 4 * prod(found.shape))
+        shape = self._adapter.shape(name, tuple(found.shape))
+        return TensorInfo(name, shape, "F32", 4 * prod(shape))
 
     def get(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         adapted = name in self._adapter.targets
@@ -55,8 +56,9 @@ class AdaptedSource:
         tensor = read_unmapped(self._base, self._stored[name], name, self._cfg)
         if not adapted:
             return tensor
+        shape = self._adapter.shape(name, tuple(tensor.shape))
         rows = tensor.float().reshape(len(tensor), -1)
-        merged = self._adapter.apply(name, rows, 0, len(rows)).view(tensor.shape)
+        merged = self._adapter.apply(name, rows, 0, shape[0]).view(shape)
         return merged if dtype is None else merged.to(dtype)
 
     def get_packed(self, name: str) -> tuple[torch.Tensor, str]:
@@ -70,14 +72,14 @@ def adapted_checkpoint(base: Checkpoint, adapter: Adapter) -> Checkpoint:
     """
     cfg = config_from_checkpoint(base)
     stored = stored_names(base, cfg)
-    untied = adapter.unties(cfg.tie_embeddings) and EMBEDDING in stored
+    untied = adapter.unties(cfg.tie_embeddings, cfg.vocab_size) and EMBEDDING in stored
     if untied:
         stored[OUTPUT_LAYER] = stored[EMBEDDING]
     infos = {name: base.tensors.info(found) for name, found in stored.items()}
     adapter.check({name: tuple(info.shape) for name, info in infos.items()})
-    config = dict(base.config) if base.config is not None else config_to_hf(cfg)
+    config = adapter.with_rows(base.config if base.config is not None else config_to_hf(cfg))
     if untied:
-        config["tie_word_embeddings"] = False
+        config = {**config, "tie_word_embeddings": False}
     return Checkpoint(
         "safetensors", base.path, config, None, AdaptedSource(base, cfg, stored, adapter)
     )
@@ -102,17 +104,13 @@ class OpenedModel:
         base = open_checkpoint(self.pulled.path)
         if self.adapter is None:
             return base
-        from apr.model.opened import adapted_checkpoint
-
         return adapted_checkpoint(base, self.adapter)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The base's, with the tokens that the adapter was trained to fill gaps with."""
-        tokenizer = load_tokenizer(self.pulled.path)
-        if self.adapter is not None:
-            tokenizer.fim_tokens = fim_tokens_of(self.adapter.path) or tokenizer.fim_tokens
-        return tokenizer
+        """The base's, or what the adapter was trained with."""
+        base = load_tokenizer(self.pulled.path)
+        return base if self.adapter is None else adapted_tokenizer(base, self.adapter.path)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -6,6 +6,7 @@ from apr.text.hf_folder import FIM_FILE, fim_file, fim_tokens_of
 from apr.text.stream import StopMatcher, StreamDecoder
 from apr.text.tokenizer import (
     Tokenizer,
+    adapted_tokenizer,
     load_tokenizer,
     tokenizer_from_folder,
     tokenizer_from_gguf,
@@ -19,6 +20,7 @@ __all__ = [
     "StopMatcher",
     "StreamDecoder",
     "Tokenizer",
+    "adapted_tokenizer",
     "around",
     "fim_file",
     "fim_format",

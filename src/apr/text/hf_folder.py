@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def read_folder(folder: Path) -> TokenizerFiles:
     return TokenizerFiles(
         backend=backend,
         special=special,
-        templates=_templates(folder, config),
+        templates=templates_of(folder),
         end_ids=_declared_end_ids(folder),
         files=tokenizer_files(folder),
         fim_tokens=fim_tokens_of(folder),
@@ -148,8 +148,19 @@ def _add_declared_tokens(
     )
 
 
-def _templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+def template_files(templates: Mapping[str, str]) -> dict[str, bytes]:
+    """Chat templates (by name) as files of a folder: path to content."""
+    return {
+        "chat_template.jinja" if name == "default" else f"{_TEMPLATE_FOLDER}/{name}.jinja": (
+            source.encode("utf-8")
+        )
+        for name, source in templates.items()
+    }
+
+
+def templates_of(folder: Path) -> dict[str, str]:
     """Chat templates by name; files win over tokenizer_config.json, as in transformers."""
+    config = _read_object(folder / "tokenizer_config.json")
     templates: dict[str, str] = {}
     stated = config.get("chat_template")
     if isinstance(stated, str):

@@ -15,7 +15,13 @@ from apr.checkpoint import read_gguf_header
 from apr.common.errors import AprError, UsageError
 from apr.text.chat import render_chat
 from apr.text.gguf_tokenizer import build_backend, read_vocabulary
-from apr.text.hf_folder import fim_file, read_folder
+from apr.text.hf_folder import (
+    fim_file,
+    fim_tokens_of,
+    read_folder,
+    template_files,
+    templates_of,
+)
 from apr.text.stream import (
     ByteStream,
     PieceStream,
@@ -82,6 +88,37 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
     )
 
 
+def adapted_tokenizer(base: Tokenizer, folder: Path) -> Tokenizer:
+    """The tokenizer of a model with an adapter: what the adapter's folder has of one, and the
+    base's in the rest.
+
+    Raises AprError where the two give a token different ids, and as `load_tokenizer` does.
+    """
+    own = read_folder(folder) if (folder / "tokenizer.json").is_file() else None
+    if own is not None:
+        known = base.backend.get_vocab(with_added_tokens=True)
+        for token, index in own.backend.get_vocab(with_added_tokens=True).items():
+            if known.get(token, index) != index:
+                raise AprError(
+                    f"{folder}: its tokenizer gives {token!r} id {index}, the base's"
+                    f" {known[token]}",
+                    "name the base that the adapter was trained on",
+                )
+    templates = templates_of(folder) or base.chat_templates
+    fim_tokens = fim_tokens_of(folder) or base.fim_tokens
+    files = base.to_files() if own is None else own.files
+    kept = {name: content for name, content in files.items() if "chat_template" not in name}
+    return Tokenizer(
+        base.backend if own is None else own.backend,
+        special_tokens=base.special_tokens if own is None else own.special,
+        chat_templates=templates,
+        end_ids=base.stated_end_ids if own is None else (*base.stated_end_ids, *own.end_ids),
+        files=kept | template_files(templates) | fim_file(fim_tokens),
+        notes=base.notes if own is None else (),
+        fim_tokens=fim_tokens,
+    )
+
+
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     """Rebuild the tokenizer that GGUF metadata (key to value) describes."""
     vocabulary = read_vocabulary(metadata)
@@ -115,6 +152,7 @@ class Tokenizer:
     chat_templates: name to jinja2 source; "default" is the one in use.
     fim_tokens: for prefix, suffix and middle, where the model's files name them.
     notes: assumptions a user should be told about.
+    end_ids: ids that end a completion whatever special tokens and templates say.
     """
 
     def __init__(
@@ -134,9 +172,13 @@ class Tokenizer:
         self.notes = tuple(notes)
         self.fim_tokens = tuple(fim_tokens)
         self._files = None if files is None else dict(files)
+        self.stated_end_ids = tuple(end_ids)
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
-        declared = {*end_ids, *(i for i in [self._special_id("eos_token")] if i is not None)}
+        declared = {
+            *self.stated_end_ids,
+            *(i for i in [self._special_id("eos_token")] if i is not None),
+        }
         self.eos_ids: frozenset[int] = find_end_ids(
             declared,
             special_tokens={t.content: i for i, t in added.items() if t.special},
@@ -324,10 +366,7 @@ class Tokenizer:
             "generation_config.json": _json_bytes(self._generation_config()),
         }
         files |= fim_file(self.fim_tokens)
-        for name, source in self.chat_templates.items():
-            path = f"additional_chat_templates/{name}.jinja"
-            files["chat_template.jinja" if name == "default" else path] = source.encode("utf-8")
-        return files
+        return files | template_files(self.chat_templates)
 
     def _config(self) -> dict[str, Any]:
         empty = set(self.backend.encode("", add_special_tokens=True).ids)

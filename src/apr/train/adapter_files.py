@@ -20,6 +20,7 @@ from apr.hub import resolve
 from apr.merge.merge import prepare, run_merge
 from apr.merge.recipe import make_settings
 from apr.model.load import load_transformer
+from apr.model.opened import open_model
 from apr.model.transformer import Transformer
 from apr.model.weights import Embedding, matrix_shapes
 from apr.text import load_tokenizer
@@ -174,8 +175,12 @@ def merge_adapter(
     with torch.inference_mode():
         tokens = torch.tensor([ids])
         merged = load_transformer(folder, torch.float32)(tokens)
-        adapted = load_transformer(path, torch.float32)
-        load_adapter(adapted, adapter)
+        if open_adapter(adapter).saved:  # whole tensors: no form that is trained
+            opened = open_model(model, adapter, offline=offline)
+            adapted = load_transformer(opened.checkpoint, torch.float32)
+        else:
+            adapted = load_transformer(path, torch.float32)
+            load_adapter(adapted, adapter)
         wanted = adapted.eval()(tokens)
     return {
         **report.to_json(),
