@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ import torch
 from torch import nn
 
 from apr.common.errors import AprError, UsageError
+from apr.train import loop
 from apr.train.loop import BAD_BATCH, METRICS, Training, TrainReport, total_steps, train
 from apr.train.optimizer import Optimizer
 from apr.train.train_settings import TrainSettings
@@ -215,6 +220,51 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
     assert (tmp_path / "parts/last/w.json").read_text() == (
         tmp_path / "whole/last/w.json"
     ).read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("when", [*range(1, 24, 3), 22])
+def test_a_signal_ends_a_run_with_a_checkpoint(
+    tmp_path: Path, number: signal.Signals, when: int
+) -> None:
+    """In any step or evaluation, with no other checkpoint: what was done is not done again."""
+    settings = replace(SETTINGS, save_every=None)
+    calls: list[str] = []
+
+    def counted(kind: str) -> None:
+        calls.append(kind)
+        if len(calls) == when:
+            os.kill(os.getpid(), number)
+
+    def step(model: Any, batch: Numbers) -> tuple[torch.Tensor, dict[str, float]]:
+        counted("step")
+        return squared(model, batch)
+
+    def evaluate(model: Weight) -> float:
+        counted("evaluation")
+        return model.w.square().sum().item()
+
+    whole = run(tmp_path / "whole", settings, evaluate=lambda m: m.w.square().sum().item())
+    before = signal.getsignal(number)
+    with pytest.raises(AprError, match=f"stopped by {number.name} at step .* of 18") as stopped:
+        run(tmp_path / "parts", settings, step, evaluate)
+    assert stopped.value.exit_code == 128 + number and signal.getsignal(number) is before
+    parts = run(tmp_path / "parts", settings, step, evaluate)
+    assert replace(parts, seconds=0) == replace(whole, seconds=0)
+    assert calls.count("step") == 18
+    ends = [json.loads(line) for line in (tmp_path / "parts" / METRICS).read_text().splitlines()]
+    assert [e["epoch"] for e in ends if "eval_loss" in e] == [0, 1, 2, 3]
+
+
+def test_checkpoints_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third step where a step takes 50 seconds and checkpoints are 2 minutes apart."""
+    clock = iter(range(0, 10**6, 50))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock),
+                                                      perf_counter=time.perf_counter))  # fmt: skip
+    saved: list[int] = []
+    monkeypatch.setattr(loop, "save_state", lambda root, now, state: saved.append(now.step))
+    run(tmp_path, replace(SETTINGS, save_every=None, save_minutes=2.0, epochs=2))
+    assert saved == [3, 6, 9, 12, 12]  # the last one at the end
 
 
 def test_the_best_model_is_kept_and_patience_ends(tmp_path: Path) -> None:

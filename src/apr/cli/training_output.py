@@ -102,6 +102,7 @@ def run_training(
                 output,
                 force=done.force,
                 on_log=progress.on_line,
+                on_note=progress.say,
                 report_to=done.report_to,
             )
     if scores.benchmark:

@@ -50,17 +50,20 @@ def finetune(
     *,
     force: bool = False,
     on_log: Callable[[dict[str, Any]], None] = lambda line: None,
+    on_note: Callable[[str], None] = lambda note: None,
     report_to: str = "none",
 ) -> dict[str, Any]:
     """Train, or go on with a run that was stopped. Returns what `--json` prints.
 
-    force: begin anew where the folder holds another run. report_to: see `reporting`.
+    force: begin anew where the folder holds another run. on_note: told where a run goes on.
+    report_to: see `reporting`.
     Raises UsageError (the folder is in the way), AprError (a loss that is not finite, a full disk).
     """
     request, target = prepared.request, Path(folder).expanduser()
     refuse_overlap(target, prepared.pulled.path)
     inputs = _input_hashes(prepared)
-    open_run(target, {**request.to_json(), "sha256": inputs}, force)
+    if open_run(target, {**request.to_json(), "sha256": inputs}, force):
+        on_note(f"{target} holds this run: {_where_it_goes_on(target)}")
     shown = _shown_sample(prepared)
 
     def answer(model: OpenedModel) -> str | None:
@@ -77,6 +80,21 @@ def finetune(
     write_report(target, trained, {**sample, "after": answer(_trained_model(prepared, target))})
     _write_manifest(prepared, target, inputs, result)
     return result
+
+
+def _where_it_goes_on(target: Path) -> str:
+    step = _saved_step(target)
+    return (
+        "it ended before its first checkpoint, and begins anew"
+        if step is None
+        else (f"it goes on from its checkpoint at step {step}")
+    )
+
+
+def _saved_step(target: Path) -> int | None:
+    """Of the newest checkpoint."""
+    states = saved_states(target / CHECKPOINTS)
+    return int(states[-1].name.removeprefix("step-")) if states else None
 
 
 def finished_result(prepared: Prepared[Any], folder: str | Path) -> dict[str, Any] | None:
@@ -105,9 +123,7 @@ def _train(
     request = prepared.request
     model = _load_model(prepared)
     _make_trainable(model, request)
-    states = saved_states(target / CHECKPOINTS)
-    first = int(states[-1].name.removeprefix("step-")) if states else 0
-    with reporting(report_to, target, first) as tell:
+    with reporting(report_to, target, _saved_step(target) or 0) as tell:
 
         def log(line: dict[str, Any]) -> None:
             on_log(line)

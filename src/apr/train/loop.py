@@ -24,6 +24,7 @@ from apr.model.transformer import Transformer
 from apr.train.metrics import MetricsFile
 from apr.train.optimizer import Optimizer
 from apr.train.run_folder import CHECKPOINTS, Progress, load_state, save_state, saved_states
+from apr.train.stopping import Stopped, stop_signals
 from apr.train.train_settings import TrainSettings
 
 METRICS, BAD_BATCH = "metrics.jsonl", "bad_batch.json"
@@ -101,7 +102,8 @@ def train(training: Training[B], settings: TrainSettings, folder: Path) -> Train
     """Run to the end, or on from folder's last checkpoint. Writes metrics.jsonl, checkpoints/,
     best/ and last/ (the model, as training.save writes it) in folder.
 
-    Raises AprError when the loss is not finite or diverges; bad_batch.json holds the batch.
+    Raises AprError when the loss is not finite or diverges; bad_batch.json holds the batch. Raises
+    Stopped, with a checkpoint saved, after SIGINT, SIGTERM or SIGHUP.
     """
     folder.mkdir(parents=True, exist_ok=True)
     return _Run(training, settings, folder).run()
@@ -120,8 +122,14 @@ class _Run(Generic[B]):
             self.progress, tensors = load_state(states[-1])
             self.optimizer.restore(tensors)
         self.metrics = MetricsFile(folder / METRICS, self.progress.logged)
+        self.saved_at = time.monotonic()
+        self.asked: Callable[[], int] = lambda: 0
 
     def run(self) -> TrainReport:
+        with stop_signals() as self.asked:
+            return self._run()
+
+    def _run(self) -> TrainReport:
         now = self.progress
         if self.training.held_out is not None and not self.metrics.evaluations:
             self._evaluate(self.training.held_out)
@@ -130,11 +138,13 @@ class _Run(Generic[B]):
             batches = self.training.data.batches(now.epoch)
             self._epoch(batches)
             if now.position >= len(batches):
-                now.epoch, now.position = now.epoch + 1, 0
-                self._measure()
-        if now.position:  # the last step was inside an epoch
-            self._measure()
+                self._measure(now.epoch + 1)
+        # The last step was inside an epoch, or the run was stopped before it was measured.
+        if now.position and now.measured != now.step:
+            is_over = now.position >= len(self.training.data.batches(now.epoch))
+            self._measure(now.epoch + is_over)
         self._checkpoint()
+        self._end_if_asked()
         self.training.save(self.folder / "last")
         evaluations = self.metrics.evaluations
         return TrainReport(
@@ -154,8 +164,18 @@ class _Run(Generic[B]):
         self.training.model.train()
         while now.position < len(batches) and now.step < self.total:
             self._step(batches[now.position : now.position + settings.accumulate])
-            if settings.save_every and now.step % settings.save_every == 0:
+            minutes = (time.monotonic() - self.saved_at) / 60
+            is_due = settings.save_every and now.step % settings.save_every == 0
+            if is_due or (settings.save_minutes and minutes >= settings.save_minutes):
                 self._checkpoint()
+            self._end_if_asked()
+
+    def _end_if_asked(self) -> None:
+        """Raises Stopped. To be called where a checkpoint holds all that was done."""
+        number = self.asked()
+        if number:
+            self._checkpoint()
+            raise Stopped(number, self.progress.step, self.total)
 
     def _step(self, group: Sequence[Sequence[int]]) -> None:
         """One optimizer step over micro-batches."""
@@ -205,12 +225,19 @@ class _Run(Generic[B]):
         if now.step > DIVERGED_AFTER and now.smoothed > limit:
             self._give_up(f"the loss rose from {now.lowest:.3f} to {now.smoothed:.3f}", *batches)
 
-    def _measure(self) -> None:
-        """Evaluate; keep the best model; stop when it no longer gets better."""
+    def _measure(self, epoch: int) -> None:
+        """Evaluate; keep the best model; stop when it no longer gets better. epoch: that is over,
+        or the present one where the last step was inside it.
+        """
         now = self.progress
-        if self.training.held_out is None:
+        loss = None
+        if self.training.held_out is not None:
+            loss = self._evaluate(self.training.held_out, epoch)
+            now.measured = now.step
+        if epoch > now.epoch:
+            now.epoch, now.position = epoch, 0
+        if loss is None:
             return
-        loss = self._evaluate(self.training.held_out)
         if now.best_loss is None or loss < now.best_loss:
             now.best_loss, now.best_epoch = loss, now.epoch
             self.training.save(self.folder / "best")
@@ -225,11 +252,12 @@ class _Run(Generic[B]):
                 self.stopped = f"no better evaluation for {without} epochs"
 
     @torch.no_grad()
-    def _evaluate(self, data: Data[B]) -> float:
+    def _evaluate(self, data: Data[B], epoch: int = 0) -> float:
         """The mean loss on held-out data, logged with the means of what else the objective sums."""
         self.training.model.eval()
         loss, weight, sums = 0.0, 0, dict[str, float]()
         for group in data.batches(0):
+            self._end_if_asked()
             batch = data.load(group)
             value, more = self.training.objective(self.training.model, batch)
             loss, weight = loss + float(value), weight + batch.weight
@@ -239,7 +267,7 @@ class _Run(Generic[B]):
         self._log(
             {
                 "step": self.progress.step,
-                "epoch": self.progress.epoch,
+                "epoch": epoch,
                 "eval_loss": loss,
                 **({"eval_perplexity": math.exp(min(loss, 700.0))} if self.training.nats else {}),
                 **{f"eval_{key}": number / weight for key, number in sums.items()},
@@ -257,6 +285,7 @@ class _Run(Generic[B]):
 
     def _checkpoint(self) -> None:
         save_state(self.folder / CHECKPOINTS, self.progress, self.optimizer.state())
+        self.saved_at = time.monotonic()
 
     def _give_up(self, what: str, *batches: B) -> None:
         now, path = self.progress, self.folder / BAD_BATCH

@@ -29,8 +29,8 @@ STATE_FILE, TENSORS = "state.json", "state"
 _RNG = "rng.cpu"
 
 
-def open_run(target: Path, request: dict[str, Any], force: bool) -> None:
-    """Make the folder of a run, or find the same run in it.
+def open_run(target: Path, request: dict[str, Any], force: bool) -> bool:
+    """Make the folder of a run, or find the same run in it; whether it was there.
 
     Raises UsageError where it holds something else, or the same run already at its end, AprError
     where it cannot be written.
@@ -45,13 +45,14 @@ def open_run(target: Path, request: dict[str, Any], force: bool) -> None:
             _clear(target)
         else:
             _check_same(target, json.loads(record.read_text()), request)
-            return
+            return True
     try:
         write_json(record, request)
     except OSError as error:
         raise AprError(
             f"{target} cannot be written: {error.strerror}", "choose another folder"
         ) from None
+    return False
 
 
 def is_complete(target: Path, request: dict[str, Any]) -> bool:
@@ -114,8 +115,9 @@ def publish(source: Path, target: Path) -> None:
 @dataclass
 class Progress:
     """Where a run is. step: optimizer steps done. epoch, position: the next batch of the data, in
-    micro-batches. tokens: seen; best_loss: of evaluations, nats per token. smoothed, lowest: of
-    the training loss. logged: lines of metrics. seconds: of training, over all its sessions.
+    micro-batches. tokens: seen; best_loss: of evaluations, nats per token; measured: the step of
+    the last one. smoothed, lowest: of the training loss. logged: lines of metrics. seconds: of
+    training, over all its sessions.
     """
 
     step: int = 0
@@ -124,6 +126,7 @@ class Progress:
     tokens: int = 0
     best_loss: float | None = None
     best_epoch: int | None = None
+    measured: int | None = None
     smoothed: float | None = None
     lowest: float | None = None
     logged: int = 0

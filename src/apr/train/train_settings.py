@@ -123,7 +123,7 @@ class TrainSettings:
     warmup: steps, or a part of all steps below 1. lora_plus: how many times the learning rate of A
     that of B is (LoRA+, Hayou et al. 2024, arXiv:2402.12354). patience: epochs without a better
     evaluation before the run ends. save_every: steps between checkpoints; None: at the end of
-    epochs.
+    epochs. save_minutes: between them at most; None: any.
     """
 
     learning_rate: float | None = option(
@@ -169,6 +169,9 @@ class TrainSettings:
     )
     save_every: int | None = option(
         50, "Steps from one checkpoint to the next.", least=1, panel=OUTPUT
+    )
+    save_minutes: float | None = option(
+        5.0, "Most minutes from one checkpoint to the next.", above=0, panel=OUTPUT
     )
     seed: int = option(0, "The same seed gives the same run.", least=0, panel=TRAINING)
 
@@ -306,7 +309,10 @@ class RunSettings:
 
     def to_json(self) -> dict[str, Any]:
         """What the result depends on, as plain data."""
-        return json.loads(json.dumps(asdict(self), default=str))
+        values = json.loads(json.dumps(asdict(self), default=str))
+        for name in ("save_every", "save_minutes"):
+            del values["train"][name]
+        return values
 
 
 @dataclass(frozen=True)
