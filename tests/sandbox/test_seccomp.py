@@ -44,6 +44,7 @@ def test_numbers_are_the_kernels(column: int) -> None:
         **seccomp._NAMESPACES,
         "clone": seccomp._CLONE,
         "clone3": seccomp._CLONE3,
+        "rt_sigaction": seccomp._SIGACTION,
     }
     ours = {name: numbers[column] for name, numbers in tables.items()}
     theirs = {name: known.get(name) for name in ours}

@@ -24,15 +24,10 @@ from . import channel, zygote
 from .isolation import confine, levels, linux, view
 from .isolation.confine import Confinement
 from .judging import judge
-from .processes import Observer, directory_bytes, signal_name
+from .processes import signal_name
+from .watch import LOOK_EVERY, Observer, Watch
 
 MAX_JOB = judge.MAX_JOB
-# Backstop: for a machine so busy that processor time hardly passes. Far away where it is known
-# how long a program stood in line, for what waits for anything else is out of time before.
-WALL_FACTOR = 10
-WALL_EXTRA = 5.0
-FAR = 20
-_LOOK_EVERY = 0.1
 _JOBS_OF_A_JUDGE = 500
 _SCM_CREDENTIALS = 2
 
@@ -43,6 +38,7 @@ def main(fd: int) -> None:
     Messages: in {"level", "base", "preload", "libraries", "processor"}; out {"level"} or
     {"error"}; then in jobs (fields of job.Job), out outcomes.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who started us may ignore it
     resource.setrlimit(resource.RLIMIT_NOFILE, (confine.MAX_DESCRIPTORS,) * 2)
     order = channel.receive_trusted(fd, MAX_JOB)
     base = order["base"]
@@ -208,7 +204,6 @@ class Worker:
         a byte by which too much output shows).
         """
         ours, theirs = socket.socketpair()
-        backstop = job["time_limit"] * WALL_FACTOR + WALL_EXTRA
         seconds = job["total_limit"] or job["time_limit"] * max(1, len(job["cases"]))
         order = {
             "cpu": seconds * job["slack"],
@@ -227,7 +222,8 @@ class Worker:
         self._judge.start(ours, job)
         start = time.monotonic()
         candidate = self._receive_pid()
-        watch = _Watch(self._observer, candidate, self._judge.pid, job, start, backstop)
+        places = (candidate, self._zygote, self._judge.pid)
+        watch = Watch(self._observer, *places, job, start)
         if self._confinement.level != "full":
             watch.directory = self._base
             watch.output = order["output"]
@@ -263,12 +259,12 @@ class Worker:
                 return struct.unpack("iII", data)[0]
         return pid
 
-    def _await(self, result: int, watch: _Watch) -> dict[str, Any]:
+    def _await(self, result: int, watch: Watch) -> dict[str, Any]:
         """The judge's decision, or the watch's if that comes first."""
         poll = select.poll()
         poll.register(result, select.POLLIN)
         poll.register(self._pool, 0)  # hang-up only
-        wait = min(_LOOK_EVERY, watch.limit)
+        wait = min(LOOK_EVERY, watch.limit)
         while True:
             for fd, _ in poll.poll(wait * 1000):
                 if fd == self._pool:
@@ -322,85 +318,6 @@ class _JudgeProcess:
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         self.socket.close()
-
-
-class _Watch:
-    """Decides that a candidate has had enough time, memory or disk.
-
-    It may take `slack` times its limit; `share` is how much of the limit it took, at most in a lap.
-    """
-
-    def __init__(
-        self,
-        observer: Observer,
-        candidate: int,
-        judge_pid: int,
-        job: dict[str, Any],
-        start: float,
-        backstop: float,
-    ) -> None:
-        self._slack: float = job["slack"]
-        self.limit: float = job["time_limit"] * self._slack
-        self.share = 0.0
-        self.directory: str | None = None
-        self._observer = observer
-        self._candidate = candidate
-        self._judge = judge_pid
-        self.output: int = job["output"]
-        self.laps = 0  # tests begun, where each has its own time
-        self.seconds = 0.0  # of processor time at the last look
-        self._memory: int = job["memory"]
-        self._start = start
-        self._backstop = backstop
-        self._used = 0.0  # before this lap: processor time, and time in line
-        # Process -> seconds it stood in line, also of those that have ended since.
-        self._lines = {judge_pid: observer.waited_seconds(judge_pid) or 0.0}
-        self._waited = self._lines[judge_pid]  # all of them, before this lap
-
-    def lap(self, limit: float | None) -> None:
-        """Count time from here on. limit: from now on; None leaves it as it is."""
-        self.laps += 1
-        now = self._observer.cpu_seconds(self._candidate)
-        self.end(now)
-        self.limit = self.limit if limit is None else limit * self._slack
-        self._start = time.monotonic()
-        self._used = now
-        for pid in (self._candidate, self._judge):
-            self._lines[pid] = self._observer.waited_seconds(pid) or self._lines.get(pid, 0.0)
-        self._waited = sum(self._lines.values())
-
-    def end(self, seconds: float) -> None:
-        """Of a lap, after so much processor time in all."""
-        self._took(seconds - self._used)
-
-    def _took(self, seconds: float) -> None:
-        self.share = max(self.share, seconds * self._slack / self.limit)
-
-    def look(self) -> tuple[dict[str, Any] | None, float]:
-        """A decision or None, and how many seconds may pass before the next look.
-
-        Time is what would have passed on an idle machine: processor time, or wall time less the
-        time that candidate, its children and judge stood in line for a processor, whichever is
-        more. (Children that run beside each other are counted by their processor time.)
-        """
-        tree_seconds, resident, lines = self._observer.tree(self._candidate)
-        self.seconds = max(self._observer.cpu_seconds(self._candidate), tree_seconds)
-        used = self.seconds - self._used
-        passed = time.monotonic() - self._start
-        judge_waited = self._observer.waited_seconds(self._judge)
-        backstop = self._backstop
-        if lines and judge_waited is not None:
-            self._lines |= {**lines, self._judge: judge_waited}
-            used = max(used, passed - (sum(self._lines.values()) - self._waited))
-            backstop *= FAR
-        self._took(used)
-        if used >= self.limit or passed >= backstop:
-            return {"verdict": "timeout", "detail": "timed out"}, 0.0
-        if resident > self._memory:
-            return {"verdict": "memory", "detail": "failed: uses more memory than allowed"}, 0.0
-        if self.directory and directory_bytes(self.directory, self.output) > self.output:
-            return {"verdict": "output-limit", "detail": "failed: writes more than allowed"}, 0.0
-        return None, min(_LOOK_EVERY, max(self.limit - used, 0.005))
 
 
 def _settle(decision: dict[str, Any], used: dict[str, Any], limit: float) -> dict[str, Any]:

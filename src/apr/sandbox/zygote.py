@@ -155,11 +155,12 @@ def _end(pid: int, confinement: Confinement, patience: float) -> dict[str, Any]:
     if not by_itself:
         os.kill(pid, signal.SIGKILL)
         _, status, usage = os.wait4(pid, 0)
+    orphans = 0.0
     if confinement.level != "full":
-        processes.end_descendants(pid, confinement)
+        orphans = processes.end_descendants(pid, confinement)
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     return {
         "status": status if by_itself else None,
-        "cpu": usage.ru_utime + usage.ru_stime,
+        "cpu": usage.ru_utime + usage.ru_stime + orphans,
         "peak_rss": usage.ru_maxrss * unit,
     }

@@ -11,6 +11,8 @@ import struct
 
 AF_UNIX = 1
 _NAMESPACE_FLAGS = 0x7E02_0000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
+_CLONE_PARENT = 0x8000
+_SIGCHLD = 17
 _ALLOW = 0x7FFF_0000
 _ERRNO = 0x0005_0000
 _KILL = 0x8000_0000
@@ -18,6 +20,7 @@ _KILL = 0x8000_0000
 # name: (x86_64, aarch64); None where the architecture has no such call.
 _SOCKET = {"socket": (41, 198), "socketpair": (53, 199)}
 _CLONE = (56, 220)
+_SIGACTION = (13, 134)
 _CLONE3 = (435, 435)
 _KILLERS = {
     "kill": (62, 129),
@@ -68,6 +71,9 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "move_pages": (279, 239),
     "migrate_pages": (256, 238),
     "mbind": (237, 235),
+    # memory that no process shows, unless it looks at it
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
     # the machine
     "kexec_load": (246, 104),
     "kexec_file_load": (320, 294),
@@ -118,13 +124,14 @@ def build_filter(machine: str, only_signal: int | None = None, namespaces: bool 
     program += [
         _instruction(_JUMP_EQUAL, _CLONE3[column], 0, 1),
         _instruction(_RETURN, _ERRNO | errno.ENOSYS),
-        # clone with any flag that makes a namespace
+        # clone with any flag that makes a namespace, or a child that is not the caller's
         _instruction(_JUMP_EQUAL, _CLONE[column], 0, 4),
         _instruction(_LOAD, _ARGUMENT0),
-        _instruction(_JUMP_SET, _NAMESPACE_FLAGS, 0, 1),
+        _instruction(_JUMP_SET, _NAMESPACE_FLAGS | _CLONE_PARENT, 0, 1),
         _REFUSE,
         _instruction(_RETURN, _ALLOW),
     ]
+    program += _keeps_handler(_SIGACTION[column], _SIGCHLD)
     for numbers in _SOCKET.values():
         program += _only_argument(numbers[column], AF_UNIX)
     if only_signal is not None:
@@ -176,6 +183,25 @@ def _only_argument(number: int, allowed: int) -> list[bytes]:
         _instruction(_JUMP_EQUAL, number, 0, 4),
         _instruction(_LOAD, _ARGUMENT0),
         _instruction(_JUMP_EQUAL, allowed, 1, 0),
+        _REFUSE,
+        _instruction(_RETURN, _ALLOW),
+    ]
+
+
+def _keeps_handler(number: int, signal: int) -> list[bytes]:
+    """rt_sigaction for this signal may ask, not set.
+
+    The time that a child used is added to its parent's when that waits for it. A parent that
+    ignores the signal of their end need not, and their time is lost.
+    """
+    return [
+        _instruction(_JUMP_EQUAL, number, 0, 8),
+        _instruction(_LOAD, _ARGUMENT0),
+        _instruction(_JUMP_EQUAL, signal, 0, 5),
+        _instruction(_LOAD, _ARGUMENT0 + 8),
+        _instruction(_JUMP_EQUAL, 0, 0, 2),
+        _instruction(_LOAD, _ARGUMENT0 + 12),
+        _instruction(_JUMP_EQUAL, 0, 1, 0),
         _REFUSE,
         _instruction(_RETURN, _ALLOW),
     ]
