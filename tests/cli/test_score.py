@@ -75,6 +75,22 @@ def test_rows_of_a_task_are_its_samples(apr: Command, data: Path, tmp_path: Path
     assert "pass@10 needs 10 samples" in done.err and "there are 3" in done.err
 
 
+def test_chat_answers(apr: Command, data: Path, tmp_path: Path) -> None:
+    rows = [
+        {"task_id": t.task_id, "response": f"So:\n```python\n{t.prompt}{t.canonical_solution}```"}
+        for t in TASKS
+    ]
+    samples = lines(tmp_path / "s.jsonl", rows)
+    common = ("score", samples, "--benchmark", "humaneval", "--data", data, "--json")
+    done = apr(*common, "--from", "chat")
+    assert (done.code, json.loads(done.out)["pass@1"]) == (0, 1.0)
+    assert json.loads(done.out)["settings"]["from"] == "chat"
+    refused = apr(*common)
+    assert refused.code == 2 and "--from chat reads raw chat answers" in refused.err
+    nowhere = apr("score", tmp_path, "--data", data, "--from", "chat")
+    assert nowhere.code == 2 and nowhere.err.startswith("apr: --from chat: ")
+
+
 def test_tables(apr: Command, data: Path, tmp_path: Path) -> None:
     samples = lines(tmp_path / "s.jsonl", [completion(n, n != 1) for n in range(4)])
     done = apr("score", samples, "--data", data, "--per-task")

@@ -152,6 +152,32 @@ def test_chat_is_the_usual_mode_and_the_answer_is_not_begun(
     assert "stop" not in server.asked[0].body and "continue_final_message" not in str(server.asked)
 
 
+def test_thoughts_are_not_judged(serve: Serve, settings: EvalSettings) -> None:
+    """In the text, apart from it, and cut off before there is an answer."""
+
+    def answer(asked: Asked) -> Reply:
+        question = asked.body["messages"][-1]["content"]
+        number, task = next(
+            (n, task) for n, task in enumerate(TASKS) if task.prompt.strip() in question
+        )
+        draft = f"```python\n{task.prompt}    return None\n```\n"
+        right = f"```python\n{task.prompt}{task.canonical_solution}```\n"
+        message = (
+            {"content": f"<think>\n{draft}</think>\n{right}"},
+            {"content": right, "reasoning_content": draft},
+            {"content": f"<think>\n{right}"},
+            {"content": None, "reasoning": right},
+        )[number]
+        ending = "stop" if number < 2 else "length"
+        return Reply({"choices": [{"message": message, "finish_reason": ending}]})
+
+    result, out = evaluate(at(settings, serve(answer), mode=None))
+    assert [v.verdict == "passed" for v in result.verdicts] == [True, True, False, False]
+    assert result.generation["cut_while_thinking"] == 2
+    assert any(note.startswith("2 of 4 samples have no answer, 2 of") for note in result.notes)
+    assert all("<think>" in found.text for found in stored(out))
+
+
 @pytest.mark.parametrize("repeats", [False, True], ids=["goes on", "repeats the beginning"])
 def test_a_begun_answer(serve: Serve, settings: EvalSettings, repeats: bool) -> None:
     def answer(asked: Asked) -> Reply:

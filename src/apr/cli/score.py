@@ -12,7 +12,7 @@ import typer
 from apr.common.errors import AprError, UsageError
 from apr.common.files import write_whole
 from apr.common.settings import option
-from apr.eval.run.eval_settings import JudgeSettings
+from apr.eval.run.eval_settings import ScoreSettings
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
     app.command("score", help="Judge a file of samples; needs no model.")(score)
 
 
-def score(settings: JudgeSettings, scored: Scored) -> None:
+def score(settings: ScoreSettings, scored: Scored) -> None:
     from apr.cli.eval_output import print_result
     from apr.eval.run.scoring import run_references, score_samples
 
@@ -76,6 +76,7 @@ def score(settings: JudgeSettings, scored: Scored) -> None:
         rerank=settings.rerank,
         exclude_broken=settings.exclude_broken,
         allow_partial=scored.allow_partial,
+        form=settings.form,
     )
     if scored.out is not None:
         _write(scored.out, result.to_json())

@@ -46,7 +46,8 @@ class Answer:
 @dataclass(frozen=True)
 class Submission:
     """A sample as it is judged. sample: its number among those of its task. completion: its
-    official form; None where only the whole program is known. mean_logprob: see Answer.
+    official form; None where only the whole program is known. answer: what the model said, without
+    its thoughts; None where only the program is known. finish_reason, mean_logprob: see Answer.
     """
 
     task_id: str
@@ -54,6 +55,8 @@ class Submission:
     program: str
     completion: str | None = None
     mean_logprob: float | None = None
+    answer: str | None = None
+    finish_reason: str = ""
 
     @property
     def place(self) -> tuple[str, int]:
@@ -82,7 +85,7 @@ class Model:
 
     fim_orders: the fill-in-the-middle prompts it was trained on ("psm", "spm"). remote: a server
     has it, with a chat template, dtype and device that only the server knows. takes_system: its
-    chat template shows system messages.
+    chat template shows system messages. thinks: its chat template begins a thought.
     """
 
     name: str
@@ -92,6 +95,7 @@ class Model:
     fim_orders: tuple[str, ...] = ()
     remote: bool = False
     takes_system: bool = True
+    thinks: bool = False
 
 
 Submissions = collections.abc.Generator[Submission, None, None]
@@ -110,6 +114,7 @@ class Source(ABC):
     tasks: Sequence[Task]
     total: int
     ready: int | None
+    chat_hint: str = ""  # what to do about chat answers that were taken for programs
 
     @abstractmethod
     def samples(self, made: Callable[[int], None]) -> Submissions:

@@ -19,6 +19,7 @@ from apr.common.errors import AprError, UsageError
 from apr.engine.request import Sampling
 from apr.eval.benchmarks.task import Benchmark, PromptStyle
 from apr.eval.code.extraction import cut_at
+from apr.eval.code.thoughts import with_reasoning
 from apr.eval.generators import PROMPT_TOO_LONG, Answer, Ask, Generator, Model
 from apr.eval.generators.endpoint_client import Client, Refused, normal_url
 from apr.eval.run.eval_settings import EvalSettings
@@ -305,13 +306,16 @@ class EndpointGenerator:
             raise AprError(f"{self._client.url} answered with a choice that is none of this API")
         text = holder.get("content" if chat else "text")
         if text is None:
-            text = ""  # a refusal, or nothing but reasoning
+            text = ""  # a refusal, or nothing but thoughts
         if not isinstance(text, str):
             raise AprError(f"{self._client.url} answered with a choice whose text is no text")
         # Some servers repeat the beginning they were given. Half characters are no text.
         text = text.encode(errors="replace").decode().removeprefix(ask.prompt.prefill)
         kept = cut_at(text, ask.prompt.stop)
         reason = "stop" if len(kept) < len(text) else str(choice.get("finish_reason") or "stop")
+        if chat:
+            reasoning = holder.get("reasoning_content") or holder.get("reasoning")
+            kept = with_reasoning(reasoning, kept, reason)
         return kept, reason, _mean_logprob(choice.get("logprobs"))
 
     def _find_model(self) -> dict[str, Any]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import groupby
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apr.common.errors import AprError, UsageError
 from apr.engine.request import PromptTooLong, TextRequest
 from apr.eval.benchmarks.task import Benchmark, PromptStyle
+from apr.eval.code.thoughts import thought_begun
 from apr.eval.generators import PROMPT_TOO_LONG, Answer, Ask, Generator, Model
 from apr.eval.run.eval_settings import EvalSettings
 
@@ -56,6 +57,7 @@ def local_model(settings: EvalSettings) -> Model:
         load=load,
         fim_orders=() if fim is None else fim.orders,
         takes_system=_takes_system(tokenizer),
+        thinks=_thought_begun(tokenizer, [{"role": "user", "content": "Hello"}]) != "",
     )
 
 
@@ -69,6 +71,16 @@ def _takes_system(tokenizer: Tokenizer) -> bool:
         return text in tokenizer.render_chat(messages)
     except AprError:  # many templates refuse
         return False
+
+
+def _thought_begun(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> str:
+    """The beginning of a thought that the chat template puts before an answer; mostly none."""
+    if tokenizer.chat_template is None:
+        return ""
+    try:
+        return thought_begun(tokenizer.render_chat(messages))
+    except AprError:  # asked again, and told, when the prompts are made
+        return ""
 
 
 def load_session(opened: OpenedModel, settings: EvalSettings) -> Session:
@@ -102,6 +114,7 @@ class SessionGenerator:
         self._session, self._benchmark = session, benchmark
         self._style, self._settings = style, settings
         self.description = session.describe()
+        self._begun: dict[str, str] = {}  # task -> the thought that its prompt begins
 
     def __call__(self, asks: Iterable[Ask]) -> Iterator[Answer]:
         refused: list[Answer] = []
@@ -109,7 +122,7 @@ class SessionGenerator:
             yield Answer(
                 task_id=done.request_id,
                 sample=done.sample_index,
-                text=done.text,
+                text=self._begun.get(done.request_id, "") + done.text,
                 finish_reason=done.finish_reason,
                 prompt_tokens=done.prompt_tokens,
                 tokens=done.tokens_generated,
@@ -136,7 +149,10 @@ class SessionGenerator:
 
     def _requests(self, asks: Iterable[Ask]) -> Iterator[TextRequest]:
         settings = self._settings
+        tokenizer = self._session.tokenizer
         for ask in asks:
+            if ask.prompt.messages is not None and not ask.prompt.prefill:
+                self._begun[ask.task_id] = _thought_begun(tokenizer, ask.prompt.messages)
             for first, count in _runs(ask.samples):
                 yield TextRequest(
                     request_id=ask.task_id,

@@ -15,12 +15,16 @@ from typing import Any
 from apr.common.errors import UsageError
 from apr.common.record import sha256_of
 from apr.common.rows import is_object, is_unicode, read_object, read_rows
-from apr.eval.benchmarks.task import Benchmark
+from apr.eval.benchmarks.task import Benchmark, PromptStyle
+from apr.eval.code.thoughts import without_thoughts
 from apr.eval.generators import Source, Submission, Submissions
+from apr.eval.generators.chat_rows import MESSAGES, TEXTS, chat_rows
+from apr.eval.run.eval_settings import Form
 from apr.eval.run.recorded import recorded_of
 from apr.hub.data_registry import DATASETS
 
 RESULTS = "eval_results.json"
+ANSWER = "answer without thoughts"  # what a chat row's completion was taken from
 
 
 class SampleFile(Source):
@@ -28,11 +32,28 @@ class SampleFile(Source):
     from 0; all of them are there already.
     """
 
-    def __init__(self, path: Path, benchmark: Benchmark, allow_partial: bool = False) -> None:
-        """Raises UsageError naming file, line and field, and unless allow_partial for tasks that
-        have no sample.
+    chat_hint = "score them as chat answers with --from chat"
+
+    def __init__(
+        self,
+        path: Path,
+        benchmark: Benchmark,
+        allow_partial: bool = False,
+        form: Form = "samples",
+    ) -> None:
+        """form: "chat" for rows of raw chat answers. Raises UsageError naming file, line and field,
+        and unless allow_partial for tasks that have no sample.
         """
-        self._benchmark, self._rows = benchmark, read_samples(path, benchmark)
+        self._benchmark, self._rows = benchmark, read_samples(path, benchmark, form)
+        self._thoughts: int | None = None
+        if form == "chat":
+            said = [without_thoughts(row["text"]) for row in self._rows]
+            self._thoughts = sum(one.unfinished for one in said)
+            self._rows = [
+                _extracted(benchmark, row, one.text)
+                for row, one in zip(self._rows, said, strict=True)
+            ]
+            self.chat_hint = ""
         counts = Counter(row["task_id"] for row in self._rows)
         self._other_data = other_data(path, benchmark)
         missing = [task for task in benchmark.tasks if task not in counts]
@@ -47,6 +68,7 @@ class SampleFile(Source):
             "benchmark": benchmark.version,
             "data": benchmark.data_sha256[:16],
             "samples": samples_sha256(path)[:16],
+            **({"from": form} if form != "samples" else {}),
         }
         self.tasks = [benchmark.tasks[name] for name in counts]
         self.most = max(counts.values())  # samples of a task
@@ -58,7 +80,11 @@ class SampleFile(Source):
             name, completion = row["task_id"], row.get("completion")
             program = self._benchmark.program(self._benchmark.tasks[name], row)
             text = completion if isinstance(completion, str) else None
-            yield Submission(name, counts[name], program, text)
+            yield Submission(
+                *(name, counts[name], program, text),
+                answer=row.get(ANSWER, text),
+                finish_reason=str(row.get("finish_reason") or ""),
+            )
             counts[name] += 1
 
     def notes(self) -> Sequence[str]:
@@ -75,16 +101,20 @@ class SampleFile(Source):
 
     def generation(self, counted: Sequence[Submission]) -> Mapping[str, Any]:
         completions = [(s.task_id, s.completion) for s in counted if s.completion is not None]
-        return self._benchmark.measure(completions)
+        cut = {} if self._thoughts is None else {"cut_while_thinking": self._thoughts}
+        return {**cut, **self._benchmark.measure(completions)}
 
 
-def read_samples(path: Path, benchmark: Benchmark) -> list[Mapping[str, Any]]:
-    """Rows with the `task_id` of a task and a text in `completion` or `solution`, at least one.
+def read_samples(
+    path: Path, benchmark: Benchmark, form: Form = "samples"
+) -> list[Mapping[str, Any]]:
+    """Rows with the `task_id` of a task and a text in `completion` or `solution`, or of a chat
+    answer in `text`; at least one.
 
     Raises UsageError naming file, line and field.
     """
     rows = []
-    found = list(_found(path, benchmark))
+    found = list(_found(path, benchmark, form))
     for where, row in found:
         task_id = row.get("task_id")
         if not isinstance(task_id, str):
@@ -95,9 +125,12 @@ def read_samples(path: Path, benchmark: Benchmark) -> list[Mapping[str, Any]]:
                 f"{where}: task_id {task_id!r} is not in {benchmark.name}",
                 _version_that_fits(benchmark, named),
             )
-        present = [f for f in ("completion", "solution") if isinstance(row.get(f), str)]
+        fields = ("completion", "solution") if form == "samples" else ("text",)
+        present = [name for name in fields if isinstance(row.get(name), str)]
         if not present:
-            raise UsageError(f"{where} has neither a 'completion' nor a 'solution' text")
+            raise UsageError(
+                f"{where} has neither a 'completion' nor a 'solution' text", _chat_hint(row)
+            )
         for name in present:
             if not is_unicode(row[name]):
                 raise UsageError(
@@ -120,9 +153,30 @@ def samples_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _found(path: Path, benchmark: Benchmark) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _extracted(benchmark: Benchmark, row: Mapping[str, Any], answer: str) -> Mapping[str, Any]:
+    """A row of a chat answer as one of a completion, as `apr eval` takes it from the answer."""
+    task = benchmark.tasks[row["task_id"]]
+    completion = benchmark.completion(task, answer, PromptStyle("chat", prefill=False))
+    return {**row, "completion": completion, ANSWER: answer}
+
+
+def _chat_hint(row: Mapping[str, Any]) -> str:
+    """What to do about a row of a chat answer."""
+    return "--from chat reads raw chat answers" if set(row).intersection(TEXTS + MESSAGES) else ""
+
+
+def _found(path: Path, benchmark: Benchmark, form: Form) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Rows, not looked at yet, and where they are."""
-    if path.is_dir():
+    if form == "chat":
+        if "chat" not in benchmark.modes:
+            raise UsageError(f"`form` chat: {benchmark.name} is not asked in chat")
+        if path.is_dir():
+            raise UsageError(f"`form` chat: {path} is a folder", "chat answers are rows of a file")
+        for number, raw in read_rows(path):
+            where = f"{path} line {number}"
+            for answer in chat_rows(raw, where):
+                yield from ((where, sample) for sample in benchmark.read_row(answer, where))
+    elif path.is_dir():
         yield from _folder(path, benchmark)
     elif path.name.removesuffix(".gz").endswith(RESULTS):
         yield from _results(path)

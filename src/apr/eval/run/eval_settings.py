@@ -112,6 +112,22 @@ class JudgeSettings:
         check(self)
 
 
+Form = Literal["samples", "chat"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings(JudgeSettings):
+    """How samples made elsewhere are judged."""
+
+    form: Form = option(
+        "samples",
+        "What the rows hold: samples (completion or solution: programs), or chat: raw answers in"
+        " text, response, output, raw or messages, of which the code is taken as apr eval does.",
+        flag="from",
+        panel=JUDGING,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings(JudgeSettings, ModelSettings):
     """What an evaluation is asked to do. None of mode and newline is what is usual for the

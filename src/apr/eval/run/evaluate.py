@@ -18,6 +18,7 @@ from apr.common.files import write_whole
 from apr.common.record import run_manifest
 from apr.eval.benchmarks import load_benchmark
 from apr.eval.benchmarks.task import Benchmark, PromptStyle
+from apr.eval.code.thoughts import Said, without_thoughts
 from apr.eval.generators import (
     PROMPT_TOO_LONG,
     Answer,
@@ -114,7 +115,7 @@ class ModelRun(Source):
             store.set_fact("model", dict(generator.description))
             for answer in _timed(generator(self._asks()), store):
                 task = benchmark.tasks[answer.task_id]
-                completion = benchmark.completion(task, answer.text, style)
+                completion = benchmark.completion(task, self._said(answer.text).text, style)
                 generation = Generation(completion=completion, **asdict(answer))
                 store.add_generation(generation)
                 made(answer.tokens)
@@ -129,6 +130,7 @@ class ModelRun(Source):
         return {
             "tokens_generated": sum(g.tokens for g in found),
             "cut_at_max_tokens": endings["length"],
+            "cut_while_thinking": sum(self._said(g.text).unfinished for g in found),
             PROMPT_TOO_LONG: endings[PROMPT_TOO_LONG],
             **self._benchmark.measure([(g.task_id, g.completion) for g in found]),
             "generation_seconds": round(seconds, 3),
@@ -161,7 +163,14 @@ class ModelRun(Source):
     def _submission(self, generation: Generation) -> Submission:
         g, benchmark = generation, self._benchmark
         program = benchmark.program(benchmark.tasks[g.task_id], {"completion": g.completion})
-        return Submission(g.task_id, g.sample, program, g.completion, g.mean_logprob)
+        said = self._said(g.text).text
+        return Submission(
+            *(g.task_id, g.sample, program, g.completion, g.mean_logprob), said, g.finish_reason
+        )
+
+    def _said(self, text: str) -> Said:
+        """An answer without its thoughts. A base model's text is all answer."""
+        return without_thoughts(text) if self._style.mode == "chat" else Said(text)
 
 
 def trained_on(benchmark: str, *references: str | None) -> list[str]:

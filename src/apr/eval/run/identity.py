@@ -72,7 +72,8 @@ def style_of(settings: EvalSettings, benchmark: Benchmark, model: Model) -> Prom
             "use a model that has them, or `fim_tokens` for one trained with others;"
             " `mode` prefix gives the left-to-right baseline",
         )
-    wanted = not model.remote if settings.prefill is None else settings.prefill
+    usual_prefill = not model.remote and not model.thinks  # code is no part of a thought
+    wanted = usual_prefill if settings.prefill is None else settings.prefill
     prefill = wanted and benchmark.prefill
     style = settings.strategy.style(
         PromptStyle(mode, settings.newline or benchmark.newline, prefill)

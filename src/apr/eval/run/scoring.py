@@ -15,10 +15,11 @@ from apr.eval.generators import Source, Submission, Submissions
 from apr.eval.generators.sample_files import SampleFile
 from apr.eval.rerank.behaviour import Behaviour
 from apr.eval.rerank.choose import Choice, check_methods, choose_by
-from apr.eval.run.eval_settings import JudgeSettings
+from apr.eval.run.eval_settings import Form, JudgeSettings
 from apr.eval.run.judging import References, check_references, judge, judged_by_reference
 from apr.eval.run.recorded import compared, comparison_notes
 from apr.eval.run.result import Record, Result, make_result, notes_on, time_facts
+from apr.eval.run.set_up import EarlyWarning, set_up_notes
 from apr.eval.run.store import Store, StoredVerdict
 from apr.eval.run.suspect import repeated_references, suspects
 from apr.sandbox import Level, Outcome, Sandbox
@@ -39,18 +40,20 @@ def score_samples(
     python: str | None = None,
     exclude_broken: bool = False,
     rerank: Sequence[str] = (),
+    form: Form = "samples",
 ) -> Result:
     """Judge samples made elsewhere: a file (.jsonl, or .json with one array; each also with .gz),
     EvalPlus' results, or a folder of programs as EvalPlus writes it. Needs no model.
 
     Rows: `task_id` and `completion` (appended to the task's prompt) or `solution` (a whole
     program), or what the benchmark's own tools write. Rows of the same task are its samples.
+    form: "chat" for rows of raw chat answers, of which the code is taken as `apr eval` does.
     python: the interpreter that runs the programs. exclude_broken: leave tasks whose reference
     solution fails with it out of the score, where reference solutions are run.
     Raises UsageError naming file, line and field.
     """
     benchmark = load_benchmark(benchmark_name, data, dates)
-    source = SampleFile(path, benchmark, allow_partial)
+    source = SampleFile(path, benchmark, allow_partial, form)
     check_methods(rerank, source.most)
     settings = JudgeSettings(
         workers=workers,
@@ -142,10 +145,12 @@ def judge_and_score(
         source.total, source.ready, settings.progress, "samples", min(len(have), source.total)
     )
     samples: dict[tuple[str, int], Submission] = {}
+    early = EarlyWarning(benchmark, source.chat_hint, shown.say if settings.progress else _silent)
 
     def to_judge() -> Submissions:
         with closing(source.samples(shown.sample)) as made:
             for sample in made:
+                early.sample(sample)
                 if references.counts(sample.task_id):
                     samples[sample.place] = sample
                     if sample.place not in have:
@@ -185,6 +190,7 @@ def judge_and_score(
             *benchmark.notes,
             *references.notes(),
             *source.notes(),
+            *set_up_notes(benchmark, counted, source.chat_hint),
             *comparison_notes(recorded),
             *notes_on(verdicts),
         ),
@@ -196,6 +202,10 @@ def judge_and_score(
         imports=interpreter.to_json(),
     )
     return make_result(record, benchmark, settings.ks, chosen)
+
+
+def _silent(message: str) -> None:
+    """Shows nothing."""
 
 
 def _rerank(

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from apr.eval.benchmarks.task import Benchmark, Prompt, PromptStyle, Task
+from apr.eval.code.thoughts import without_thoughts
 from apr.eval.generators import PROMPT_TOO_LONG, Answer, Ask, Generator
 from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.scoring import open_sandbox
@@ -120,7 +121,10 @@ def after_plans(
     """A plan first, then the program from it (SCoT, Li et al. 2025, arXiv:2305.06599)."""
     return {
         number: strategy.prompt(
-            benchmark, benchmark.tasks[turn.answer.task_id], style, plan=turn.answer.text
+            benchmark,
+            benchmark.tasks[turn.answer.task_id],
+            style,
+            plan=without_thoughts(turn.answer.text).text,
         )
         for number, turn in enumerate(turns)
         if turn.number == 0
@@ -141,7 +145,8 @@ def after_failures(
     for number, turn in enumerate(turns):
         if turn.number < strategy.rounds:
             task = benchmark.tasks[turn.answer.task_id]
-            completion = benchmark.completion(task, turn.answer.text, style)
+            said = without_thoughts(turn.answer.text).text
+            completion = benchmark.completion(task, said, style)
             program = benchmark.program(task, {"completion": completion})
             check = visible_check(benchmark, task, style, program, str(number))
             checks += [] if check is None else [check]
@@ -157,7 +162,7 @@ def repair(strategy: Strategy, prompt: Prompt, said: str, lines: Sequence[str]) 
     """The prompt that an answer and what is wrong with it are added to."""
     assert prompt.messages is not None
     told = strategy.templates[0].render(failures=lines)
-    answer = {"role": "assistant", "content": said.rstrip()}
+    answer = {"role": "assistant", "content": without_thoughts(said).text.rstrip()}
     question = {"role": "user", "content": told}
     return replace(prompt, messages=[*prompt.messages, answer, question])
 
