@@ -15,7 +15,7 @@ from apr.calibrate.statistics import Hessian
 from apr.common.errors import AprError, UsageError
 from apr.prune.prune_methods import magnitude_pruned, prune_sparsegpt, wanda_pruned
 from apr.prune.prune_run import PreparedPrune, PruneReport, prepare, run_prune
-from apr.prune.prune_settings import PruneSettings, parse_pattern
+from apr.prune.prune_settings import PruneSettings, parse_layers, parse_pattern
 from apr.prune.surgeon import DAMPING
 
 from .conftest import inputs_of, load_hf
@@ -135,6 +135,82 @@ def test_the_manifest_says_how(small: Small, text: Path, tmp_path: Path) -> None
     assert (report.input_bytes, report.shapes_kept) == (report.nbytes, True)
 
 
+CHOICES = [
+    ({"layers": (1,)}, [], "model.layers.1."),
+    ({"ignore": ("down_proj",)}, ["down_proj"], ""),
+    ({"ignore": ("layers.0", "re:.*layers.2.self_attn")}, [".0.", "2.self_attn"], ""),
+    ({"layers": (0, 2), "ignore": ("mlp", "lm_head")}, ["mlp", "layers.1"], ""),
+]
+
+
+@pytest.mark.parametrize(("choice", "left_out", "inside"), CHOICES)
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("magnitude", {}),
+        ("magnitude", {"allocation": "global"}),
+        ("wanda", {}),
+        ("wanda", {"allocation": "owl", "owl_spread": 0.05}),
+        ("sparsegpt", {}),
+    ],
+)
+def test_only_what_is_chosen_is_pruned(
+    method: str,
+    more: dict[str, Any],
+    choice: dict[str, Any],
+    left_out: list[str],
+    inside: str,
+    small: Small,
+    text: Path,
+    tmp_path: Path,
+) -> None:
+    at = prepared(small("Llama"), text, method, **choice, **more)
+    report, after = pruned(at, tmp_path / "out")
+    before = load_file(small("Llama") / "model.safetensors")
+    meant = {
+        name
+        for name in before
+        if name.endswith("_proj.weight") and inside in name and not any(x in name for x in left_out)
+    }
+    assert set(at.matrices()) == meant
+    touched = {name for name in before if not torch.equal(before[name], after[name])}
+    assert touched == meant
+    zeros = sum(int((after[name] == 0).sum()) for name in meant)
+    total = sum(before[name].numel() for name in meant)
+    assert report.sparsity == pytest.approx(zeros / total) == pytest.approx(0.5, abs=0.02)
+    assert len(report.layers) == 3
+
+
+def test_a_matrix_that_a_pattern_does_not_divide_can_be_left_out(small: Small, text: Path) -> None:
+    with pytest.raises(UsageError, match="does not divide the rows"):
+        prepared(small("Llama"), text, "magnitude", pattern="2:5")
+    widths = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"}
+    at = prepared(small("Llama"), text, "magnitude", pattern="3:6", ignore=("down_proj",))
+    assert {name.split(".")[-2] for name in at.matrices()} == widths
+
+
+def test_analysis_of_some_layers(small: Small, text: Path) -> None:
+    from apr.prune.prune_effects import analyze
+
+    at = prepared(small("Llama"), text, "wanda", layers=(1, 2), ignore=("mlp",))
+    rows = analyze(at, progress=False)["layer_table"]
+    assert [row["layer"] for row in rows] == [1, 2]
+    assert all(set(row["errors"]) <= {f"self_attn.{x}_proj" for x in "qkvo"} for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"), [("3", (3,)), ("2-4,0", (0, 2, 3, 4)), (" 1 , 1-2", (1, 2))]
+)
+def test_lists_of_layers(text: str, layers: tuple[int, ...]) -> None:
+    assert parse_layers(text) == layers
+
+
+@pytest.mark.parametrize("text", ["", "4-2", "-1", "a", "1-", "1,,2", "0.5"])
+def test_what_is_no_list_of_layers(text: str) -> None:
+    with pytest.raises(UsageError, match="is no list of layers"):
+        parse_layers(text)
+
+
 # Bad input ----------------------------------------------------------------------------------
 
 
@@ -154,6 +230,11 @@ def test_the_manifest_says_how(small: Small, text: Path, tmp_path: Path) -> None
         ({"owl_spread": 0.9, "allocation": "owl"}, "a smaller `owl_spread`"),
         ({"sequences": 0}, "`sequences` is 0"),
         ({"damping": -1.0}, "`damping` has no meaning with `method` wanda"),
+        ({"layers": (0, 3)}, "`layers` names layer 3; the model has 3, the last is 2"),
+        ({"ignore": ("q_porj",)}, "`ignore` q_porj names nothing of this model .*q_proj"),
+        ({"ignore": ("proj",)}, "`ignore` proj names nothing"),
+        ({"ignore": ("re:(",)}, r"`ignore` re:\( is no regular expression"),
+        ({"layers": (1,), "ignore": ("layers",)}, "leave nothing to prune"),
     ],
 )
 def test_bad_settings(

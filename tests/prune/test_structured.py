@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from apr.common.errors import UsageError
 from apr.model.families import config_from_checkpoint
 from apr.model.load import load_transformer
 from apr.prune.prune_run import run_prune
-from apr.prune.smaller import smaller_layers
+from apr.prune.smaller import hidden_steps, narrower, smaller_layers
 from apr.prune.surgeon import choose_groups, columns_of, refit
 
 from .conftest import inputs_of, load_hf
@@ -199,6 +201,8 @@ def test_the_layer_that_does_nothing_goes(small: Small, text: Path, tmp_path: Pa
         ("depth", {"sparsity": 0.95}, "drops 3 of 3 layers"),
         ("width", {"sparsity": 0.05}, "leaves 48 of 48 hidden dimensions"),
         ("depth", {"kv_heads": 1}, "`kv_heads` has no meaning with `method` depth"),
+        ("depth", {"layers": (1,)}, "`layers` has no meaning with `method` depth"),
+        ("structured", {"ignore": ("q_proj",)}, "`ignore` has no meaning with `method` struct"),
         ("wanda", {"importance": "random"}, "`importance` has no meaning with `method` wanda"),
     ],
 )
@@ -209,8 +213,31 @@ def test_bad_settings(
         prepared(small("Llama"), text, method, **changes)
 
 
+@pytest.mark.parametrize(
+    ("method", "sparsity", "note"),
+    [
+        ("width", 0.4, r"33.3 % .* go, not 40 %: hidden dimensions go in steps of 8$"),
+        ("depth", 0.5, r"66.7 % .* go, not 50 %: whole layers go, of 3"),
+        ("depth", 1 / 3, None),
+    ],
+)
+def test_why_more_goes_than_was_asked(
+    method: str, sparsity: float, note: str | None, small: Small, text: Path
+) -> None:
+    notes = prepared(small("Llama"), text, method, sparsity=sparsity).notes
+    found = [n for n in notes if "go, not" in n]
+    assert not found if note is None else re.search(note, found[0])
+
+
+def test_steps_of_the_hidden_size_that_heads_must_divide(small: Small) -> None:
+    config = config_from_checkpoint(open_checkpoint(small("Llama")))
+    nine = replace(config, num_heads=9, num_kv_heads=3, hidden_size=576)
+    assert narrower(nine, 0.2).hidden_size == 432
+    assert "steps of 72, a multiple of 8 and of the 9 heads" in hidden_steps(nine)
+    assert hidden_steps(replace(nine, family="qwen2")) == "hidden dimensions go in steps of 8"
+
+
 def test_heads_that_transformers_would_refuse(small: Small) -> None:
-    from dataclasses import replace
 
     config = config_from_checkpoint(open_checkpoint(small("Llama")))
     three = replace(config, num_heads=10, num_kv_heads=5, hidden_size=40, head_dim=4)

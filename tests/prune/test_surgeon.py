@@ -119,3 +119,17 @@ def test_a_pattern_must_divide_a_row() -> None:
     factor = Factor(torch.eye(10), 0.01, torch.zeros(10, dtype=torch.bool))
     with pytest.raises(UsageError, match="2:4 does not divide the rows"):
         sparsegpt(torch.ones(3, 10), factor, 0.5, Pattern(2, 4))
+
+
+def test_a_pattern_keeps_at_most_n_and_fewer_only_of_zeros() -> None:
+    """Of a group with three zeros two are taken; the third stays what it was where nothing to its
+    left changes it. Every group has two zeros at least.
+    """
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(32, 64, generator=generator)
+    weight[5, 0:3] = weight[9, 1:4] = weight[7, 24:27] = 0
+    x = torch.randn(64, 200, generator=generator)
+    pruned = sparsegpt(weight, inverse_factor(x @ x.t()), 0.5, Pattern(2, 4))
+    zeros = (pruned.view(32, 16, 4) == 0).sum(-1)
+    assert zeros.min() == 2
+    assert (zeros > 2).nonzero().tolist() == [[5, 0], [9, 0]]

@@ -55,7 +55,7 @@ class ModelStream:
 
     def matrices(self, index: int) -> list[str]:
         """Names of the linear layers' weights of a layer: what can be pruned."""
-        return [name for name in self.layer_names(index) if name.endswith("_proj.weight")]
+        return [name for name in self.layer_names(index) if is_matrix(name)]
 
     def layer(self, index: int) -> Layer:
         """A layer with its weights; nobody else holds them."""
@@ -89,6 +89,11 @@ class ModelStream:
 
 
 _NUMBER = re.compile(r"(?<=\blayers\.)\d+")
+
+
+def is_matrix(name: str) -> bool:
+    """Whether a tensor is the weight of one of the layers' linear parts."""
+    return name.endswith("_proj.weight")
 
 
 def layer_prefix(index: int) -> str:

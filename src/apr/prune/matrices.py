@@ -19,6 +19,11 @@ from apr.prune.prune_settings import Pattern, PruneSettings
 from apr.prune.pruned_folder import PrunedFolder
 
 
+def chosen_matrices(stream: ModelStream, settings: PruneSettings, index: int) -> list[str]:
+    """Names of the matrices of a layer that are to be pruned."""
+    return [name for name in stream.matrices(index) if settings.chooses(index, name)]
+
+
 def zero_weights(
     stream: ModelStream,
     method: Method,
@@ -34,17 +39,18 @@ def zero_weights(
     for it.
     """
     output.begin(stream.config)
+    layers = range(stream.config.num_layers)
     if settings.allocation == "global":
-        yield from _one_threshold(stream, settings.part, output)
+        yield from _one_threshold(stream, settings, output)
         return
-    sparsities = [settings.part] * stream.config.num_layers
+    sparsities = dict.fromkeys(layers, settings.part)
     if settings.allocation == "owl":
         assert ids is not None
         sparsities = _owl(stream, settings, ids, progress)
     assert method.matrices is not None
     if method.asks == "nothing":
-        for index in counted(range(len(sparsities)), "pruning layer", progress):
-            for name in stream.matrices(index):
+        for index in counted(layers, "pruning layer", progress):
+            for name in chosen_matrices(stream, settings, index):
                 weight = {name: stream.tensor(name).to(stream.device)}
                 amount = (sparsities[index], settings.pattern)
                 output.put(name, method.matrices(weight, None, *amount, **options).weights[name])
@@ -55,21 +61,26 @@ def zero_weights(
         if isinstance(stop, LayerDone):
             yield output.share()
         else:
-            amount = (sparsities[stop.index], settings.pattern)
-            _prune_shared(stream, stop, method, amount, options, output)
+            running = {n: w for n, w in stop.weights().items() if settings.chooses(stop.index, n)}
+            if running:
+                amount = (sparsities[stop.index], settings.pattern)
+                _prune_shared(stream, stop, running, method, amount, options, output)
 
 
 def _prune_shared(
     stream: ModelStream,
     stop: SharedInput[Statistic],
+    running: Mapping[str, torch.Tensor],
     method: Method,
     amount: tuple[float, Pattern | None],
     options: Mapping[str, Any],
     output: PrunedFolder,
 ) -> None:
-    """Prune the matrices of one input, in the file's precision, in the output and the layer."""
+    """Prune matrices of one input, in the file's precision, in the output and the layer.
+
+    running: those the layer runs with, by their names in the model.
+    """
     assert method.matrices is not None
-    running = stop.weights()
     stored = {name: stream.tensor(name).to(stream.device) for name in running}
     with stop.named_errors():
         found = method.matrices(stored, stop.statistic, *amount, **options)
@@ -82,27 +93,37 @@ def _prune_shared(
 
 def _owl(
     stream: ModelStream, settings: PruneSettings, ids: torch.Tensor, progress: bool
-) -> list[float]:
-    """Sparsities from the outliers of the unpruned model's layers."""
+) -> dict[int, float]:
+    """Sparsities from the outliers of the unpruned model's layers, of those that are pruned."""
     scores: list[torch.Tensor] = []
-    outliers, sizes = [], []
+    layers, outliers, sizes = [], [], []
     for stop in walk(stream, ids, Norms, "outliers, layer", progress):
         if isinstance(stop, SharedInput):
             # The scale of a layer's norms changes no ratio to the mean.
             norms = stop.statistic.norms()
-            scores.extend(wanda_scores(weight, norms) for weight in stop.weights().values())
+            scores.extend(
+                wanda_scores(weight, norms)
+                for name, weight in stop.weights().items()
+                if settings.chooses(stop.index, name)
+            )
             continue
+        if not scores:
+            continue
+        layers.append(stop.index)
         outliers.append(outlier_ratio(scores, settings.owl_outlier))
         sizes.append(sum(score.numel() for score in scores))
         scores.clear()
-    return owl_sparsities(outliers, sizes, settings.part, settings.owl_spread)
+    found = owl_sparsities(outliers, sizes, settings.part, settings.owl_spread)
+    return dict(zip(layers, found, strict=True))
 
 
-def _one_threshold(stream: ModelStream, sparsity: float, output: PrunedFolder) -> Iterator[float]:
+def _one_threshold(
+    stream: ModelStream, settings: PruneSettings, output: PrunedFolder
+) -> Iterator[float]:
     """Magnitude pruning with one threshold for all matrices."""
-    layers = [stream.matrices(index) for index in range(stream.config.num_layers)]
+    layers = [chosen_matrices(stream, settings, i) for i in range(stream.config.num_layers)]
     names = [name for matrices in layers for name in matrices]
-    count = prune_count(sum(prod(stream.shapes[name]) for name in names), sparsity)
+    count = prune_count(sum(prod(stream.shapes[name]) for name in names), settings.part)
     counts, bits, below = MagnitudeCounts(), 0, 0
     for _ in range(2):
         for name in names:

@@ -31,9 +31,9 @@ def output_error(weight: torch.Tensor, pruned: torch.Tensor, hessian: torch.Tens
 
 
 def analyze(prepared: PreparedPrune, *, progress: bool = True) -> dict[str, Any]:
-    """For each layer: the relative error of each matrix's outputs when it alone is pruned as the
-    settings say (all else unpruned), its part of outliers (OWL), its block influence (ShortGPT),
-    and the sparsity OWL would give it.
+    """For each layer that is pruned: the relative error of each matrix's outputs when it alone is
+    pruned as the settings say (all else unpruned), its part of outliers (OWL), its block influence
+    (ShortGPT), and the sparsity OWL would give it.
 
     Raises AprError when activations are not finite.
     """
@@ -52,7 +52,14 @@ def analyze(prepared: PreparedPrune, *, progress: bool = True) -> dict[str, Any]
     before = stream.embedded(ids.flatten())
     for stop in walk(stream, ids, Hessian, "layer", progress):
         if isinstance(stop, SharedInput):
-            weights = dict(zip(stop.names, stop.weights().values(), strict=True))
+            every = zip(stop.names, stop.weights().items(), strict=True)
+            weights = {
+                short: weight
+                for short, (name, weight) in every
+                if settings.chooses(stop.index, name)
+            }
+            if not weights:
+                continue
             with stop.named_errors():
                 norms, hessian = stop.statistic.norms(), stop.statistic.take()
                 found = method.matrices(
@@ -61,6 +68,9 @@ def analyze(prepared: PreparedPrune, *, progress: bool = True) -> dict[str, Any]
             scores.extend(wanda_scores(weight, norms) for weight in weights.values())
             for name, pruned in found.weights.items():
                 errors[name] = output_error(weights[name], pruned, hessian)
+            continue
+        if not errors:  # nothing is pruned here
+            before = stop.outputs.clone()
             continue
         rows.append(
             {

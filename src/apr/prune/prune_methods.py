@@ -21,6 +21,7 @@ from apr.prune.prune_settings import Pattern, PruneSettings
 from apr.prune.smaller import (
     Shrinking,
     fewer_layers,
+    hidden_steps,
     narrower,
     smaller_layers,
     take_heads_and_channels,
@@ -122,7 +123,8 @@ class Method:
     its norms or Hessian. options: its own settings, fields of PruneSettings. matrices: sets weights
     to zero; from (matrices of one input, its statistic, sparsity, pattern, **options). resize, for
     methods that make the model smaller: its configuration from (old one, sparsity, options).
-    shrink: writes it, and gives the part that is taken from each layer.
+    shrink: writes it, and gives the part that is taken from each layer. steps: of what it takes no
+    more than whole pieces, in words.
     """
 
     asks: Literal["nothing", "outputs", "norms", "Hessians"]
@@ -131,6 +133,7 @@ class Method:
     matrices: Callable[..., Pruned] | None = None
     resize: Callable[[ModelConfig, float, Mapping[str, Any]], ModelConfig] | None = None
     shrink: Callable[[Shrinking], Iterator[float]] | None = None
+    steps: Callable[[ModelConfig], str] = lambda config: ""
 
 
 METHODS: dict[str, Method] = {
@@ -147,6 +150,7 @@ METHODS: dict[str, Method] = {
             config, sparsity, options["kv_heads"]
         ),
         shrink=take_heads_and_channels,
+        steps=lambda _: "heads go in whole groups, channels in steps of 32 (8 in small models)",
     ),
     "depth": Method(
         "outputs",
@@ -154,6 +158,7 @@ METHODS: dict[str, Method] = {
         ("uniform",),
         resize=lambda config, sparsity, _: fewer_layers(config, sparsity),
         shrink=take_layers,
+        steps=lambda config: f"whole layers go, of {config.num_layers}",
     ),
     "width": Method(
         "norms",
@@ -161,6 +166,7 @@ METHODS: dict[str, Method] = {
         ("uniform",),
         resize=lambda config, sparsity, _: narrower(config, sparsity),
         shrink=take_hidden_dimensions,
+        steps=hidden_steps,
     ),
 }
 
@@ -173,6 +179,12 @@ def method_for(settings: PruneSettings) -> tuple[Method, dict[str, Any]]:
     method = METHODS[name]
     if method.resize is not None and settings.pattern is not None:
         raise UsageError(f"`pattern` has no meaning with `method` {name}")
+    for key in ("layers", "ignore"):
+        if method.resize is not None and getattr(settings, key):
+            raise UsageError(
+                f"`{key}` has no meaning with `method` {name}, which makes every layer smaller"
+                " or drops whole ones"
+            )
     if settings.allocation not in method.allocations:
         fitting = [other for other, m in METHODS.items() if settings.allocation in m.allocations]
         raise UsageError(

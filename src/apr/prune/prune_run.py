@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from apr.calibrate.model_stream import ModelStream
+from apr.calibrate.model_stream import ModelStream, is_matrix
 from apr.calibrate.sequences import Calibration, calibration
 from apr.calibrate.walk import BATCH_TOKENS
 from apr.checkpoint import CheckpointWriter, open_checkpoint
@@ -34,9 +34,9 @@ from apr.hub.resolve import file_records
 from apr.model.config import ModelConfig
 from apr.model.load import expected_shapes
 from apr.model.rope import short_context
-from apr.prune.matrices import zero_weights
+from apr.prune.matrices import chosen_matrices, zero_weights
 from apr.prune.prune_methods import Method, method_for
-from apr.prune.prune_settings import PruneSettings
+from apr.prune.prune_settings import PruneSettings, names_module
 from apr.prune.pruned_folder import Layout, PrunedFolder, layout_of
 from apr.prune.smaller import Shrinking, smaller_json
 from apr.text import load_tokenizer
@@ -61,12 +61,26 @@ class PreparedPrune:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (*self.layout.notes, *(self.calibration.notes if self.calibration else ()))
+        drawn = self.calibration.notes if self.calibration else ()
+        return (*self.layout.notes, *drawn, *self._rounding())
+
+    def _rounding(self) -> list[str]:
+        """Why a smaller model loses another part than was asked for, where it does."""
+        if self.method.shrink is None:
+            return []
+        left = sum(prod(s) for n, s in expected_shapes(self.config).items() if is_matrix(n))
+        gone = 1 - left / sum(prod(self.stream.shapes[name]) for name in self.matrices())
+        if abs(gone - self.settings.part) < 0.005:
+            return []
+        return [
+            f"{100 * gone:.1f} % of the layers' matrices go, not {100 * self.settings.part:g} %:"
+            f" {self.method.steps(self.stream.config)}"
+        ]
 
     def matrices(self) -> list[str]:
         """Names of all matrices that will be pruned."""
         layers = range(self.stream.config.num_layers)
-        return [name for index in layers for name in self.stream.matrices(index)]
+        return [name for i in layers for name in chosen_matrices(self.stream, self.settings, i)]
 
     def summary(self) -> dict[str, Any]:
         """What will happen, as `--plan` shows it; sizes in bytes."""
@@ -167,9 +181,11 @@ def prepare(
     pulled = pull(settings.model, offline=offline, progress=progress)
     stream = ModelStream(open_checkpoint(pulled.path), kind, where)
     layout = layout_of(stream)
+    _check_choice(stream, settings)
     if settings.pattern is not None:
-        for name in stream.matrices(0):
-            settings.pattern.check_divides(stream.shapes[name][1], name)
+        for index in range(stream.config.num_layers):
+            for name in chosen_matrices(stream, settings, index):
+                settings.pattern.check_divides(stream.shapes[name][1], name)
     config = stream.config
     if method.resize is not None:
         config = method.resize(config, settings.part, options)
@@ -195,6 +211,23 @@ def prepare(
     )
     return_free_memory()  # what a tokenizer leaves is as much as a small model
     return checked(drawn)
+
+
+def _check_choice(stream: ModelStream, settings: PruneSettings) -> None:
+    """Raises UsageError for layers and names that the model does not have, and for none left."""
+    count = stream.config.num_layers
+    if settings.layers and max(settings.layers) >= count:
+        raise UsageError(
+            f"`layers` names layer {max(settings.layers)}; the model has {count}, the last is"
+            f" {count - 1}"
+        )
+    modules = [name.rpartition(".")[0] for name in [*stream.shapes, "lm_head.weight"]]
+    for pattern in settings.ignore:
+        if not any(names_module(pattern, module) for module in modules):
+            known = ", ".join(name.split(".")[-2] for name in stream.matrices(0))
+            raise UsageError(f"`ignore` {pattern} names nothing of this model", f"e.g. {known}")
+    if not any(chosen_matrices(stream, settings, index) for index in range(count)):
+        raise UsageError("`layers` and `ignore` leave nothing to prune")
 
 
 def run_prune(

@@ -48,14 +48,37 @@ def parse_pattern(text: str) -> Pattern:
     return Pattern(kept, group)
 
 
+def parse_layers(text: str) -> tuple[int, ...]:
+    """ "2-5,8" to (2, 3, 4, 5, 8). Raises UsageError for anything else."""
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise UsageError("is no list of layers", "e.g. 2-27 or 0,4-9; the first layer is 0")
+        found |= set(range(first, last + 1))
+    return tuple(sorted(found))
+
+
+def names_module(pattern: str, module: str) -> bool:
+    """Whether a module ("model.layers.3.mlp.down_proj") is meant: by a part of its name between
+    dots ("down_proj", "layers.3"), or by a regular expression behind "re:" that matches from the
+    name's beginning, as in llm-compressor.
+    """
+    if pattern.startswith("re:"):
+        return re.match(pattern[3:], module) is not None
+    return f".{pattern}." in f".{module}."
+
+
 @dataclass(frozen=True)
 class PruneSettings:
     """method: one of `prune_methods.METHODS`, where it is checked, too. sparsity: part of the
     weights of the layers' matrices that becomes zero, or goes (methods that make the model
     smaller); None: as the pattern says. pattern: N:M. allocation: the same in every layer; OWL
     (Yin et al. 2024), which spares layers with outliers; or one threshold for the whole model
-    (magnitude). owl_spread, owl_outlier: lambda and M of OWL. damping, kv_heads, importance:
-    options of some methods; None: the method's default.
+    (magnitude). owl_spread, owl_outlier: lambda and M of OWL. layers: the only ones whose matrices
+    are pruned; None: all. ignore: modules that stay as they are (`names_module`). damping,
+    kv_heads, importance: options of some methods; None: the method's default.
     """
 
     model: str = option(
@@ -119,6 +142,21 @@ class PruneSettings:
         " [default: activations]",
         panel=METHOD,
     )
+    layers: tuple[int, ...] | None = option(
+        None,
+        "Prune these layers only, as 2-27 or 0,4-9; the first is 0. [default: all]",
+        metavar="LAYERS",
+        parse=parse_layers,
+        panel=METHOD,
+    )
+    ignore: tuple[str, ...] = option(
+        (),
+        "What stays as it is: a part of a matrix's name (down_proj, layers.0), or re: and a regular"
+        " expression, as in llm-compressor.",
+        metavar="NAME",
+        repeated=True,
+        panel=METHOD,
+    )
     calibration: tuple[str, ...] = option(
         ("builtin",),
         "Texts that the model reads: builtin (Python's standard library), wikitext-2, or a file"
@@ -150,6 +188,8 @@ class PruneSettings:
             )
         if self.pattern is not None and self.allocation != "uniform":
             raise UsageError(f"`allocation` {self.allocation} has no meaning with `pattern`")
+        for pattern in self.ignore:
+            _check_expression(pattern)
         if not self.calibration:
             raise UsageError("`calibration` names no text")
 
@@ -160,6 +200,21 @@ class PruneSettings:
         assert given is not None
         return given
 
+    def chooses(self, layer: int, name: str) -> bool:
+        """Whether a matrix ("model.layers.3.mlp.down_proj.weight") of a layer is to be pruned."""
+        module = name.removesuffix(".weight")
+        inside = self.layers is None or layer in self.layers
+        return inside and not any(names_module(pattern, module) for pattern in self.ignore)
+
     def to_json(self) -> dict[str, Any]:
         pattern = str(self.pattern) if self.pattern else None
         return {**asdict(self), "sparsity": self.part, "pattern": pattern}
+
+
+def _check_expression(pattern: str) -> None:
+    if not pattern.startswith("re:"):
+        return
+    try:
+        re.compile(pattern[3:])
+    except re.error as error:
+        raise UsageError(f"`ignore` {pattern} is no regular expression: {error}") from None

@@ -127,10 +127,10 @@ class PrunedFolder:
         self.nbytes += value.nbytes
 
     def share(self) -> float:
-        """The part of zeros among what was written since this was asked last."""
+        """The part of zeros among what was written since this was asked last; 0 of nothing."""
         zeros, parameters = self._shared
         self._shared = (self.zeros, self.parameters)
-        return (self.zeros - zeros) / (self.parameters - parameters)
+        return (self.zeros - zeros) / max(1, self.parameters - parameters)
 
     def waiting(self) -> list[str]:
         """Names of tensors that have a place and were not written."""

@@ -120,7 +120,7 @@ def narrower(config: ModelConfig, sparsity: float) -> ModelConfig:
             " the root of the hidden size, and the output layer shares it",
             "`method` structured or depth",
         )
-    step = lcm(8, config.num_heads) if config.family in _HEADS_DIVIDE_HIDDEN else 8
+    step = _hidden_step(config)
     size = round(config.hidden_size * (1 - sparsity) / step) * step
     if not 0 < size < config.hidden_size:
         raise UsageError(
@@ -128,6 +128,20 @@ def narrower(config: ModelConfig, sparsity: float) -> ModelConfig:
             f"they go in steps of {step} here",
         )
     return replace(config, hidden_size=size)
+
+
+def _hidden_step(config: ModelConfig) -> int:
+    return lcm(8, config.num_heads) if config.family in _HEADS_DIVIDE_HIDDEN else 8
+
+
+def hidden_steps(config: ModelConfig) -> str:
+    """Why another part of the hidden size may go than was asked for."""
+    if _hidden_step(config) == 8:
+        return "hidden dimensions go in steps of 8"
+    return (
+        f"hidden dimensions go in steps of {_hidden_step(config)}, a multiple of 8 and of the"
+        f" {config.num_heads} heads, which must divide them"
+    )
 
 
 def part_of(name: str, tensor: torch.Tensor, config: ModelConfig, kept: Kept) -> torch.Tensor:
