@@ -83,6 +83,17 @@ def test_groups_are_those_of_all_pairs(threshold: float) -> None:
             assert near < i and similarity(texts[i], texts[near]) >= threshold
 
 
+def test_scripts_without_spaces() -> None:
+    """A sentence is not one word: two that differ in a character are near-duplicates."""
+    one = "写一个函数，返回列表中所有偶数的和，如果列表为空则返回零。"
+    texts = [
+        one,
+        one.replace("零", "一"),
+        "用户登录之后，系统应当记录每次访问的时间和地点以备查询。",
+    ]
+    assert find_duplicates(texts).near.tolist() == [0, 0, 2]
+
+
 def test_the_threshold_is_exact() -> None:
     """12 words have 8 runs of 5; a new last word leaves 7 of 9 in common."""
     words = [f"w{i}" for i in range(12)]

@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 from apr.cli.main import app
 from apr.common.errors import UsageError
 from apr.data.decontaminate import decontaminate, docstring_prose, read_reference
-from apr.data.overlap import NgramIndex
+from apr.data.overlap import NgramIndex, words
 from apr.data.training_rows import read_examples
 from eval.shared import shared_data
 
 
 def tokens(text: str) -> list[str]:
-    return [word.lower() for word in re.findall(r"\w+", text)]
+    plain = re.sub(r"(?<=\\)[nrt]", " ", text)
+    return [word.lower() for word in re.findall(r"\w+", plain)]
 
 
 def ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
@@ -83,6 +84,66 @@ def test_coverage_is_the_definition_on_real_rows(n: int) -> None:
         assert overlaps == pytest.approx(expected(row, texts, n))
         hits += len(overlaps)
     assert hits > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("返回列表sum_two，好。", ["返", "回", "列", "表", "sum_two", "好"]),
+        ("こんにちは 日々", [*"こんにちは日々"]),
+        ("한국어 문장", ["한국어", "문장"]),
+        ("ครับ", [*"ครบ"]),
+        (r"def f():\n\treturn x", ["def", "f", "return", "x"]),
+        ("\\\\nabla \\def", ["abla", "def"]),
+        ("naïve_1 λx", ["naïve_1", "λx"]),
+    ],
+)
+def test_words(text: str, wanted: list[str]) -> None:
+    assert words(text) == wanted
+
+
+PLANTED = (
+    "def check_even(number):\n    for each in range(number):\n        if each % 2 == 0:\n"
+    "            yield each, number, 'even', True\n    return None\n"
+)
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"content": PLANTED},
+        {"content": [{"type": "text", "text": PLANTED}]},
+        {"content": "", "reasoning_content": PLANTED},
+        {"tool_calls": [{"function": {"name": "write", "arguments": {"code": PLANTED}}}]},
+        {"tool_calls": [{"name": "write", "arguments": json.dumps({"code": PLANTED})}]},
+        {"content": json.dumps({"code": PLANTED})},
+    ],
+    ids=["content", "parts", "reasoning", "call", "call as text", "escaped"],
+)
+def test_all_that_is_rendered_is_compared(tmp_path: Path, turn: dict[str, object]) -> None:
+    row = {"messages": [{"role": "user", "content": "Write it."}, {"role": "assistant", **turn}]}
+    tool = {"function": {"name": "f", "description": PLANTED}}
+    asking = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
+    rows = [row, {**asking, "tools": [tool]}, {"c": PLANTED}, asking]
+    (tmp_path / "reference.jsonl").write_text(json.dumps({"code": PLANTED}) + "\n")
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(each) + "\n" for each in (rows[0], rows[1], rows[3])))
+    result = decontaminate(data, [str(tmp_path / "reference.jsonl")])
+    assert [one.where for one in result.found] == [f"{data} line 1", f"{data} line 2"]
+    assert all(one.coverage == 1 for one in result.found)
+    data.write_text(json.dumps(rows[2]) + "\n")
+    named = decontaminate(data, [str(tmp_path / "reference.jsonl")], columns=["text=c"])
+    assert len(named.found) == 1
+
+
+def test_references_are_read_as_rows_are(tmp_path: Path) -> None:
+    """A task that is a conversation, in any of its spellings."""
+    call = {"from": "function_call", "value": json.dumps({"name": "w", "arguments": PLANTED})}
+    turns = [{"from": "human", "value": "x"}, call, {"from": "gpt", "value": PLANTED}]
+    (tmp_path / "tasks.jsonl").write_text(json.dumps({"conversations": turns}) + "\n")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": PLANTED}) + "\n")
+    result = decontaminate(tmp_path / "rows.jsonl", [str(tmp_path / "tasks.jsonl")])
+    assert len(result.found) == 1
 
 
 def test_runs_of_numbers_alone_say_nothing() -> None:

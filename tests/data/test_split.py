@@ -83,6 +83,8 @@ def test_equal_responses_stay_together_unless_short() -> None:
     long = "this is the very same answer"
     group = merge_groups(np.array([0, 1, 2, 1, 4, 5]), [long, "b", long, "c", "42", "42"])
     assert group.tolist() == [0, 1, 0, 1, 4, 5]
+    chinese = merge_groups(np.arange(4), ["返回列表", "返回一个列表", "返回列表", "返回一个列表"])
+    assert chinese.tolist() == [0, 1, 2, 1]
 
 
 def test_shares_are_exact_where_groups_are_single_rows() -> None:

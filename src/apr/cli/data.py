@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from apr.data.quality import Quality
 
 DATA_HELP = "Rows: .jsonl, .jsonl.gz, .json, .csv or .parquet."
+COLUMNS = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME=COLUMN,...", help="The data's columns, as prompt=QUESTION,response=ANSWER."
+    ),
+]
 NEAR_HELP = "Jaccard similarity, of runs of 5 words, from which rows are near-duplicates."
 
 
@@ -135,6 +141,7 @@ def decontaminate(
     report: Annotated[
         Path | None, typer.Option("--report", help="Write every finding here, as JSON.")
     ] = None,
+    columns: COLUMNS = "",
     as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
 ) -> None:
     """Find rows that repeat a benchmark; exit code 1 if there are any and no -o leaves them out."""
@@ -142,7 +149,9 @@ def decontaminate(
     from apr.data.decontaminate import write_report
 
     names = [name for text in [*(reference or ()), *(more or ())] for name in text.split(",")]
-    result = work(data, names, ngram=ngram, threshold=threshold, output=output)
+    result = work(
+        data, names, ngram=ngram, threshold=threshold, output=output, columns=_listed(columns)
+    )
     if report is not None:
         write_report(result, report)
     print(json.dumps(result.to_json())) if as_json else _show_findings(result)
@@ -159,6 +168,7 @@ def quality(
     min_score: float = typer.Option(
         0.0, "--min-score", help="Exit code 1 if the data's score is lower."
     ),
+    columns: COLUMNS = "",
     as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
 ) -> None:
     """Score data from 0 to 100: code that does not parse, lint, duplicates, empty answers."""
@@ -168,7 +178,7 @@ def quality(
     if not 0 <= min_score <= 100:
         raise UsageError(f"--min-score is {min_score:g}", "from 0 to 100")
 
-    result = measure_quality(data, threshold=near, scores=scores)
+    result = measure_quality(data, threshold=near, scores=scores, columns=_listed(columns))
     print(json.dumps(result.to_json())) if as_json else _show_quality(result)
     if result.score < min_score:
         raise typer.Exit(1)
@@ -181,12 +191,15 @@ def split(
     by: str | None = typer.Option(None, "--by", help="Field whose values both parts represent."),
     near: float = typer.Option(0.7, "--near", help=NEAR_HELP),
     seed: int = typer.Option(0, "--seed", help="The same seed divides the same way."),
+    columns: COLUMNS = "",
     as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
 ) -> None:
     """Divide data into train.jsonl and eval.jsonl; near-duplicates stay on one side."""
     from apr.data.split import split_data
 
-    result = split_data(data, output, share=share, by=by, seed=seed, threshold=near)
+    result = split_data(
+        data, output, share=share, by=by, seed=seed, threshold=near, columns=_listed(columns)
+    )
     if as_json:
         print(json.dumps(result.to_json()))
         return
@@ -230,6 +243,10 @@ def pairs(runs: Runs, settings: PairSettings) -> None:
     ):
         if number:
             print(f"{number:8}  {what}")
+
+
+def _listed(columns: str) -> list[str]:
+    return [entry for entry in columns.split(",") if entry]
 
 
 def _show_findings(result: Decontamination) -> None:

@@ -19,14 +19,15 @@ from apr.common.files import output_file
 from apr.common.progress import counted
 from apr.common.rows import read_fields, row_writer
 from apr.data.overlap import NgramIndex
-from apr.data.training_rows import read_examples
+from apr.data.training_rows import CONVERSATIONS, column_names, read_examples, words_of
 from apr.eval.benchmarks.humaneval import packaged_data
 from apr.eval.benchmarks.mbpp import SPLITS
 from apr.hub.data_files import find_data_files
 from apr.hub.data_registry import DATASETS
 
 METHOD = (
-    "words are runs of letters, digits and _ in lower case; a row is contaminated if at least"
+    "words are runs of letters, digits and _ in lower case, single characters in scripts without"
+    " spaces; a row is contaminated if at least"
     " `threshold` of the words of a reference text lie in runs of `ngram` words that the row has"
 )
 
@@ -35,7 +36,8 @@ METHOD = (
 class Finding:
     """A contaminated row and the text it repeats most. coverage: part of that text's words.
 
-    spans: the repeated words, with their place in the row's text (prompt, newline, response).
+    spans: the repeated words, with their place in the row's text (prompt, newline, response,
+    newline, what its tools' schemas say).
     """
 
     where: str
@@ -78,11 +80,13 @@ def decontaminate(
     ngram: int = 10,
     threshold: float = 0.5,
     output: Path | None = None,
+    columns: Sequence[str] = (),
 ) -> Decontamination:
     """Compare every row with the reference texts; write the others to `output`, if given.
 
     references: as `read_reference` takes them. threshold: least coverage that counts, 0 to 1; at
-    0 one shared run of `ngram` words is enough. Raises UsageError, AprError.
+    0 one shared run of `ngram` words is enough. columns: as `column_names` takes them. Raises
+    UsageError, AprError.
     """
     if not references:
         raise UsageError("no `reference` to compare with", "e.g. `reference` humaneval,mbpp")
@@ -96,17 +100,16 @@ def decontaminate(
     findings: list[Finding] = []
     tasks: set[tuple[str, str]] = set()
     with row_writer(output) if output else nullcontext() as write:
-        for example in counted(read_examples(data), "rows compared"):
+        for example in counted(read_examples(data, column_names(columns)), "rows compared"):
             rows += 1
-            overlaps = index.overlaps(example.text)
+            text = f"{example.text}\n{words_of(example.tools)}"
+            overlaps = index.overlaps(text)
             overlapping += bool(overlaps)
             over = [one for one in overlaps if one.coverage >= threshold]
             if over:
                 best = texts[over[0].text]
-                spans = index.spans(example.text, over[0].text)
-                findings.append(
-                    _finding(example.where, example.text, best, over[0].coverage, spans)
-                )
+                spans = index.spans(text, over[0].text)
+                findings.append(_finding(example.where, text, best, over[0].coverage, spans))
                 tasks |= {(texts[one.text].reference, texts[one.text].task) for one in over}
             elif write is not None:
                 write(example.fields)
@@ -229,9 +232,9 @@ def _parts(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             value = "\n".join(value)
         if isinstance(value, str) and value.strip():
             found[name] = value
-    if isinstance(row.get("messages"), list):
-        contents = [turn.get("content") for turn in row["messages"] if isinstance(turn, dict)]
-        found["messages"] = "\n".join(text for text in contents if isinstance(text, str))
+    for name in CONVERSATIONS:
+        if name in row:
+            found[name] = words_of(row[name])
     yield from found.items()
     prompt = next((found[name] for name in PROMPTS if name in found), "")
     solution = next((found[name] for name in SOLUTIONS if name in found), "")

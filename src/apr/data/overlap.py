@@ -9,7 +9,9 @@ of DeepSeek-Coder (arXiv:2401.14196). Runs of numbers alone do not count: 1 2 3 
 
 Words are runs of letters, digits and underscores, in lower case; punctuation and white space only
 separate (GPT-3's appendix C; BigCode's deduplication splits there, too). So layout, quotes and
-operators make no difference, names and numbers do. Runs of n words are 64-bit hashes.
+operators make no difference, names and numbers do. Where a script puts no spaces between words
+(Chinese, Japanese, Thai, ...) each character is one, and an escaped line end (the two characters
+\\n, as in JSON within a text) separates as a real one does. Runs of n words are 64-bit hashes.
 """
 
 from __future__ import annotations
@@ -20,7 +22,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WORD = re.compile(r"\w+")
+# Scripts that are written without spaces: Thai, Lao, Tibetan, Burmese, Khmer, kana, Han.
+_NO_SPACES = (
+    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U000323af"
+)
+# Never the letter of an escape, nor a mark of these scripts by itself.
+WORD = re.compile(rf"(?!(?<=\\)[nrt])(?:[^\W{_NO_SPACES}]+|[{_NO_SPACES}])(?<!\W)")
 UNKNOWN = 0
 _BASE = 0x9E3779B97F4A7C15  # odd, so that multiplying by it loses nothing modulo 2^64
 

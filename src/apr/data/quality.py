@@ -11,7 +11,7 @@ import ast
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from apr.common.errors import AprError, UsageError
 from apr.common.progress import counted
 from apr.common.rows import row_writer
 from apr.data.duplicates import THRESHOLD, find_duplicates
-from apr.data.training_rows import Example, read_examples
+from apr.data.training_rows import Example, column_names, read_examples
 from apr.eval.code.fences import FENCE, fenced_blocks
 
 # problem -> points of 100
@@ -224,12 +224,16 @@ class Quality:
 
 
 def measure_quality(
-    data: Path, *, threshold: float = THRESHOLD, scores: Path | None = None
+    data: Path,
+    *,
+    threshold: float = THRESHOLD,
+    scores: Path | None = None,
+    columns: Sequence[str] = (),
 ) -> Quality:
     """Check every row by itself and against the others.
 
     threshold: least Jaccard similarity of near-duplicates. scores: a file for one row each:
-    {where, score, problems}. Raises UsageError, AprError.
+    {where, score, problems}. columns: as `column_names` takes them. Raises UsageError, AprError.
     """
     if not 0 < threshold <= 1:
         raise UsageError(f"`near` {threshold:g} is not over 0 and up to 1")
@@ -238,7 +242,7 @@ def measure_quality(
     texts: list[str] = []
     lengths: list[int] = []
     with_code = 0
-    for example in counted(read_examples(data), "rows checked"):
+    for example in counted(read_examples(data, column_names(columns)), "rows checked"):
         places.append(example.where)
         code = python_code(example.response)
         with_code += code is not None

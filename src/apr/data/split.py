@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from apr.common.files import output_file
 from apr.common.progress import counted
 from apr.common.rows import row_writer
 from apr.data.duplicates import SHINGLE, THRESHOLD, Groups, find_duplicates
-from apr.data.training_rows import read_examples
+from apr.data.overlap import words
+from apr.data.training_rows import column_names, read_examples
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,20 @@ def split_data(
     by: str | None = None,
     seed: int = 0,
     threshold: float = THRESHOLD,
+    columns: Sequence[str] = (),
 ) -> Split:
     """Write train.jsonl, eval.jsonl and split.json (the counts) into a folder.
 
     share: of the rows for evaluation. by: field whose values are the strata; rows of a group
     count to the value of its first row. threshold: least Jaccard similarity of near-duplicates.
+    columns: as `column_names` takes them.
     Raises UsageError, AprError.
     """
     if not 0 < share < 1:
         raise UsageError(f"`share` {share:g} is not between 0 and 1")
     if not 0 < threshold <= 1:
         raise UsageError(f"`near` {threshold:g} is not over 0 and up to 1")
-    examples = list(counted(read_examples(data), "rows read"))
+    examples = list(counted(read_examples(data, column_names(columns)), "rows read"))
     missing = next((one for one in examples if by is not None and by not in one.fields), None)
     if missing is not None:
         raise UsageError(f"{missing.where} has no field {by!r}", "choose another `by`")
@@ -111,7 +115,7 @@ def merge_groups(group: np.ndarray, responses: list[str]) -> np.ndarray:
     for i, response in enumerate(responses):
         groups.add()
         groups.join(i, int(group[i]))
-        if len(response.split()) >= SHINGLE:
+        if len(words(response)) >= SHINGLE:
             groups.join(i, first.setdefault(response, i))
     return groups.names()
 
