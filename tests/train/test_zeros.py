@@ -63,6 +63,40 @@ def test_zeros_stay_and_the_rest_learns(method: str, dtype: str, tmp_path: Path)
         assert not torch.equal(saved[name][:, 1::2].float(), weight[:, 1::2].float())
 
 
+@pytest.mark.parametrize(
+    ("method", "keep", "what"),
+    [
+        ("full", False, "training fills them in"),
+        ("lora", False, "merging the adapter fills them in"),
+        ("qlora", False, "merging the adapter fills them in"),
+        ("lora", True, None),
+    ],
+)
+def test_what_becomes_of_zeros_is_said_before(
+    method: str, keep: bool, what: str | None, tmp_path: Path
+) -> None:
+    pruned_model(tmp_path / "tiny")
+    write_rows(tmp_path / "rows.jsonl", questions(2))
+    request = FinetuneRequest(
+        str(tmp_path / "tiny"), (tmp_path / "rows.jsonl",), method=method, keep_mask=keep
+    )
+    notes = prepare(request, SUPERVISED, progress=False).summary()["notes"]
+    found = [note for note in notes if "are zero" in note]
+    if what is None:
+        assert not found
+    else:
+        assert found == [f"about 50 % of the layers' weights are zero: {what}, unless --keep-mask"
+                         " is given"]  # fmt: skip
+
+
+def test_nothing_is_said_of_a_model_that_is_not_pruned(tmp_path: Path) -> None:
+    write_model(tmp_path / "tiny")
+    write_rows(tmp_path / "rows.jsonl", questions(2))
+    request = FinetuneRequest(str(tmp_path / "tiny"), (tmp_path / "rows.jsonl",), method="lora")
+    notes = prepare(request, SUPERVISED, progress=False).summary()["notes"]
+    assert not [note for note in notes if "are zero" in note]
+
+
 @pytest.mark.parametrize("form", ["numbers", "packed", "packed with the zeros before"])
 def test_the_gradients_of_a_masked_update(form: str) -> None:
     """Against autograd on the dense formula."""

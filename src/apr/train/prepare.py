@@ -24,6 +24,7 @@ from apr.train.memory_plan import MemoryPlan, plan_memory
 from apr.train.objective import attention_note
 from apr.train.packing import Document
 from apr.train.train_settings import Method, RunSettings
+from apr.train.zeros import filling_note
 
 # What method "auto" tries, in this order: (method, recompute).
 AUTO: tuple[tuple[Method, bool], ...] = (
@@ -104,8 +105,16 @@ class Prepared(Generic[E]):
             "tokens_per_epoch": self.report.tokens,
             "data": self.report.to_json(),
             "eval_documents": len(self.held_out),
-            "notes": [note for note in [attention_note(self.config, request.dtype)] if note],
+            "notes": [note for note in self._notes() if note],
         }
+
+    def _notes(self) -> tuple[str, ...]:
+        request = self.request
+        kept = request.keep_mask
+        return (
+            attention_note(self.config, request.dtype),
+            "" if kept else filling_note(self.checkpoint, self.config, request.method),
+        )
 
 
 def prepare(

@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from apr.checkpoint import Checkpoint
+from apr.checkpoint.tensors import FLOATS
 from apr.common.errors import UsageError
 from apr.kernels import ops
+from apr.model.config import ModelConfig
+from apr.model.load import stored_names
 from apr.model.weights import Linear
 
 # Trained weights are zero by chance, too; a matrix with this part of zeros was pruned.
@@ -46,6 +50,31 @@ def check_zeros(model: nn.Module) -> None:
         if module.zeros(module.numbers(torch.float32)).float().mean() >= PRUNED:
             return
     raise _without_zeros()
+
+
+_ROWS = 64  # of each matrix, which are looked at
+_PRUNED = 0.15  # share of zeros; weights that were quantized to four bits may have a tenth
+
+
+def filling_note(checkpoint: Checkpoint, config: ModelConfig, method: str) -> str:
+    """What training without `keep_mask` will do to a pruned model; "" for one that is not.
+
+    Looks at a few rows of each matrix. A file of quantized blocks counts as not pruned.
+    """
+    zeros = total = 0
+    for name, stored in stored_names(checkpoint, config).items():
+        if name.endswith("_proj.weight"):
+            if checkpoint.tensors.info(stored).dtype not in FLOATS:
+                return ""
+            rows = checkpoint.tensors.get(stored)[:_ROWS]
+            zeros, total = zeros + int((rows == 0).sum()), total + rows.numel()
+    if zeros < _PRUNED * total:
+        return ""
+    how = "training" if method == "full" else "merging the adapter"
+    return (
+        f"about {100 * zeros / total:.0f} % of the layers' weights are zero: {how} fills them in,"
+        " unless --keep-mask is given"
+    )
 
 
 def _without_zeros() -> UsageError:
