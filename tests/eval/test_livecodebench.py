@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 from apr.cli.main import app
 from apr.common.errors import UsageError
 from apr.eval.benchmarks import livecodebench_data, load_benchmark
-from apr.eval.benchmarks.livecodebench import LiveCodeBench, last_block
+from apr.eval.benchmarks.livecodebench import LiveCodeBench, answered, last_block
 from apr.eval.benchmarks.livecodebench_data import unpack_tests
 from apr.eval.benchmarks.task import Dates, PromptStyle
 from apr.eval.run.eval_settings import EvalSettings
@@ -248,6 +248,16 @@ ANSWERS = (
 )
 
 
+def test_a_block_that_is_no_program_is_not_the_answer() -> None:
+    program = "n = int(input())\nprint(n + n)"
+    for behind in ("8", "YES\nNO", "python main.py < in.txt", "[1, 2]", ""):
+        text = f"So:\n```python\n{program}\n```\nThen\n```\n{behind}\n```\n"
+        assert answered(text).strip() == (program if behind else "")
+    for text in ("", "no block", f"```python\n{program}", "```\n8\n```", "```\nx = (\n```"):
+        assert answered(text) == last_block(text)
+    assert [answered(answer) for answer in ANSWERS] == [last_block(a) for a in ANSWERS]
+
+
 def test_last_block() -> None:
     wanted = ["", "", "print(1)", "", "y", "", "x", "  x", "y"]
     assert [last_block(answer) for answer in ANSWERS] == wanted
@@ -398,6 +408,8 @@ def test_command_line(tmp_path: Path) -> None:
     [
         (["--from", "2024"], "--from 2024 is not a day"),
         (["--from", "2024-02-02", "--to", "2024-02-01"], "--from 2024-02-02 is after --to"),
+        (["--from", "2024-01-01", "--from", "2024-01-02"], "--from names 2 days"),
+        (["--from", "talk"], "--from talk is not a day"),
         (["--from", "2030-01-01"], "no problem of .* is from 2030-01-01 to the end"),
         (["--benchmark", "humaneval", "--cutoff", "2024-01-01"], "humaneval has no dates"),
     ],

@@ -127,6 +127,17 @@ def test_what_the_solution_needs_stays(code: str) -> None:
     assert value(chat_code(f"```python\n{shown}```", "twice")) == 8
 
 
+def test_postponed_annotations() -> None:
+    """`from __future__` cannot stand behind a prompt; what it postponed names what comes later."""
+    code = (
+        "from __future__ import annotations\n\n"
+        "def twice(n: Später | None, *more: list[\n    Late], k: int = 2) -> Late:\n"
+        "    m: int = n\n    return k * m\n\nclass Late:\n    next: Late | None = None\n"
+    )
+    program = f"def twice(n):\n    pass\n\n{chat_code(code, 'twice')}"
+    assert value(program) == 8 and "__future__" not in program
+
+
 def test_a_second_version_of_a_helper_does_not_count() -> None:
     code = f"def two():\n    return 2\n{FUNCTION}def two():\n    return 3\n"
     assert chat_code(code, "twice").count("def two") == 1

@@ -71,7 +71,7 @@ def score(settings: ScoreSettings, scored: Scored) -> None:
         scored.samples,
         settings.benchmark,
         **how,
-        dates=settings.dates,
+        dates=settings.contests,
         ks=settings.ks,
         rerank=settings.rerank,
         exclude_broken=settings.exclude_broken,

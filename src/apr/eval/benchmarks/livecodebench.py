@@ -23,6 +23,7 @@ from apr.eval.benchmarks.livecodebench_data import (
     read_public_cases,
 )
 from apr.eval.benchmarks.task import Benchmark, Dates, Newline, Prompt, PromptStyle, Task
+from apr.eval.code.extraction import is_program, last_program
 from apr.sandbox import DEFAULT_PRELOAD, Job
 
 TIME_LIMIT = 6.0  # a test
@@ -97,7 +98,7 @@ class LiveCodeBench(Benchmark):
     """
 
     name = "livecodebench"
-    version = "livecodebench-1"
+    version = "livecodebench-2"
     newline: Newline = "keep"
     prefill = False
     max_tokens = 2000
@@ -139,7 +140,7 @@ class LiveCodeBench(Benchmark):
         return question(Problem("exemplar", prompt))
 
     def completion(self, task: Task, text: str, style: PromptStyle) -> str:
-        return text.strip() if style.mode == "base" else last_block(text)
+        return text.strip() if style.mode == "base" else answered(text)
 
     def whole(self, task: Task, completion: str) -> str:
         return completion
@@ -179,7 +180,7 @@ class LiveCodeBench(Benchmark):
             raise UsageError(
                 f"{where}: question_id {question_id!r} has no list of texts in field {field!r}"
             )
-        codes = texts if field == "code_list" else [last_block(text) for text in texts]
+        codes = texts if field == "code_list" else [answered(text) for text in texts]
         graded = row.get("graded_list")
         if not (isinstance(graded, list) and len(graded) == len(codes)):
             graded = [None] * len(codes)
@@ -223,6 +224,15 @@ def one_shot(problem: Problem) -> str:
 def _section(problem: Problem, answer: str) -> str:
     starter = f"### Starter Code\n{problem.starter_code}\n\n" if problem.starter_code else ""
     return f"### Question\n{problem.content}\n\n{starter}### Answer\n\n{answer}"
+
+
+def answered(text: str) -> str:
+    """The program of a chat answer: the official block or, where that is none (sample output behind
+    the program, say), the last block that is one.
+    """
+    block = last_block(text)
+    other = last_program(text) if block and not is_program(block) else ""
+    return other if is_program(other) else block
 
 
 def last_block(text: str) -> str:

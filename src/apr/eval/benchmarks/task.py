@@ -19,7 +19,7 @@ Newline = Literal["strip", "keep", "add"]
 TASKS = "Benchmark"  # the heading of their flags
 
 
-def _day(text: str) -> datetime | None:
+def day(text: str) -> datetime | None:
     try:
         return datetime.strptime(text, "%Y-%m-%d") if text else None
     except ValueError:
@@ -36,20 +36,20 @@ class Dates:
         None,
         "Use only problems of contests on or after this day (YYYY-MM-DD).",
         flag="from",
-        parse=_day,
+        parse=day,
         panel=TASKS,
     )
     last: datetime | None = option(
         None,
         "Use only problems of contests on or before this day.",
         flag="to",
-        parse=_day,
+        parse=day,
         panel=TASKS,
     )
     cutoff: datetime | None = option(
         None,
         "Last day of the model's training data: the score of the newer problems is shown apart.",
-        parse=_day,
+        parse=day,
         panel=TASKS,
     )
 

@@ -86,7 +86,7 @@ def last_program(text: str) -> str:
     blocks, around = parted(text)
     if not blocks:
         blocks = [longest_prefix(start) for part in around for start in (part, *_starts(part))]
-    programs = [code for code in _cleaned(blocks) if _is_program(code)]
+    programs = [code for code in _cleaned(blocks) if is_program(code)]
     reading = [code for code in programs if _READS.search(code)]
     return (reading or programs or blocks or [text])[-1]
 
@@ -129,8 +129,8 @@ def _cleaned(parts: Sequence[str]) -> list[str]:
     return [_unindented(_no_edges(part)) for part in parts if part.strip()]
 
 
-def _is_program(code: str) -> bool:
-    """Whether it is Python that does something: numbers and words, as in a sample of output, are
+def is_program(code: str) -> bool:
+    """Whether code is Python that does something: numbers and words, as in a sample of output, are
     Python, too.
     """
     tree = parse(code)

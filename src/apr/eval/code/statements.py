@@ -35,14 +35,39 @@ def definitions(code: str, entry_point: str) -> str:
     `TABLE.append(1)`, a call of `build()` that fills it) without calling the entry point; other
     set-up. Dropped, also where a function of the program does it: what calls the entry point,
     prints, asserts, reads input or ends the program; whatever depends on something dropped;
-    `if __name__`, and `from __future__`, which is not allowed after a prompt. Code that does not
-    parse is returned as it is.
+    `if __name__`, and `from __future__`, which is not allowed after a prompt: annotations that it
+    postponed become texts. Code that does not parse is returned as it is.
     """
+    code = _with_quoted_annotations(code)
     while True:  # what is dropped may have been all that used something else
         kept = _without(code, entry_point)
         if kept == code:
             return code
         code = kept
+
+
+def _with_quoted_annotations(code: str) -> str:
+    """Code with its annotations as texts, if it postpones them by `from __future__`."""
+    tree = parse(code)
+    futures = [n for n in (tree.body if tree else ()) if isinstance(n, ast.ImportFrom)]
+    if tree is None or not any(
+        n.module == "__future__" and "annotations" in [a.name for a in n.names] for n in futures
+    ):
+        return code
+    found: list[ast.expr] = []
+    for node in ast.walk(tree):
+        kind = (
+            "returns" if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else "annotation"
+        )
+        found += filter(None, [getattr(node, kind, None)])
+    lines = code.encode().split(b"\n")
+    for note in sorted(found, key=lambda n: (n.lineno, n.col_offset), reverse=True):
+        last = (note.end_lineno or note.lineno) - 1
+        text = repr(ast.unparse(note)).encode() + lines[last][note.end_col_offset :]
+        first = note.lineno - 1
+        lines[first : last + 1] = [lines[first][: note.col_offset] + text]
+    quoted = b"\n".join(lines).decode()
+    return quoted if parse(quoted) is not None else code
 
 
 def is_stub(node: ast.stmt) -> bool:
