@@ -14,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from apr.eval.history.read import read_run
 from apr.eval.run.eval_settings import EvalSettings
 from apr.eval.run.evaluate import evaluate, sample_seed
 from apr.eval.run.scoring import score_samples
+from apr.eval.run.store import Generation, Store
 
 from .runs import SETTINGS, Canned, right_or_wrong
 
@@ -382,3 +384,18 @@ def test_half_a_character_is_kept(settings: EvalSettings) -> None:
         assert [v.verdict for v in result.verdicts] == ["failed"] * 2
     written = read_run(out).written()
     assert {w.completion for w in written.values()} == {"    return '\ud800'\n"}
+
+
+def test_a_full_disk_is_no_reason_to_begin_anew(settings: EvalSettings) -> None:
+    assert settings.out is not None
+    with closing(Store(settings.out / "run.sqlite", {})) as store:
+        store._db.execute("PRAGMA max_page_count = 8")
+        place = {"task_id": "t", "finish_reason": "stop", "prompt_tokens": 1, "tokens": 1}
+        with pytest.raises(AprError, match=r"run\.sqlite cannot be written.*full") as caught:
+            for sample in range(99):
+                text = "x" * 9000
+                store.add_generation(
+                    Generation(sample=sample, completion=text, text=text, seconds=1.0, **place)
+                )
+    assert "--fresh" not in str(caught.value)
+    assert "the same command goes on" in caught.value.hint

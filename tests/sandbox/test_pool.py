@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 from apr.common.errors import AprError, UsageError
 from apr.sandbox import Job, Outcome, Sandbox
+from apr.sandbox.isolation import levels
 from apr.sandbox.pool import SLACK, _Worker
 
 CHECK = "def check(candidate):\n    assert candidate(2) == 4\n"
@@ -320,3 +322,83 @@ def test_files_lie_in_the_working_directory(sandbox: Sandbox) -> None:
     job = Job("x", program, r"assert f() == b'\0\xffdata'", "f", files=files)
     assert sandbox.run(job).passed
     assert not sandbox.run(Job("x", program, "f()", "f")).passed  # and are gone for the next
+
+
+def test_folders_of_the_killed_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "apr-sandbox-dead" / "worker" / "job").mkdir(parents=True)
+    (tmp_path / "apr-sandbox-file").write_text("somebody's")
+    (tmp_path / "apr-sandbox-link").symlink_to(tmp_path)
+    (tmp_path / "other").mkdir()
+    with Sandbox(1) as alive:
+        here = Path(alive._base)
+        with Sandbox(1):
+            assert here.is_dir()
+            assert not (tmp_path / "apr-sandbox-dead").exists()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"apr-sandbox-file", "apr-sandbox-link", "other"}
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with (
+        pytest.raises(AprError, match=f"cannot write {tmp_path}: No space left") as caught,
+        Sandbox(1),
+    ):
+        raise AssertionError("not reached")
+    assert "free some space" in caught.value.hint
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="namespaces are of Linux")
+def test_namespaces_that_are_switched_off_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(flags: int) -> None:
+        raise OSError(errno.ENOSPC, "unshare: No space left on device")
+
+    monkeypatch.setattr(levels.linux, "unshare", none_left)
+    monkeypatch.setattr(levels.view, "trim_import_path", lambda paths: None)
+    with pytest.raises(OSError, match=r"user namespaces are switched off here") as caught:
+        levels.prepare("full", "/nowhere")
+    assert "No space" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("mapped", "wanted"),
+    [
+        ("         0          0 4294967295\n", range(2_000_000_000, 2_100_000_000)),
+        ("0 100000 65536\n", range(32768, 65536)),
+        ("0 1000 1\n1 100000 65536\n", range(32769, 65537)),
+        ("0 1000 1\n", None),
+    ],
+    ids=["all", "rootless container", "podman", "one"],
+)
+def test_a_user_to_spare(
+    mapped: str, wanted: range | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "map").write_text(mapped)
+    opened = open
+    monkeypatch.setattr(levels, "open", lambda path: opened(tmp_path / "map"), raising=False)
+    found = levels._spare_id("uid_map")
+    assert found is None if wanted is None else found in wanted and found + 1 in wanted
+
+
+def test_a_lost_fork_server_leaves_nothing() -> None:
+    """Killed from outside, as the kernel does where memory ends: its children end all the same."""
+    program = "import os, time\nif os.fork() == 0:\n    os.setsid()\ntime.sleep(60)\n"
+    job = Job("j", program, "assert f(1)", "f", time_limit=1.5)
+    outcomes: list[Outcome] = []
+    with Sandbox(1, "confined") as sandbox:
+        worker = psutil.Process(sandbox._workers[0].pid)
+        (server,) = (p for p in worker.children() if p.name() == "apr-sandboxed")
+        thread = threading.Thread(target=lambda: outcomes.append(sandbox.run(job)))
+        thread.start()
+        while len(below := server.children(recursive=True)) < 2:
+            time.sleep(0.01)
+        server.kill()
+        _, alive = psutil.wait_procs([server, *below], 20)
+        thread.join()
+    assert alive == []
+    assert [o.verdict for o in outcomes] == ["timeout"]  # on its second try

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from apr.common.errors import AprError, UsageError
+from apr.common.files import disk_errors
 from apr.common.foreign import bounded, storable
 from apr.sandbox import channel, speed
 from apr.sandbox.job import LEVELS, Job, Level, Outcome
@@ -68,6 +69,7 @@ DEFAULT_PRELOAD = (
     "typing",
 )
 _MAX_OUTCOME = 512 << 20
+_PREFIX = "apr-sandbox-"
 MAX_DETAIL = 2000  # characters
 # A program that took a time limit within a third of it is run again, alone: programs share caches,
 # two hardware threads share one core, and other work comes and goes. So it may go on that far
@@ -93,10 +95,11 @@ class _Worker:
         self.speed = 1.0  # that its limits were set for
         self.begun = 0.0
         self.again = False  # the job already cost a worker
-        self.base = tempfile.mkdtemp(dir=base)
+        with disk_errors(Path(base)):
+            self.base = tempfile.mkdtemp(dir=base)
+            self._errors = tempfile.TemporaryFile(dir=base)  # noqa: SIM115 - open as long as we are
         ours, theirs = socket.socketpair()
         self.socket = ours
-        self._errors = tempfile.TemporaryFile(dir=base)  # noqa: SIM115 - open as long as we are
         with theirs:
             try:
                 self._process = subprocess.Popen(
@@ -169,7 +172,9 @@ class _Worker:
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         self._errors.close()
-        return lines[-1] if lines else f"a worker ended ({self._process.returncode})"
+        if not lines:
+            return f"it ended with status {self._process.returncode}"
+        return lines[-1] if " " in lines[-1] else f"it ended with {lines[-1]}"
 
     def stop(self) -> None:
         """End the worker and everything below it. Closing its socket is the signal."""
@@ -237,10 +242,9 @@ class Sandbox:
         self.level_reasons: dict[str, str] = {}
 
     def __enter__(self) -> Sandbox:
-        self._base = tempfile.mkdtemp(prefix="apr-sandbox-")
-        self._hold = os.open(self._base, os.O_RDONLY)
-        fcntl.flock(self._hold, fcntl.LOCK_EX)  # tells workers that we live
-        Path(self._base).chmod(0o711)  # candidates reach their directories below it
+        with disk_errors(Path(tempfile.gettempdir())):
+            _sweep()
+            self._base, self._hold = _new_folder()
         try:
             self._workers.append(self._first_worker())
             others = [self._spawn() for _ in range(self._count - 1)]
@@ -487,6 +491,31 @@ class Sandbox:
                 remove_tree(self._base)
             os.close(self._hold)
             self._base = ""
+
+
+def _new_folder() -> tuple[str, int]:
+    """A folder for a sandbox, and a descriptor with the lock that tells workers that we live."""
+    while True:
+        path = tempfile.mkdtemp(prefix=_PREFIX)
+        hold = os.open(path, os.O_RDONLY)
+        fcntl.flock(hold, fcntl.LOCK_EX)
+        if os.path.isdir(path):  # noqa: PTH112
+            Path(path).chmod(0o711)  # candidates reach their directories below it
+            return path, hold
+        os.close(hold)  # swept by another, before it was locked
+
+
+def _sweep() -> None:
+    """Remove folders of sandboxes that were killed before a worker could have done so."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # in use, of another user, or gone
+            hold = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(hold).st_uid == os.geteuid():
+                    remove_tree(str(path))
+            finally:
+                os.close(hold)
 
 
 def available_processors() -> Sequence[int | None]:

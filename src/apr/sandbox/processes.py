@@ -131,6 +131,13 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def how_it_ended(status: int) -> str:
+    """A wait status in words."""
+    if os.WIFEXITED(status):
+        return f"exited with status {os.WEXITSTATUS(status)}"
+    return f"was ended by {signal_name(os.WTERMSIG(status))}"
+
+
 def empty(folder: str) -> None:
     """Remove everything in a directory that hostile programs could write to."""
     os.chmod(folder, stat.S_IRWXU | stat.S_IXGRP | stat.S_IXOTH)

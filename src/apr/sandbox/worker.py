@@ -20,11 +20,11 @@ import struct
 import time
 from typing import Any
 
-from . import channel, zygote
+from . import channel, processes, zygote
 from .isolation import confine, levels, linux, view
 from .isolation.confine import Confinement
 from .judging import judge
-from .processes import signal_name
+from .processes import how_it_ended
 from .watch import LOOK_EVERY, Observer, Watch
 
 MAX_JOB = judge.MAX_JOB
@@ -51,14 +51,18 @@ def main(fd: int) -> None:
     try:
         worker = Worker(fd, order["level"], base, order["preload"], order["libraries"])
     except OSError as error:
-        channel.send_trusted(fd, {"error": str(error)})
+        channel.send_trusted(fd, {"error": error.strerror or str(error)})
         return
+    except channel.Closed:
+        raise SystemExit("the process that programs are forked from ended at once") from None
     channel.send_trusted(fd, {"level": order["level"]})
     try:
         worker.serve()
     except channel.Closed:
-        worker.close()
+        ended = worker.close()
         place.remove()
+        if ended:
+            raise SystemExit(f"the process that programs are forked from ended: {ended}") from None
 
 
 class _Place:
@@ -94,6 +98,8 @@ class Worker:
             view.limit_imports(libraries)
         if linux.IS_LINUX:
             linux.hide_memory()
+        if linux.IS_LINUX:
+            linux.adopt_orphans()  # of the zygote, should it end first
         self._control, end = socket.socketpair()
         if level == "full":
             self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -113,14 +119,22 @@ class Worker:
             raise OSError("its modules could not be imported")
         self._try_out()
 
-    def close(self) -> None:
-        """Wait until the zygote has ended what is running and removed its files."""
+    def close(self) -> str:
+        """Wait until the zygote has ended what is running and removed its files. If it was ended by
+        another, do so in its place, and say how.
+        """
         if self._judge is not None:
             # First: as process 1 the zygote cannot end before all others of its namespace are
             # waited for.
             self._judge.end()
+        ended, status = os.waitpid(self._zygote, os.WNOHANG)
         self._control.close()
-        os.waitpid(self._zygote, 0)
+        if not ended:
+            _, status = os.waitpid(self._zygote, 0)
+        processes.end_descendants(self._zygote, self._confinement)  # what has become ours
+        if ended and self._confinement.level != "full":
+            processes.empty(self._base)
+        return how_it_ended(status) if ended else ""
 
     def serve(self) -> None:
         """Run jobs; raises channel.Closed when the pool is gone."""
@@ -263,12 +277,13 @@ class Worker:
         """The judge's decision, or the watch's if that comes first."""
         poll = select.poll()
         poll.register(result, select.POLLIN)
-        poll.register(self._pool, 0)  # hang-up only
+        for other in (self._pool, self._control):
+            poll.register(other, 0)  # hang-up only
         wait = min(LOOK_EVERY, watch.limit)
         while True:
             for fd, _ in poll.poll(wait * 1000):
-                if fd == self._pool:
-                    raise channel.Closed  # nobody waits for this outcome any more
+                if fd != result:  # nobody waits for this outcome any more, or nobody can end it
+                    raise channel.Closed
                 try:
                     message = channel.receive_trusted(result, MAX_JOB)
                 except channel.Closed:
@@ -329,12 +344,10 @@ def _settle(decision: dict[str, Any], used: dict[str, Any], limit: float) -> dic
         return {"verdict": "timeout", "detail": "timed out"}
     if status is None:
         how = decision["detail"]
-    elif os.WIFEXITED(status):
-        how = f"its process exited with status {os.WEXITSTATUS(status)}"
-    elif os.WTERMSIG(status) == signal.SIGKILL:
+    elif os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         return {"verdict": "memory", "detail": "failed: its process was killed"}
     else:
-        how = f"its process was ended by {signal_name(os.WTERMSIG(status))}"
+        how = f"its process {how_it_ended(status)}"
     return {"verdict": "error", "detail": f"failed: no answer, {how}"}
 
 

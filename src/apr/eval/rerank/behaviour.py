@@ -158,7 +158,7 @@ def _run(sandbox: Sandbox, jobs: Iterable[Job]) -> Iterator[Outcome]:
             raise AprError(
                 f"the sandbox failed on a sample of {outcome.job_id.partition('#')[0]}:"
                 f" {outcome.detail}",
-                "run the command again; apr doctor shows what this machine offers",
+                "apr doctor shows what works here",
             )
         yield outcome
 

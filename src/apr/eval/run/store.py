@@ -144,6 +144,8 @@ class Store:
                 if column not in known:
                     self._db.execute(f"ALTER TABLE {table} ADD {column} {kind}")
         except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):  # of the disk, not of what is on it
+                raise _not_written(path, error) from None
             raise AprError(
                 f"{path} cannot be used: {error}", "--fresh starts it anew, --out names another"
             ) from None
@@ -158,9 +160,12 @@ class Store:
                 f"{folder} holds a run with {name} {stored.get(name)}, not {wanted.get(name)}",
                 "--fresh starts it anew, --out names another folder",
             )
-        self._db.execute("BEGIN IMMEDIATE")  # all of them or, if killed here, none
-        self._db.executemany("INSERT OR IGNORE INTO setting VALUES (?, ?)", list(wanted.items()))
-        self._db.execute("COMMIT")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")  # all of them or, if killed here, none
+            self._db.executemany("INSERT OR IGNORE INTO setting VALUES (?, ?)", [*wanted.items()])
+            self._db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            raise _not_written(self.path, error) from None
 
     def add_generation(self, generation: Generation) -> None:
         self._put("generation", astuple(generation))
@@ -172,7 +177,10 @@ class Store:
         """A row in place of one with the same key. Columns come in the order of the fields."""
         marks = ", ".join("?" * len(row))
         stored = [_to_store(value) for value in row]
-        self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", stored)
+        try:
+            self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", stored)
+        except sqlite3.OperationalError as error:
+            raise _not_written(self.path, error) from None
 
     def generated(self) -> set[tuple[str, int]]:
         return set(self._db.execute("SELECT task_id, sample FROM generation"))
@@ -227,6 +235,13 @@ class Store:
         self.path.with_suffix(".lock").unlink(missing_ok=True)
         with suppress(OSError):
             self.path.parent.rmdir()
+
+
+def _not_written(path: Path | None, error: sqlite3.Error) -> AprError:
+    return AprError(
+        f"{path or 'the record of the run'} cannot be written: {error}",
+        "once it can, the same command goes on from what is stored",
+    )
 
 
 def _to_store(value: Any) -> Any:

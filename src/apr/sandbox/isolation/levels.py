@@ -8,6 +8,7 @@ limits    limits and a clean environment only
 # ruff: noqa: PTH101, PTH112, PTH116, PTH120, PTH208
 from __future__ import annotations
 
+import errno
 import os
 import platform
 
@@ -18,6 +19,14 @@ _INSIDE_ID = 1000  # the candidate's user in its user namespace
 # Users of candidates outside a user namespace: far above real ones, one pair a worker.
 _FIRST_UID = 2_000_000_000
 _DESKTOP_SLACK = 256
+_LEAST_PAIRS = 1000  # of users: so many workers at a time
+_NO_NAMESPACES = {
+    errno.ENOSPC: "are switched off here (user.max_user_namespaces)",
+    errno.EPERM: "are not allowed here, by the container or the kernel's settings",
+    errno.EACCES: "are not allowed here, by the container or the kernel's settings",
+    errno.ENOSYS: "are unknown to this kernel",
+    errno.EINVAL: "are unknown to this kernel",
+}
 
 
 def prepare(level: str, base: str) -> Confinement:
@@ -38,7 +47,11 @@ def _prepare_full(base: str) -> Confinement:
     paths = view.readable_paths()
     hidden = view.hidden_paths(paths)
     view.trim_import_path(paths)
-    drops_user = _enter_namespaces()
+    try:
+        drops_user = _enter_namespaces()
+    except OSError as error:
+        why = _NO_NAMESPACES.get(error.errno or 0, str(error))
+        raise OSError(f"user namespaces {why}") from None
     view.enter(base, paths, hidden)
     view.fresh_root(1 << 20)  # for modules that write while they are imported
     ruleset = landlock.build_ruleset(["/"], [view.BOX], [])
@@ -70,11 +83,12 @@ def _enter_namespaces() -> bool:
         | linux.CLONE_NEWIPC
         | linux.CLONE_NEWUTS
     )
-    own = _FIRST_UID + 2 * os.getpid()
-    maps = f"0 0 1\n{_INSIDE_ID} {own} 1\n"
-    if uid == 0 and _mapped_by_helper(flags, maps):
-        return True
-    if uid != 0:
+    spare = {name: _spare_id(name) for name in ("uid_map", "gid_map")}
+    if uid == 0 and all(spare.values()):
+        maps = {name: f"0 0 1\n{_INSIDE_ID} {own} 1\n" for name, own in spare.items()}
+        if _mapped_by_helper(flags, maps):
+            return True
+    else:
         linux.unshare(flags)
     with open("/proc/self/setgroups", "w") as file:
         file.write("deny")
@@ -84,7 +98,24 @@ def _enter_namespaces() -> bool:
     return False
 
 
-def _mapped_by_helper(flags: int, maps: str) -> bool:
+def _spare_id(name: str) -> int | None:
+    """A user (`uid_map`) or group (`gid_map`) that nobody else has, with the next one; None where
+    there are none to spare.
+
+    In a container ids may end at 65,535, or be one: then they are of the upper half of what is
+    mapped.
+    """
+    with open(f"/proc/self/{name}") as file:
+        ranges = [(int(line.split()[0]), int(line.split()[2])) for line in file]
+    own = _FIRST_UID + 2 * os.getpid()
+    if any(first <= own and own + 1 < first + count for first, count in ranges):
+        return own
+    first, count = max(ranges, key=lambda found: found[1])
+    pairs = count // 4
+    return first + count - 2 * pairs + 2 * (os.getpid() % pairs) if pairs >= _LEAST_PAIRS else None
+
+
+def _mapped_by_helper(flags: int, maps: dict[str, str]) -> bool:
     """unshare(flags), with the maps written by a helper; False if it may not write them."""
     ready_read, ready_write = os.pipe()
     parent = os.getpid()
@@ -94,9 +125,9 @@ def _mapped_by_helper(flags: int, maps: str) -> bool:
         try:
             os.close(ready_write)
             if os.read(ready_read, 1):
-                for name in ("uid_map", "gid_map"):
+                for name, text in maps.items():
                     with open(f"/proc/{parent}/{name}", "w") as file:
-                        file.write(maps)
+                        file.write(text)
                 status = 0
         finally:
             os._exit(status)
@@ -134,9 +165,11 @@ def _prepare_confined(base: str) -> Confinement:
 def _with_own_user(level: str, base: str, paths: list[str]) -> Confinement:
     """As root: a user that nobody else has. Otherwise candidates run as the user we are."""
     os.chmod(base, 0o711)
-    if os.geteuid() != 0 or not linux.IS_LINUX:
+    uid = gid = None
+    if os.geteuid() == 0 and linux.IS_LINUX:
+        uid, gid = _spare_id("uid_map"), _spare_id("gid_map")
+    if uid is None or gid is None:
         return Confinement(level, base, process_slack=_user_processes() + _DESKTOP_SLACK)
-    uid = _FIRST_UID + 2 * os.getpid()
     read_search = False
     if not all(_world_readable(path) for path in paths):
         if not linux.effective_capabilities() >> linux.CAP_DAC_READ_SEARCH & 1:
@@ -146,7 +179,7 @@ def _with_own_user(level: str, base: str, paths: list[str]) -> Confinement:
         level,
         base,
         uid=uid,
-        gid=uid,
+        gid=gid,
         own_user=True,
         set_groups=True,
         read_search=read_search,
