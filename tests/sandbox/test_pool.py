@@ -281,7 +281,7 @@ def test_wrong_use(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize(
     ("python", "reason"),
-    [("/nonexistent/python", "No such file"), ("/bin/false", "a worker ended")],
+    [("/nonexistent/python", "No such file"), ("/bin/false", "it ended with status 1")],
 )
 def test_an_interpreter_that_is_none(python: str, reason: str) -> None:
     with pytest.raises(AprError, match=reason), Sandbox(1, allow_weak=True, python=python):
