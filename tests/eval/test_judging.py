@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -13,6 +15,7 @@ from apr.common.errors import AprError
 from apr.eval.benchmarks.humaneval import REFERENCE_FACTOR, TIME_LIMIT, HumanEval
 from apr.eval.generators import Submission
 from apr.eval.run.judging import Judging, judge_distinct, judged_by_reference
+from apr.eval.run.scoring import score_samples
 from apr.sandbox import Job, Outcome, Sandbox
 
 
@@ -177,3 +180,25 @@ def test_times_of_references_are_those_of_a_standard_processor(humaneval: HumanE
 
 def test_the_usual_limit_is_the_official_one(humaneval: HumanEval) -> None:
     assert {job.time_limit for job in jobs(humaneval, 164)} == {TIME_LIMIT} == {3.0}
+
+
+def test_a_slow_reference_gives_a_late_sample_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apr.eval.benchmarks.humaneval.TIME_LIMIT", 0.2)
+    works = "    import time\n    while time.process_time() < {}: pass\n    return 1\n"
+    task = {
+        "task_id": "T/0",
+        "prompt": "def f():\n",
+        "entry_point": "f",
+        "canonical_solution": works.format(0.15),
+        "test": "def check(candidate):\n    assert candidate() == 1\n",
+    }
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(task))
+    row = {"task_id": "T/0", "completion": works.format(0.5)}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(row))
+    found = score_samples(tmp_path / "samples.jsonl", data=tmp_path / "tasks.jsonl", progress=False)
+    (verdict,) = found.verdicts
+    assert verdict.verdict == "passed" and not verdict.close
+    assert verdict.cpu_seconds >= 0.5
+    assert found.to_json()["program_cpu_seconds"] >= verdict.cpu_seconds + 0.2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -163,9 +164,12 @@ def judge_and_score(
     try:
         with closing(to_judge()) as wanted:
             judge(benchmark, sandbox, wanted, references.seconds, keep)
-        late = [v.place for v in store.verdicts() if v.verdict == "timeout" and v.place in samples]
-        for outcome in judged_by_reference(benchmark, sandbox, [samples[p] for p in late]):
-            keep(outcome)
+        late = {v.place: v for v in store.verdicts() if v.verdict == "timeout"}
+        again = [sample for place, sample in samples.items() if place in late]
+        for outcome in judged_by_reference(benchmark, sandbox, again):
+            verdict = StoredVerdict.of(outcome)
+            spent = outcome.spent_seconds + (late[verdict.place].spent_seconds or 0.0)
+            store.add_verdict(replace(verdict, spent_seconds=spent))
     finally:
         shown.close()
     counted = list(samples.values())
