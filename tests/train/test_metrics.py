@@ -10,13 +10,29 @@ from typing import Any
 import pytest
 
 from apr.common.errors import UsageError
-from apr.train.metrics import check_report, draw_losses, reporting
+from apr.train.metrics import check_report, draw_losses, loss_text, mean_ends, reporting
 
 LINES: list[dict[str, Any]] = [
     {"step": 0, "epoch": 0, "eval_loss": 3.0, "eval_perplexity": math.exp(3)},
     *({"step": i, "epoch": 0, "loss": 3 / i, "lr": 1e-3, "steps": 9} for i in range(1, 10)),
     {"step": 9, "epoch": 1, "eval_loss": 1.5, "eval_perplexity": math.exp(1.5)},
 ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "text"),
+    [
+        ([], "no loss"),
+        ([2.0], "loss 2.0000 to 2.0000 (single steps)"),
+        ([1.0, 3.0, 2.0], "loss 1.0000 to 2.0000 (single steps)"),
+        # One batch is harder than another; what is learned shows over several.
+        ([1.17, 3.0, 2.0, 1.57], "loss 2.0850 to 1.7850 (the means of the first and last 2 steps)"),
+        ([*([4.0] * 20), *([9.0] * 60), *([1.0] * 20)],
+         "loss 4.0000 to 1.0000 (the means of the first and last 20 steps)"),
+    ],
+)  # fmt: skip
+def test_the_loss_of_a_run_is_that_of_several_steps(losses: list[float], text: str) -> None:
+    assert loss_text(mean_ends(losses)) == text
 
 
 def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:

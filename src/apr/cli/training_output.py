@@ -178,11 +178,12 @@ def sample_json(documents: Sequence[Document], tokenizer: Tokenizer) -> list[dic
 
 
 def show_result(result: Mapping[str, Any]) -> None:
+    from apr.train.metrics import loss_text
+
     print(result["folder"])
     print(
         f"{result['steps']} steps in {result['seconds']:,.0f} s,"
-        f" {result['tokens_per_second']:,.0f} tok/s; loss {result['first_loss']:.4f} to"
-        f" {result['last_loss']:.4f}"
+        f" {result['tokens_per_second']:,.0f} tok/s; {loss_text(result)}"
     )
     if result["first_eval"] is not None and result["nats"]:
         from math import exp

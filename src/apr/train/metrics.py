@@ -5,7 +5,7 @@ picture of the loss.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,27 @@ class MetricsFile:
             self.losses.append(line["loss"])
         if "eval_loss" in line:
             self.evaluations.append(line["eval_loss"])
+
+
+def mean_ends(losses: Sequence[float]) -> dict[str, Any]:
+    """The means of the first and of the last steps: those of single batches say little.
+
+    {loss_start, loss_end, loss_steps}: up to 20 steps each, half of them at most; {} for none.
+    """
+    if not losses:
+        return {}
+    count = max(1, min(20, len(losses) // 2))
+    start, end = sum(losses[:count]) / count, sum(losses[-count:]) / count
+    return {"loss_start": start, "loss_end": end, "loss_steps": count}
+
+
+def loss_text(result: Mapping[str, Any]) -> str:
+    """What `mean_ends` says, for people."""
+    if "loss_steps" not in result:
+        return "no loss"
+    steps = result["loss_steps"]
+    of = f"the means of the first and last {steps} steps" if steps > 1 else "single steps"
+    return f"loss {result['loss_start']:.4f} to {result['loss_end']:.4f} ({of})"
 
 
 @contextmanager

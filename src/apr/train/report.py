@@ -28,7 +28,7 @@ from apr.model.families import config_from_checkpoint
 from apr.model.opened import OpenedModel
 from apr.text import Tokenizer
 from apr.train.memory_plan import MemoryPlan
-from apr.train.metrics import PICTURE
+from apr.train.metrics import PICTURE, loss_text
 from apr.train.packing import Document
 from apr.train.run_folder import SCORES
 from apr.train.train_settings import RunSettings, ScoreRequest
@@ -134,7 +134,7 @@ def _page(content: dict[str, Any], picture: bool) -> str:
         f"# {content['method']} of {content['model']}",
         "",
         f"{content['steps']} steps, {content['tokens']:,} tokens in {content['seconds']:,.0f} s;"
-        f" training loss {_number(content['first_loss'])} to {_number(content['last_loss'])}.",
+        f" training {loss_text(content)}.",
     ]
     if content["stopped"]:
         lines.append(f"Stopped early: {content['stopped']}.")
