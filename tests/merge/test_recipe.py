@@ -27,6 +27,10 @@ LINEAR: dict[str, Any] = {
         ({"models": [{"model": {"path": "a"}}]}, "models.0.model: .*string"),
         ({"models": [{"model": {"model": {"revision": "x"}}}]}, "models.0.model: .*needs a path"),
         ({"base_model": {"model": "a", "override_architecture": "X"}}, "override_architecture"),
+        ({"parameters": {"t": [0.5, {"value": 1}]}}, "parameters.t.0: .*dictionary"),
+        ({"parameters": {"t": [{"filter": "mlp"}, {"value": 1}]}}, "parameters.t.0.value: .*req"),
+        ({"parameters": {"t": [[1, 2]]}}, "parameters.t.0: "),
+        ({"merge_method": ["ties"]}, "merge_method: .*string"),
         ({"models": None}, "either models or slices"),
         ({"slices": [{"sources": []}]}, "slices"),
         ({"dtype": "int8"}, "dtype: .*bfloat16"),
@@ -169,6 +173,20 @@ def test_mergekits_ways_are_one_flag(tmp_path: Path) -> None:
     assert flags(str(file), rescale_norm="density").parameters == {"rescale_norm": "density"}
     file.write_text(dare.to_yaml().replace("l1", "density"))
     assert flags(str(file), like_mergekit=True).parameters == {"rescale_norm": "density"}
+
+
+def test_files_of_other_tools_are_known() -> None:
+    with pytest.raises(UsageError, match=r"m\.yml: 'experts' is for mergekit-moe"):
+        make_settings({"base_model": "a", "experts": []}, "m.yml")
+    with pytest.raises(UsageError, match=r"m\.yml: merge_method: Field required"):
+        make_settings({"base_model": "a", "models": []}, "m.yml")
+
+
+def test_headings_with_nothing_under_them() -> None:
+    entries = [{"model": "a", "parameters": None}, {"model": "b"}]
+    empty = dict.fromkeys(("parameters", "base_model", "slices", "modules", "tokenizer_source"))
+    settings = make_settings({"merge_method": "linear", "models": entries, **empty})
+    assert settings == make_settings({"merge_method": "linear", "models": entries})
 
 
 def test_models_written_as_mappings() -> None:

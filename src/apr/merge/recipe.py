@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from apr.common.errors import UsageError
 from apr.common.files import read_yaml
@@ -91,8 +100,23 @@ class Conditional(_Strict):
         return self.filter in name
 
 
-Setting = Scalar | list[Scalar] | Conditional | list[Conditional]
-Parameters = dict[str, Setting]
+def _form(value: Any) -> str:
+    if isinstance(value, list):
+        conditions = any(isinstance(part, dict | Conditional) for part in value)
+        return "[conditions]" if conditions else "[values]"
+    return "[condition]" if isinstance(value, dict | Conditional) else "[value]"
+
+
+# By its form, so that an error is about what was meant.
+Setting = Annotated[
+    Annotated[Scalar, Tag("[value]")]
+    | Annotated[list[Scalar], Tag("[values]")]
+    | Annotated[Conditional, Tag("[condition]")]
+    | Annotated[list[Conditional], Tag("[conditions]")],
+    Discriminator(_form),
+]
+# A heading with nothing under it is null in YAML.
+Parameters = Annotated[dict[str, Setting], BeforeValidator(lambda value: value or {})]
 
 
 class ModelEntry(_Keys):
@@ -160,9 +184,11 @@ class MergeSettings(_Keys):
     @classmethod
     def _only_module(cls, value: Any) -> Any:
         """`modules` of a model that has one is the same as no `modules`."""
-        if not isinstance(value, dict) or not value.get("modules"):
+        if not isinstance(value, dict) or "modules" not in value:
             return value
         modules, value = value["modules"], {k: v for k, v in value.items() if k != "modules"}
+        if not modules:
+            return value
         if not isinstance(modules, dict) or list(modules) != ["default"]:
             raise ValueError("modules: only one, called default, is supported")
         module = dict(modules["default"] or {})
@@ -219,6 +245,9 @@ def read_settings(path: Path) -> MergeSettings:
 
 def make_settings(value: Mapping[str, Any], where: str = "merge") -> MergeSettings:
     """Settings from plain data. Raises UsageError naming `where` and the first key at fault."""
+    for key, tool in (("experts", "mergekit-moe"), ("genome", "mergekit-evolve")):
+        if key in value and "merge_method" not in value:
+            raise UsageError(f"{where}: {key!r} is for {tool}, whose work apr does not do")
     try:
         return MergeSettings.model_validate(dict(value))
     except ValidationError as error:
