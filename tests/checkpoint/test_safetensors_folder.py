@@ -112,6 +112,17 @@ def test_index_names_a_missing_shard(tmp_path):
     assert "names the shard b.safetensors, which is missing" in refusal(tmp_path)
 
 
+def test_index_and_shards_of_a_tied_output_layer(tmp_path):
+    """Some writers list its name and store nothing; others store what they do not list."""
+    index = write_shards(tmp_path, {"a.safetensors": ["ids"], "b.safetensors": ["scalar"]})
+    listed = {"ids": "a.safetensors", "lm_head.weight": "a.safetensors"}
+    index.write_text(json.dumps({"weight_map": listed}))
+    assert open_checkpoint(tmp_path).tensors.names() == ["ids"]
+    write_shards(tmp_path, {"a.safetensors": ["ids", "scalar"]})
+    index.write_text(json.dumps({"weight_map": {"ids": "a.safetensors"}}))
+    assert set(open_checkpoint(tmp_path).tensors.names()) == {"ids", "scalar"}
+
+
 def test_index_names_a_missing_tensor(tmp_path):
     index = write_shards(tmp_path, {"a.safetensors": ["ids"], "b.safetensors": ["scalar"]})
     index.write_text(json.dumps({"weight_map": {"ids": "a.safetensors", "x": "b.safetensors"}}))

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -15,8 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from apr.checkpoint import open_checkpoint
 from apr.common.errors import AprError, UsageError
+from apr.merge.merge import prepare, run_merge
+from apr.merge.recipe import make_settings
 from apr.model.families import config_from_checkpoint, config_from_gguf
 from apr.model.load import expected_shapes, load_transformer, load_weights
+from apr.model.opened import open_model
+from convert.models import gguf_file, small_model
 
 from .gguf_files import write_gguf
 from .zoo import (
@@ -173,6 +178,47 @@ def test_tied_embeddings_with_a_stored_copy(tmp_path: Path) -> None:
     path = rewrite(folder(tmp_path / "other", model), lambda t: {**t, head: t[embedding] + 1})
     with pytest.raises(AprError, match=r"lm_head\.weight differs"):
         load_transformer(path)
+
+
+@pytest.mark.parametrize("spelling", ["no prefix", "the output layer alone", "both"])
+def test_other_spellings_of_the_same_tensors(spelling: str, tmp_path: Path) -> None:
+    """Read like the usual one, also as a base that is merged."""
+    model = make_hf(CASES_BY_NAME["llama-tied-mha"])
+
+    def change(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if spelling != "no prefix":
+            tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+        if spelling != "the output layer alone":
+            tensors = {name.removeprefix("model."): t for name, t in tensors.items()}
+        return tensors
+
+    usual = folder(tmp_path / "usual", model)
+    path = rewrite(folder(tmp_path / "other", model), change)
+    ids = random_ids(1, 12)
+    assert relative_error(logits(path, ids), hf_logits(model, ids)) <= TOLERANCE
+    plan = {"merge_method": "linear", "models": [str(path), str(usual)], "dtype": "float32"}
+    plan["models"] = [{"model": str(m), "parameters": {"weight": 0.5}} for m in (path, usual)]
+    run_merge(prepare(make_settings(plan, "here")), tmp_path / "merged", progress=False)
+    assert relative_error(logits(tmp_path / "merged", ids), hf_logits(model, ids)) <= TOLERANCE
+
+
+def test_a_split_model_named_by_any_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Split(gguf.GGUFWriter):
+        def __init__(self, path: Path, arch: str) -> None:
+            super().__init__(path, arch, split_max_tensors=9)
+
+    model = small_model("Llama")
+    monkeypatch.setattr(gguf, "GGUFWriter", Split)
+    gguf_file(tmp_path / "m.gguf", model)
+    parts = sorted(tmp_path.glob("*.gguf"))
+    assert len(parts) > 2
+    first, *others = (open_model(str(part)) for part in parts)
+    ids = first.tokenizer.encode("def f(a): return a")
+    want = hf_logits(model, torch.tensor([ids]))
+    for other in others:
+        assert other.tokenizer.encode("def f(a): return a") == ids
+        found = logits(other.checkpoint.path, torch.tensor([ids]))
+        assert relative_error(found, want) <= TOLERANCE
 
 
 def test_old_rotary_buffers_are_ignored(tmp_path: Path) -> None:

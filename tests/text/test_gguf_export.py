@@ -8,8 +8,9 @@ import unicodedata
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from apr.checkpoint import GgufWriter
+from apr.checkpoint import GgufWriter, read_gguf_header
 from apr.common.errors import AprError
+from apr.text import Tokenizer as Reader
 from apr.text import load_tokenizer, tokenizer_from_gguf
 from apr.text.gguf_export import tokenizer_to_gguf
 from apr.text.gguf_tokenizer import TokenType
@@ -32,6 +33,25 @@ RULES = [
     "deepseek-v3",
     "seed-coder",
 ]
+
+
+def test_a_tokenizer_without_merges(tmp_path):
+    """Every byte a token: llama.cpp refuses a file without merges, so there is one that says
+    nothing.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    rules = PRE_TOKENIZERS["gpt-2"]
+    backend.pre_tokenizer, backend.decoder = rules.build(), decoders.ByteLevel()
+    backend.add_special_tokens(["<|end|>"])
+    ours = Reader(backend, special_tokens={"eos_token": "<|end|>"}, chat_templates={})
+    found = tokenizer_to_gguf(ours, 260, "llama").metadata
+    with GgufWriter(tmp_path / "m.gguf", "llama", found, []):
+        pass
+    stored = read_gguf_header(tmp_path / "m.gguf").metadata
+    assert len(stored[KEY + "merges"]) == 1
+    for metadata in (stored, {k: v for k, v in stored.items() if k != KEY + "merges"}):
+        assert tokenizer_from_gguf(metadata).encode("déf  f<|end|>") == ours.encode("déf  f<|end|>")
 
 
 def train(rules, texts, size=1200):

@@ -37,6 +37,15 @@ def folder(tmp_path, byte_level_metadata):
     return tmp_path
 
 
+@pytest.mark.parametrize("asked", [None, False, True])
+def test_a_begin_token_asked_for_beside_a_tokenizer_that_adds_none(folder, asked):
+    """transformers 5 adds none, and neither do we; other readers do, so it is said."""
+    change_config(folder, add_bos_token=asked)
+    found = load_tokenizer(folder)
+    assert found.encode("hi") == auto(folder).encode("hi")
+    assert any("add_bos_token" in note for note in found.notes) == bool(asked)
+
+
 def change_config(folder, **changes):
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable
 
 from apr.common.errors import AprError, UsageError
 
@@ -100,6 +101,18 @@ def hf_to_gguf(name: str, family: str) -> str:
     if translated is None:
         raise AprError(f"tensor {name!r} is no {family} weight apr knows")
     return translated
+
+
+def usual_names(names: Iterable[str], tied: bool) -> dict[str, str]:
+    """Usual name -> name in the file, of a language model's tensors in Hugging Face's files.
+
+    tied: the output layer is the embedding, so that one may be stored as the other.
+    """
+    found = {usual: name for name in names if (usual := text_name(name)) is not None}
+    embedding, output = f"{_OUTER['token_embd']}.weight", f"{_OUTER['output']}.weight"
+    if tied and embedding not in found and output in found:
+        found[embedding] = found.pop(output)
+    return found
 
 
 def text_name(name: str) -> str | None:

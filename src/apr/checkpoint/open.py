@@ -60,6 +60,7 @@ def _open_folder(folder: Path) -> Checkpoint:
 def _open_gguf(path: Path) -> Checkpoint:
     from apr.checkpoint.gguf_file import GgufSource
 
+    path = split_parts(path)[0]  # which alone has the metadata
     source = GgufSource(path)
     return Checkpoint("gguf", path, None, source.metadata, source)
 

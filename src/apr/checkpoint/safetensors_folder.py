@@ -78,9 +78,11 @@ class SafetensorsSource:
         file_of: dict[str, Path] = {}
         for path, handle in handles.items():
             held = handle.offset_keys()
-            file_of |= {name: path for name in held if weight_map.get(name) == path.name}
+            file_of |= {n: path for n in held if weight_map.get(n, path.name) == path.name}
         for name, shard in weight_map.items():
-            if name not in file_of:
+            # Of an output layer that is the embedding, some writers list a name and store nothing;
+            # where it is a matrix of its own, whoever reads the model misses it.
+            if name not in file_of and not name.endswith("lm_head.weight"):
                 raise AprError(
                     f"{index} places tensor {name!r} in {shard}, which does not hold it",
                     "index and shards do not belong together; download them again",

@@ -16,6 +16,7 @@ import torch
 
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.checkpoint.adapter import EMBEDDING, OUTPUT_LAYER, Adapter, is_adapter, open_adapter
+from apr.checkpoint.names import usual_names
 from apr.checkpoint.safetensors_folder import SafetensorsSource
 from apr.checkpoint.tensors import FLOATS
 from apr.common.errors import AprError, UsageError
@@ -218,7 +219,11 @@ def open_input(
     checkpoint = open_checkpoint(pulled.path)
     family = config_from_checkpoint(checkpoint) if checkpoint.format == "gguf" else None
     if family is None:
-        stored = {name: name for name in checkpoint.tensors.names()}
+        config = checkpoint.config or {}
+        names = checkpoint.tensors.names()
+        stored = {name: name for name in names}
+        if "text_config" not in config:
+            stored = usual_names(names, bool(config.get("tie_word_embeddings")))
     else:
         stored = stored_names(checkpoint, family)
     opened = ModelInput(ref, label_of(ref), pulled, checkpoint, stored, family)

@@ -16,7 +16,7 @@ from torch import nn
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.checkpoint.blocks import DECODERS
 from apr.checkpoint.model_folder import check_fp16_range
-from apr.checkpoint.names import gguf_to_hf, hf_to_gguf, is_rope_table, text_name
+from apr.checkpoint.names import gguf_to_hf, hf_to_gguf, is_rope_table, usual_names
 from apr.checkpoint.safetensors_folder import SafetensorsSource
 from apr.checkpoint.tensors import FLOATS
 from apr.common.errors import AprError
@@ -157,13 +157,9 @@ def stored_names(checkpoint: Checkpoint, cfg: ModelConfig) -> dict[str, str]:
             return {gguf_to_hf(name, arch): name for name in names if not is_rope_table(name)}
         except AprError as error:
             raise AprError(f"{checkpoint.path}: {error.message}", error.hint) from None
-    stored = {}
-    for name in names:
-        if name.endswith("rotary_emb.inv_freq"):
-            continue  # a buffer that older checkpoints saved; it follows from the configuration
-        if (ours := text_name(name)) is not None:
-            stored[ours] = name
-    return stored
+    # Older checkpoints saved this buffer; it follows from the configuration.
+    weights = [name for name in names if not name.endswith("rotary_emb.inv_freq")]
+    return usual_names(weights, cfg.tie_embeddings)
 
 
 def _check_names(checkpoint: Checkpoint, expected: Collection[str], stored: dict[str, str]) -> None:

@@ -75,7 +75,8 @@ def tokenizer_to_gguf(
             _KEY + "pre": pre or pre_tokenizer_name(spec),
             _KEY + "tokens": tokens,
             _KEY + "token_type": types,
-            _KEY + "merges": [" ".join(pair) for pair in merges],
+            # llama.cpp refuses a file without merges; it finds nothing in an empty one.
+            _KEY + "merges": [" ".join(pair) for pair in merges] or [""],
             _KEY + "add_space_prefix": False,
         }
     else:

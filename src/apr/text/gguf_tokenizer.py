@@ -154,10 +154,17 @@ def _set_template(backend: Backend, bos: str | None, eos: str | None) -> None:
 
 
 def _byte_level(vocabulary: GgufVocabulary, rules: PreTokenizer) -> Backend:
-    if vocabulary.merges is None:
-        raise AprError(f"GGUF {_KEY}merges is missing", "download the file again")
+    longer = (token for token in vocabulary.of_type(TokenType.NORMAL) if len(token) > 1)
+    needed = None if rules.whole_words else next(longer, None)
+    if vocabulary.merges is None and needed is not None:
+        raise AprError(
+            f"GGUF {_KEY}merges is missing, without which no text gives {needed!r}",
+            "download the file again",
+        )
     # A token may begin with a space, never be empty: the separator is the first one after that.
-    merges = [(m[:cut], m[cut + 1 :]) for m in vocabulary.merges if (cut := m.find(" ", 1)) > 0]
+    merges = [
+        (m[:cut], m[cut + 1 :]) for m in vocabulary.merges or () if (cut := m.find(" ", 1)) > 0
+    ]
     backend = _bpe(vocabulary, merges, ignore_merges=rules.whole_words)
     normalizer = rules.build_normalizer()
     if normalizer is not None:

@@ -45,7 +45,7 @@ class TokenizerFiles:
     special: names of SPECIAL_NAMES to tokens. templates: name ("default", …) to jinja2 source.
     end_ids: ids named by generation_config.json and config.json.
     files: the tokenizer's files, path in the folder to content. fim_tokens: for prefix, suffix,
-    middle, where fim.json names them.
+    middle, where fim.json names them. notes: assumptions a user should be told about.
     """
 
     backend: Backend
@@ -54,6 +54,7 @@ class TokenizerFiles:
     end_ids: tuple[int, ...]
     files: dict[str, bytes] = field(repr=False)
     fim_tokens: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_folder(folder: Path) -> TokenizerFiles:
@@ -85,6 +86,21 @@ def read_folder(folder: Path) -> TokenizerFiles:
         end_ids=_declared_end_ids(folder),
         files=tokenizer_files(folder),
         fim_tokens=fim_tokens_of(folder),
+        notes=_begin_notes(backend, config, special),
+    )
+
+
+def _begin_notes(
+    backend: Backend, config: dict[str, Any], special: dict[str, str]
+) -> tuple[str, ...]:
+    """A word where tokenizer_config.json asks for a begin token that tokenizer.json adds not."""
+    begin = backend.token_to_id(special.get("bos_token", ""))
+    asked = config.get("add_bos_token") is True and begin is not None
+    if not asked or begin in backend.encode("").ids:
+        return ()
+    return (
+        "tokenizer_config.json says add_bos_token, which tokenizer.json does not do: no"
+        f" {special['bos_token']!r} is put before a text, as in transformers 5",
     )
 
 

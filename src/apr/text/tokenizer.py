@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from apr.checkpoint import read_gguf_header
+from apr.checkpoint.gguf_header import split_parts
 from apr.common.errors import AprError, UsageError
 from apr.text.chat import render_chat
 from apr.text.gguf_tokenizer import build_backend, read_vocabulary
@@ -72,7 +73,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         return tokenizer_from_folder(path)
     if not path.is_file():
         raise UsageError(f"{path}: no such file or folder", "give a model folder or a .gguf file")
-    return tokenizer_from_gguf(read_gguf_header(path).metadata)
+    return tokenizer_from_gguf(read_gguf_header(split_parts(path)[0]).metadata)
 
 
 def tokenizer_from_folder(folder: Path) -> Tokenizer:
@@ -84,6 +85,7 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
         chat_templates=found.templates,
         end_ids=found.end_ids,
         files=found.files,
+        notes=found.notes,
         fim_tokens=found.fim_tokens,
     )
 
