@@ -49,6 +49,10 @@ BEHIND = {
     "the arguments of a script": "import sys\nif len(sys.argv) > 1:\n    n = int(sys.argv[1])",
     "a file": "with open('/nothing/of/the/kind') as file:\n    numbers = file.read()",
     "the name of the function bound to a result": "twice = twice(3)",
+    "a library for what is shown": "import nothing_of_the_kind as plt\nplt.plot([twice(1)])",
+    "a library for tests": "import unittest\nimport nothing_of_the_kind as mock\n"
+    "class T(unittest.TestCase):\n    def test(self):\n        mock.call(twice)\n"
+    "unittest.main()",
     "two statements on a line": "n = 3; print(twice('a' + n))",
 }
 
@@ -70,6 +74,8 @@ NEEDED = {
     "twice.seen = {}\n",
     "an attribute set by a function": "def reset():\n    twice.two = 2\n\n"
     "def twice(n):\n    return twice.two * n\n\nreset()\n",
+    "an attribute set by name": "def twice(n):\n    return twice.two * n\n"
+    "setattr(twice, 'two', 2)\n",
     "an attribute of a class": "class Two:\n    pass\nTwo.factor = 2\n"
     "def twice(n):\n    return Two.factor * n\n",
     "registered functions": "from functools import singledispatch\n@singledispatch\n"

@@ -20,6 +20,7 @@ TASKS = "Benchmark"  # the heading of their flags
 
 
 def day(text: str) -> datetime | None:
+    """The day of YYYY-MM-DD; None for an empty text. Raises UsageError."""
     try:
         return datetime.strptime(text, "%Y-%m-%d") if text else None
     except ValueError:

@@ -62,6 +62,10 @@ def use_of(statement: ast.stmt) -> Use:
             changes |= _roots([node.value], local)
         elif isinstance(node, ast.Call):
             called = _dotted(node.func)
+            if called == "setattr" and node.args and isinstance(node.args[0], ast.Name):
+                changes |= _roots(node.args[:1], local)
+                todo += ((argument, local, now) for argument in node.args[1:])
+                continue
             calls |= {called} if called is not None and root(called) not in local else set()
             changes |= _roots([node.func] if isinstance(node.func, ast.Attribute) else [], local)
             given = [a.value if isinstance(a, ast.Starred) else a for a in node.args]

@@ -34,9 +34,10 @@ def definitions(code: str, entry_point: str) -> str:
     entry point uses, directly or through others; those that alter it (`f.cache = {}`,
     `TABLE.append(1)`, a call of `build()` that fills it) without calling the entry point; other
     set-up. Dropped, also where a function of the program does it: what calls the entry point,
-    prints, asserts, reads input or ends the program; whatever depends on something dropped;
-    `if __name__`, and `from __future__`, which is not allowed after a prompt: annotations that it
-    postponed become texts. Code that does not parse is returned as it is.
+    prints, asserts, reads input or ends the program; whatever depends on something dropped, and
+    imports that only this uses; `if __name__`; test classes; `from __future__`, which is not
+    allowed after a prompt: annotations that it postponed become texts. Code that does not parse is
+    returned as it is.
     """
     code = _with_quoted_annotations(code)
     while True:  # what is dropped may have been all that used something else
@@ -169,14 +170,26 @@ class _Program:
             else:
                 gone |= self.bound[number] - have
             keep.append(wanted)
-        return keep
+        return self._without_their_imports(keep)
+
+    def _without_their_imports(self, keep: list[bool]) -> list[bool]:
+        """Imports that only dropped statements use go with them: the library may not be there."""
+        by: dict[bool, set[str]] = {True: set(), False: set()}
+        for use, kept in zip(self.use, keep, strict=True):
+            by[kept] |= set(map(root, use.reads))
+        return [
+            kept and not (isinstance(node, IMPORTS) and names & by[False] and not names & by[True])
+            for kept, node, names in zip(keep, self.body, self.bound, strict=True)
+        ]
 
     def _wanted(self, number: int, have: set[str], gone: set[str]) -> bool:
         node, names, use = self.body[number], self.bound[number], self.use[number]
         if isinstance(node, IMPORTS):
             return not (isinstance(node, ast.ImportFrom) and node.module == "__future__")
         if isinstance(node, DEFINITIONS):
-            return bool(names & self.needed) or set(map(root, use.at_once)).isdisjoint(gone)
+            tests = any(root(self._full(name)) in TESTS for name in use.at_once)
+            depends = not set(map(root, use.at_once)).isdisjoint(gone)
+            return bool(names & self.needed) or not (tests or depends)
         if _empty(node) or _for_main(node):
             return False
         if self.entry in names & have:
