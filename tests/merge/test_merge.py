@@ -175,6 +175,26 @@ def test_what_lies_beside_the_weights(models: Path, tmp_path: Path) -> None:
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("asked", ["chatml", "auto", "{{ messages[0].content }}!"])
+def test_the_chat_template_of_the_result(asked: str, models: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    from apr.merge.chat_templates import NAMED
+    from apr.text import load_tokenizer
+
+    words = Tokenizer(WordLevel({chr(97 + i): i for i in range(24)}, unk_token="a"))
+    for name, template in (("a", "{{ 1 }}"), ("b", "{{ 2 }}"), ("c", "{{ 2 }}\n")):
+        words.save(str(models / name / "tokenizer.json"))
+        stated = {"chat_template": template, "eos_token": "b"}
+        (models / name / "tokenizer_config.json").write_text(json.dumps(stated))
+    merge(linear("a", "b", "c", chat_template=asked), tmp_path / "out")
+    expected = {"chatml": NAMED["chatml"], "auto": "{{ 2 }}"}.get(asked, asked)
+    assert load_tokenizer(tmp_path / "out").chat_template == expected
+    stated = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert stated == {"chat_template": expected, "eos_token": "b"}
+
+
 def test_the_manifest_has_the_checksums_of_what_was_written(models: Path, tmp_path: Path) -> None:
     from apr.checkpoint.model_folder import tensor_sha256
 

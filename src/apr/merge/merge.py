@@ -290,11 +290,22 @@ def _files(prepared: PreparedMerge) -> dict[str, bytes]:
         files |= prepared.vocabulary.files
         config |= prepared.vocabulary.config_changes
     if prepared.chat_template is not None:
-        files["chat_template.jinja"] = prepared.chat_template.encode()
+        _set_chat_template(files, prepared.chat_template)
     files["config.json"] = (json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode()
     for name in ("README.md", "mergekit_config.yml", SETTINGS_FILE):
         files.pop(name, None)  # they describe the donor
     return files
+
+
+def _set_chat_template(files: dict[str, bytes], template: str) -> None:
+    """In the file for it, and wherever else readers look for one."""
+    files["chat_template.jinja"] = template.encode()
+    files.pop("chat_template.json", None)
+    stated = json.loads(files.get("tokenizer_config.json", b"{}"))
+    if "chat_template" in stated:
+        stated["chat_template"] = template
+        text = json.dumps(stated, ensure_ascii=False, indent=2) + "\n"
+        files["tokenizer_config.json"] = text.encode()
 
 
 def model_card(name: str, plan: Plan, records: Sequence[Sequence[FileRecord]], seed: int) -> bytes:
