@@ -119,12 +119,15 @@ class _Worker:
         self.pid = self._process.pid
         self._send({**order, "base": self.base})
 
-    def greet(self) -> None:
-        """Wait until the worker is ready; raises _WorkerFailed with its reason."""
+    def greet(self) -> str:
+        """Wait until the worker is ready; what its level lacks. Raises _WorkerFailed with its
+        reason.
+        """
         hello = self.receive()
         if "error" in hello:
             self.close()
             raise _WorkerFailed(hello["error"])
+        return hello["weakness"]
 
     def start(self, job: Job, speed: float, slack: float, whole: bool = False) -> None:
         """speed: seconds of a standard second. slack: times its limits that it may take. whole:
@@ -269,7 +272,7 @@ class Sandbox:
 
     @property
     def level_reason(self) -> str:
-        """Why this level and not a stronger one; empty for "full"."""
+        """Why this level and not a stronger one, and what it lacks; empty for "full"."""
         return "; ".join(f"{level}: {why}" for level, why in self.level_reasons.items())
 
     def run(self, job: Job) -> Outcome:
@@ -430,7 +433,9 @@ class Sandbox:
             self.level = level
             try:
                 worker = self._spawn()
-                worker.greet()
+                weakness = worker.greet()
+                if weakness:
+                    self.level_reasons[level] = weakness
                 return worker
             except _WorkerFailed as error:
                 self.level_reasons[level] = str(error)

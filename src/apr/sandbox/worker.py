@@ -35,8 +35,8 @@ _SCM_CREDENTIALS = 2
 def main(fd: int) -> None:
     """Serve the pool at socket `fd` until it closes.
 
-    Messages: in {"level", "base", "preload", "libraries", "processor"}; out {"level"} or
-    {"error"}; then in jobs (fields of job.Job), out outcomes.
+    Messages: in {"level", "base", "preload", "libraries", "processor"}; out {"level", "weakness"}
+    or {"error"}; then in jobs (fields of job.Job), out outcomes.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who started us may ignore it
     resource.setrlimit(resource.RLIMIT_NOFILE, (confine.MAX_DESCRIPTORS,) * 2)
@@ -55,7 +55,7 @@ def main(fd: int) -> None:
         return
     except channel.Closed:
         raise SystemExit("the process that programs are forked from ended at once") from None
-    channel.send_trusted(fd, {"level": order["level"]})
+    channel.send_trusted(fd, {"level": order["level"], "weakness": worker.weakness})
     try:
         worker.serve()
     except channel.Closed:
@@ -94,6 +94,7 @@ class Worker:
         self._base = base
         self._observer = Observer()
         self._confinement = levels.prepare(level, base)
+        self.weakness = levels.weakness(self._confinement)
         if libraries is not None:
             view.limit_imports(libraries)
         if linux.IS_LINUX:

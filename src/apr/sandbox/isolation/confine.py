@@ -173,6 +173,8 @@ def drop_privileges(confinement: Confinement, ruleset: int | None) -> None:
         linux.landlock_restrict(ruleset)
         os.close(ruleset)
     if confinement.only_signal_self:
-        linux.SyscallFilter(seccomp.build_filter(linux.MACHINE, os.getpid())).install()
+        linux.SyscallFilter(
+            seccomp.build_filter(linux.MACHINE, os.getpid(), outside=True, own_user=False)
+        ).install()
     elif confinement.filter is not None:
         confinement.filter.install()

@@ -149,7 +149,6 @@ def _counts_processes_per_namespace() -> bool:
 
 def _prepare_confined(base: str) -> Confinement:
     abi = linux.landlock_abi()
-    program = linux.SyscallFilter(seccomp.build_filter(linux.MACHINE))
     paths = view.readable_paths()
     hidden = view.hidden_paths(paths)
     view.trim_import_path(paths)
@@ -157,9 +156,18 @@ def _prepare_confined(base: str) -> Confinement:
     confinement = _with_own_user("confined", base, paths)
     return confinement._replace(
         ruleset=ruleset,
-        filter=program,
+        filter=linux.SyscallFilter(
+            seccomp.build_filter(linux.MACHINE, outside=True, own_user=confinement.own_user)
+        ),
         only_signal_self=not (confinement.own_user or landlock.scopes_signals(abi)),
     )
+
+
+def weakness(confinement: Confinement) -> str:
+    """What a program may do at this level to what is not its own; empty where nothing is known."""
+    if confinement.level != "confined" or confinement.own_user:
+        return ""
+    return "programs run as this user, so that they may change modes and times of its files"
 
 
 def _with_own_user(level: str, base: str, paths: list[str]) -> Confinement:

@@ -37,6 +37,7 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "process_vm_writev": (311, 271),
     "process_madvise": (440, 440),
     "pidfd_getfd": (438, 438),
+    "process_mrelease": (448, 448),
     "kcmp": (312, 272),
     # namespaces and file systems
     "pivot_root": (155, 41),
@@ -96,8 +97,46 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "shmget": (29, 194),
     "semget": (64, 190),
     "msgget": (68, 186),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "semop": (65, 193),
+    "semtimedop": (220, 192),
+    "semctl": (66, 191),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
     "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
 }
+# Where files of others are in sight: what Landlock does not keep a program from.
+_OUTSIDE: dict[str, tuple[int | None, int | None]] = {
+    "connect": (42, 203),  # sockets that have a path
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "setxattrat": (463, 463),
+    "removexattrat": (466, 466),
+    "chown": (92, None),
+    "fchown": (93, 55),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+}
+# Calls on a process, and which arguments are 0 for the caller itself.
+_OF_PROCESSES: dict[str, tuple[tuple[int, int], tuple[int, ...]]] = {
+    "prlimit64": ((302, 261), (0,)),
+    "sched_setparam": ((142, 118), (0,)),
+    "sched_setscheduler": ((144, 119), (0,)),
+    "sched_setaffinity": ((203, 122), (0,)),
+    "sched_setattr": ((314, 274), (0,)),
+    "setpriority": ((141, 140), (0, 1)),
+    "ioprio_set": ((251, 30), (1,)),
+}
+_FCNTL, _IOCTL = (72, 25), (16, 29)
+_SET_OWNER = {_FCNTL: (8, 15), _IOCTL: (0x8901, 0x8902)}  # whom a descriptor signals
+_DATAGRAMS = 2  # the bit that SOCK_DGRAM and SOCK_RAW have and other types have not
 _NAMESPACES = {"unshare": (272, 97), "setns": (308, 268), "chroot": (161, 51)}
 _ARCHITECTURES = {"x86_64": (0, 0xC000_003E), "aarch64": (1, 0xC000_00B7)}
 _X32_BIT = 0x4000_0000
@@ -111,13 +150,20 @@ def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> 
     return struct.pack("<HBBI", code, if_true, if_false, value & 0xFFFF_FFFF)
 
 
-def build_filter(machine: str, only_signal: int | None = None, namespaces: bool = False) -> bytes:
+def build_filter(
+    machine: str,
+    only_signal: int | None = None,
+    namespaces: bool = False,
+    outside: bool = False,
+    own_user: bool = True,
+) -> bytes:
     """The program for an architecture (platform.machine()); OSError for one not known.
 
     only_signal: with a process id, signals to any other process are refused as well (where no
     PID namespace, no Landlock scope and no user of its own keep the candidate from them).
     namespaces: leave unshare, setns and chroot to build_namespace_filter, for a process that still
-    needs them.
+    needs them. outside: files and sockets of others are in sight. own_user: False where others may
+    run as the same user; then calls on processes are for the caller itself.
     """
     column = _column(machine)
     program = _prologue(machine)
@@ -132,13 +178,21 @@ def build_filter(machine: str, only_signal: int | None = None, namespaces: bool 
         _instruction(_RETURN, _ALLOW),
     ]
     program += _keeps_handler(_SIGACTION[column], _SIGCHLD)
+    streams = [(_JUMP_SET, 1, _DATAGRAMS)] if outside else []  # datagrams need no connection
     for numbers in _SOCKET.values():
-        program += _only_argument(numbers[column], AF_UNIX)
+        program += _guard(numbers[column], (_JUMP_EQUAL, 0, AF_UNIX), *streams)
+    if not own_user:
+        for numbers, zero in _OF_PROCESSES.values():
+            program += _guard(numbers[column], *((_JUMP_EQUAL, index, 0) for index in zero))
+        for numbers, commands in _SET_OWNER.items():
+            program += _refuse_commands(numbers[column], commands)
     if only_signal is not None:
         for name, numbers in _KILLERS.items():
             allowed = 0xFFFF_FFFF if name == "pidfd_send_signal" else only_signal
-            program += _only_argument(numbers[column], allowed)
+            program += _guard(numbers[column], (_JUMP_EQUAL, 0, allowed))
     refused = [numbers[column] for numbers in _REFUSED.values()]
+    if outside:
+        refused += [numbers[column] for numbers in _OUTSIDE.values()]
     if not namespaces:
         refused += [numbers[column] for numbers in _NAMESPACES.values()]
     for number in refused:
@@ -177,15 +231,27 @@ def _prologue(machine: str) -> list[bytes]:
     return program
 
 
-def _only_argument(number: int, allowed: int) -> list[bytes]:
-    """Allow a call only with this first argument."""
-    return [
-        _instruction(_JUMP_EQUAL, number, 0, 4),
-        _instruction(_LOAD, _ARGUMENT0),
-        _instruction(_JUMP_EQUAL, allowed, 1, 0),
-        _REFUSE,
-        _instruction(_RETURN, _ALLOW),
-    ]
+def _guard(number: int, *conditions: tuple[int, int, int]) -> list[bytes]:
+    """Allow a call only if all conditions hold for its arguments (their lower halves).
+
+    A condition: (_JUMP_EQUAL, index, value) or (_JUMP_SET, index, bits that are not set).
+    """
+    body = []
+    for code, index, value in conditions:
+        refuse = 2 * len(conditions) - len(body) - 1  # steps from behind the jump
+        jumps = (0, refuse) if code == _JUMP_EQUAL else (refuse, 0)
+        body += [_instruction(_LOAD, _ARGUMENT0 + 8 * index), _instruction(code, value, *jumps)]
+    body += [_instruction(_RETURN, _ALLOW), _REFUSE]
+    return [_instruction(_JUMP_EQUAL, number, 0, len(body)), *body]
+
+
+def _refuse_commands(number: int, commands: tuple[int, ...]) -> list[bytes]:
+    """Refuse a call whose second argument is one of these."""
+    body = [_instruction(_LOAD, _ARGUMENT0 + 8)]
+    for left in range(len(commands), 0, -1):
+        body.append(_instruction(_JUMP_EQUAL, commands[-left], left, 0))
+    body += [_instruction(_RETURN, _ALLOW), _REFUSE]
+    return [_instruction(_JUMP_EQUAL, number, 0, len(body)), *body]
 
 
 def _keeps_handler(number: int, signal: int) -> list[bytes]:
