@@ -236,7 +236,7 @@ def _guard(number: int, *conditions: tuple[int, int, int]) -> list[bytes]:
 
     A condition: (_JUMP_EQUAL, index, value) or (_JUMP_SET, index, bits that are not set).
     """
-    body = []
+    body: list[bytes] = []
     for code, index, value in conditions:
         refuse = 2 * len(conditions) - len(body) - 1  # steps from behind the jump
         jumps = (0, refuse) if code == _JUMP_EQUAL else (refuse, 0)
