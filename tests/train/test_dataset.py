@@ -547,13 +547,27 @@ def test_a_bad_row_of_a_parquet_file_is_named(tmp_path: Path, tokenizer: Tokeniz
 
 def test_a_part_is_held_out(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [{"text": str(i)} for i in range(40)])
-    documents, _ = read_documents([path], tokenizer, 64)
-    kept, held_out = split_off(documents, 0.1, seed=3)
+    documents, report = read_documents([path], tokenizer, 64)
+    kept, held_out = split_off(documents, report.sizes, 0.1, seed=3)
     assert len(held_out) == 4 and len(kept) == 36
     texts = {tuple(d.ids.tolist()) for d in kept} | {tuple(d.ids.tolist()) for d in held_out}
     assert len(texts) == 40
-    again = split_off(documents, 0.1, seed=3)[1]
+    again = split_off(documents, report.sizes, 0.1, seed=3)[1]
     assert [d.ids.tolist() for d in again] == [d.ids.tolist() for d in held_out]
+
+
+def test_what_one_row_gave_stays_together() -> None:
+    """A later turn's document holds the earlier ones'."""
+    sizes = [3, 1, 2, 2]
+    documents = [
+        Document(np.array([row, i]), np.ones(2, bool))
+        for row, n in enumerate(sizes)
+        for i in range(n)
+    ]
+    for seed in range(8):
+        parts = split_off(documents, sizes, 0.5, seed)
+        rows = [{int(document.ids[0]) for document in part} for part in parts]
+        assert not rows[0] & rows[1] and [len(found) for found in rows] == [2, 2]
 
 
 def test_samples_are_coloured(tokenizer: Tokenizer) -> None:

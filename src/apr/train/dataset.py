@@ -44,7 +44,7 @@ class DataReport:
     them. unused: column -> rows that say something there which is not learned from. lost: what of
     the rows kept is not learned -> turns. forms: what a transform made of plain text -> documents.
     benchmarks: benchmark -> rows that say they were made from it. tokens: of all documents;
-    trained: of these, with a loss.
+    trained: of these, with a loss. sizes: documents of each row kept.
     """
 
     rows: int = 0
@@ -60,6 +60,7 @@ class DataReport:
     forms: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     trained: int = 0
+    sizes: list[int] = field(default_factory=list, repr=False)
 
     def drop(self, reason: str, where: str) -> None:
         """Count a row that gives nothing."""
@@ -75,7 +76,8 @@ class DataReport:
         return f"{reason}: {places(self.named[reason])}{others}"
 
     def to_json(self) -> dict[str, Any]:
-        return {key: dict(v) if isinstance(v, dict) else v for key, v in vars(self).items()}
+        known = {key: value for key, value in vars(self).items() if key != "sizes"}
+        return {key: dict(v) if isinstance(v, dict) else v for key, v in known.items()}
 
     def lines(self) -> list[str]:
         """For people."""
@@ -170,6 +172,7 @@ def read_examples(
         if not isinstance(row, str) and isinstance(row.get("benchmark"), str):
             report.benchmarks[row["benchmark"]] += 1
         examples += made
+        report.sizes.append(len(made))
     if bad and not skip_bad_rows:
         raise _refusal(report, bad)
     report.documents = len(examples)
@@ -178,12 +181,20 @@ def read_examples(
     return examples, report
 
 
-def split_off(examples: Sequence[E], fraction: float, seed: int) -> tuple[list[E], list[E]]:
-    """(for training, for evaluation): a part drawn at random, the order otherwise kept."""
-    count = round(fraction * len(examples))
-    drawn = set(np.random.default_rng([seed, 1]).permutation(len(examples))[:count].tolist())
-    train = [example for i, example in enumerate(examples) if i not in drawn]
-    return train, [example for i, example in enumerate(examples) if i in drawn]
+def split_off(
+    examples: Sequence[E], sizes: Sequence[int], fraction: float, seed: int
+) -> tuple[list[E], list[E]]:
+    """(for training, for evaluation): a part of the rows drawn at random, the order otherwise kept.
+
+    sizes: how many examples each row gave, in their order; they stay together, since one holds the
+    beginning of another.
+    """
+    count = round(fraction * len(sizes))
+    drawn = np.zeros(len(sizes), bool)
+    drawn[np.random.default_rng([seed, 1]).permutation(len(sizes))[:count]] = True
+    held_out = np.repeat(drawn, sizes)
+    train = [example for example, held in zip(examples, held_out, strict=True) if not held]
+    return train, [example for example, held in zip(examples, held_out, strict=True) if held]
 
 
 def _rows(

@@ -158,7 +158,7 @@ def prepare(
             raise _nothing_left(request.eval_data, eval_report, "evaluate on")
     elif request.eval_split:
         count = len(examples)
-        examples, held_out = split_off(examples, request.eval_split, seed)
+        examples, held_out = split_off(examples, report.sizes, request.eval_split, seed)
         if not (held_out and examples):
             what = "none" if examples else "all of them"
             raise UsageError(
