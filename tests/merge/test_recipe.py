@@ -21,6 +21,9 @@ LINEAR: dict[str, Any] = {
     ("changes", "message"),
     [
         ({"models": None, "modules": {"vision": {}}}, "modules: only one, called default"),
+        ({"models": None, "modules": {"default": 3}}, "modules.default: .*dictionary"),
+        ({"models": None, "modules": {"default": {}}, "parameters": [1]}, "parameters: .*dict"),
+        ({"base_model": ""}, "base_model: .*1 character"),
         ({"chat_tempate": "auto"}, "'chat_tempate' is unknown; did you mean 'chat_template'"),
         ({"models": [{"model": "a", "paramters": {}}]}, r"models\.0.*mean 'parameters'"),
         ({"models": [{"model": "a", "parameters": {"t": {"valu": 1}}}]}, "parameters.t.valu"),

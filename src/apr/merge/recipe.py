@@ -59,7 +59,7 @@ def misspelt(key: str, known: Sequence[str]) -> str | None:
     return close[0] if close else None
 
 
-ModelName = Annotated[str, BeforeValidator(reference)]
+ModelName = Annotated[str, Field(min_length=1), BeforeValidator(reference)]
 
 
 class _Keys(BaseModel):
@@ -191,8 +191,9 @@ class MergeSettings(_Keys):
             return value
         if not isinstance(modules, dict) or list(modules) != ["default"]:
             raise ValueError("modules: only one, called default, is supported")
-        module = dict(modules["default"] or {})
-        own, general = module.pop("parameters", None) or {}, value.get("parameters") or {}
+        module = dict(_mapping(modules["default"], "modules.default"))
+        own = _mapping(module.pop("parameters", None), "modules.default.parameters")
+        general = _mapping(value.get("parameters"), "parameters")
         both = {
             key: _conditions(own[key]) + _conditions(general[key]) for key in own & general.keys()
         }
@@ -269,6 +270,12 @@ def _is_branch(part: str | int) -> bool:
 
 
 _BRANCHES = ("float", "int", "bool", "str")
+
+
+def _mapping(value: Any, key: str) -> dict[str, Any]:
+    if not isinstance(value, dict | None):
+        raise ValueError(f"{key}: Input should be a valid dictionary")
+    return value or {}
 
 
 def _conditions(setting: Any) -> list[Any]:
