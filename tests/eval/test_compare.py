@@ -167,6 +167,13 @@ def test_programs_where_they_are_not_stored(tmp_path: Path, runs: Path) -> None:
     assert "(the program is not stored here)" in call("results", str(file), "--failed")
 
 
+def test_notes_are_told_again(tmp_path: Path, runs: Path) -> None:
+    results = json.loads((runs / "a" / "results.json").read_text())
+    file = tmp_path / "r.json"
+    file.write_text(json.dumps({**results, "notes": ["4 of 4 samples have no answer"]}))
+    assert "note: 4 of 4 samples have no answer" in call("results", str(file))
+
+
 def call(*arguments: str) -> Any:
     done = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
     assert done.exception is None or done.exit_code == 0, done.exception

@@ -67,7 +67,11 @@ def run_table(run: Run) -> Table:
         "tokens/s": run.speed,
         "isolation": ", ".join(found.get("isolation", ())),
     }
-    told = "\n".join(f"{name}: {value}" for name, value in facts.items() if value)
+    told = "\n".join(
+        f"{name}: {value}"
+        for name, value in [*facts.items(), *(("note", note) for note in found.get("notes", ()))]
+        if value
+    )
     table = Table("task", "passed", "first failure", "suspect", caption=told)
     table.caption_justify = "left"
     table.title = f"{run.benchmark}: {run.subject}"
