@@ -17,7 +17,7 @@ SOURCE = Path(apr.__file__).parent
 # Upper layers may import lower ones, never the reverse; packages of one layer stay apart.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cli"}),
-    frozenset({"align"}),
+    frozenset({"align", "distill"}),
     frozenset({"train"}),
     frozenset({"merge", "prune"}),
     frozenset({"data"}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 # Modules of this package under the headings of `apr --help`, in its order.
 VERBS: dict[str, tuple[str, ...]] = {
     "Models": ("models", "inspect_model"),
-    "Train": ("data", "finetune", "align"),
+    "Train": ("data", "finetune", "align", "distill"),
     "Compress": ("merge", "prune"),
     "Run": ("run", "chat", "bench"),
     "Evaluate": ("eval_model", "score", "results"),

@@ -35,8 +35,9 @@ OUTPUT = "Output"  # a heading
 
 # The headings of a verb's flags in the order in which its help shows them; others come after.
 PANELS = (
-    "Model", "Benchmark", "Data", "Method", "Objective", "Training", "Fill in the middle", "Scores",
-    "Calibration", "Prompt", "Sampling", "Judging", "Perplexity", "Output",
+    "Model", "Benchmark", "Data", "Method", "Teacher", "Objective", "Training",
+    "Fill in the middle", "Scores", "Calibration", "Prompt", "Sampling", "Judging", "Perplexity",
+    "Output",
 )  # fmt: skip
 
 
@@ -55,7 +56,9 @@ def with_flags(function: Callable[..., None]) -> Callable[..., None]:
             groups[parameter.name] = parameter.annotation
         else:
             others.append(parameter)
-    known = {one.name: one for group in groups.values() for one in settings_in(group)}
+    every = [one for group in groups.values() for one in settings_in(group)]
+    known = {one.name: one for one in every}
+    assert len(known) == len({one.flag for one in every}) == len(every), "two options of one name"
     shown = sorted(known.values(), key=_place)
     parameters = [*others, *map(_parameter, shown)]
 

@@ -24,7 +24,7 @@ def supervised(recompute: bool = False) -> Objective[Batch]:
 
 def token_loss(model: Transformer, batch: Batch, recompute: bool = False) -> torch.Tensor:
     """-target_logprobs(...).sum(), an fp32 scalar."""
-    hidden, weight = _output_factors(model, hidden_states(model, batch, recompute)[batch.rows])
+    hidden, weight = output_factors(model, hidden_states(model, batch, recompute)[batch.rows])
     return cross_entropy(hidden, weight, batch.labels, model.config.logit_softcap)
 
 
@@ -32,7 +32,7 @@ def target_logprobs(model: Transformer, batch: Batch, recompute: bool = False) -
     """log p(token | those before it in its document) of each of a batch's targets, in nats: fp32
     (n,), with a gradient for any weight on each.
     """
-    hidden, weight = _output_factors(model, hidden_states(model, batch, recompute)[batch.rows])
+    hidden, weight = output_factors(model, hidden_states(model, batch, recompute)[batch.rows])
     return token_logprobs(hidden, weight, batch.labels, model.config.logit_softcap)
 
 
@@ -78,7 +78,7 @@ def attention_note(config: ModelConfig, dtype: str) -> str:
     return reason and f"attention falls back on torch's SDPA, document by document: {reason}"
 
 
-def _output_factors(model: Transformer, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def output_factors(model: Transformer, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, C) and (V, C) whose product is the logits of hidden (N, C).
 
     An adapter of rank r on the output layer becomes r more columns of both: W h + B (s A h).
