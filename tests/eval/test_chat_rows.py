@@ -115,7 +115,7 @@ def test_what_cannot_be_chat(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         read_samples(chat, BENCHMARK)
     assert caught.value.hint == "--from chat reads raw chat answers"
-    with pytest.raises(UsageError, match=r"`origin` chat: .* is a folder"):
+    with pytest.raises(UsageError, match=r"`form` chat: .* is a folder"):
         read_samples(tmp_path, BENCHMARK, "chat")
 
 

@@ -388,7 +388,7 @@ def test_a_window_that_reaches_before_the_cutoff_says_so() -> None:
 def test_command_line(tmp_path: Path) -> None:
     path = completions(f"{SAMPLES}.jsonl.gz")
     command = ["score", str(path), "--benchmark", "livecodebench", "--data", str(data_file())]
-    dates = ["--from", "2024-01-01", "--to", "2024-02-10", "--cutoff", "2024-01-31"]
+    dates = ["--start-date", "2024-01-01", "--end-date", "2024-02-10", "--cutoff", "2024-01-31"]
     done = CliRunner().invoke(app, [*command, *dates, "--json"])
     assert done.exit_code == 0, done.output
     value = json.loads(done.stdout)
@@ -406,11 +406,12 @@ def test_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
-        (["--from", "2024"], "--from 2024 is not a day"),
-        (["--from", "2024-02-02", "--to", "2024-02-01"], "--from 2024-02-02 is after --to"),
-        (["--from", "2024-01-01", "--from", "2024-01-02"], "--from names 2 days"),
-        (["--from", "talk"], "--from talk is not a day"),
-        (["--from", "2030-01-01"], "no problem of .* is from 2030-01-01 to the end"),
+        (["--start-date", "2024"], "--start-date 2024 is not a day"),
+        (
+            ["--start-date", "2024-02-02", "--end-date", "2024-02-01"],
+            "--start-date 2024-02-02 is after --end-date",
+        ),
+        (["--start-date", "2030-01-01"], "no problem of .* is from 2030-01-01 to the end"),
         (["--benchmark", "humaneval", "--cutoff", "2024-01-01"], "humaneval has no dates"),
     ],
 )

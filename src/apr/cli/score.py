@@ -71,7 +71,7 @@ def score(settings: ScoreSettings, scored: Scored) -> None:
         scored.samples,
         settings.benchmark,
         **how,
-        dates=settings.contests,
+        dates=settings.dates,
         ks=settings.ks,
         rerank=settings.rerank,
         exclude_broken=settings.exclude_broken,

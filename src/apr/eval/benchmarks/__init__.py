@@ -48,7 +48,7 @@ def load_benchmark(
 
         return LiveCodeBench(find_data_files(name, data), dates)
     if dates not in (None, Dates()):
-        raise UsageError(f"--from, --to and --cutoff: {name} has no dates", "for livecodebench")
+        raise UsageError(f"`first`, `last` and `cutoff`: {name} has no dates", "for livecodebench")
     if name in ("bigcodebench", "bigcodebench-hard"):
         from apr.eval.benchmarks.bigcodebench import BigCodeBench
 

@@ -19,7 +19,7 @@ Newline = Literal["strip", "keep", "add"]
 TASKS = "Benchmark"  # the heading of their flags
 
 
-def day(text: str) -> datetime | None:
+def _day(text: str) -> datetime | None:
     """The day of YYYY-MM-DD; None for an empty text. Raises UsageError."""
     try:
         return datetime.strptime(text, "%Y-%m-%d") if text else None
@@ -36,21 +36,21 @@ class Dates:
     first: datetime | None = option(
         None,
         "Use only problems of contests on or after this day (YYYY-MM-DD).",
-        flag="from",
-        parse=day,
+        flag="start-date",
+        parse=_day,
         panel=TASKS,
     )
     last: datetime | None = option(
         None,
         "Use only problems of contests on or before this day.",
-        flag="to",
-        parse=day,
+        flag="end-date",
+        parse=_day,
         panel=TASKS,
     )
     cutoff: datetime | None = option(
         None,
         "Last day of the model's training data: the score of the newer problems is shown apart.",
-        parse=day,
+        parse=_day,
         panel=TASKS,
     )
 

@@ -169,10 +169,10 @@ def _found(path: Path, benchmark: Benchmark, form: Form) -> Iterator[tuple[str, 
     """Rows, not looked at yet, and where they are."""
     if form == "chat":
         if "chat" not in benchmark.modes:
-            raise UsageError(f"`origin` chat: {benchmark.name} is not asked in chat")
+            raise UsageError(f"`form` chat: {benchmark.name} is not asked in chat")
         if path.is_dir():
             raise UsageError(
-                f"`origin` chat: {path} is a folder", "chat answers are rows of a file"
+                f"`form` chat: {path} is a folder", "chat answers are rows of a file"
             )
         for number, raw in read_rows(path):
             where = f"{path} line {number}"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
-from apr.common.errors import UsageError
 from apr.common.settings import check, option
 from apr.engine.request import MODEL, SAMPLING, ModelSettings, Sampling
-from apr.eval.benchmarks.task import TASKS, Dates, Mode, Newline, day
+from apr.eval.benchmarks.task import TASKS, Dates, Mode, Newline
 
 if TYPE_CHECKING:
     from apr.eval.strategies.strategy import Strategy
@@ -117,50 +115,17 @@ class JudgeSettings:
 Form = Literal["samples", "chat"]
 
 
-@dataclass(frozen=True)
-class LaterDates(Dates):
-    """Dates whose first day is given by the word that also says what the rows hold."""
-
-    first: datetime | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class ScoreSettings(JudgeSettings):
-    """How samples made elsewhere are judged. origin: the words of `--from`, which is two flags in
-    one: where the samples are from, and the first day of the contests that count.
-    """
+    """How samples made elsewhere are judged. form: what the rows hold."""
 
-    dates: Dates = field(default_factory=LaterDates)
-    origin: tuple[str, ...] = option(
-        (),
-        "chat: the rows hold raw chat answers (text, response, output, raw or messages), whose code"
-        " is taken as apr eval does. Or YYYY-MM-DD: use only problems of contests on or after"
-        " this day. May be given twice.",
+    form: Form = option(
+        "samples",
+        "samples: rows of code; chat: raw chat answers (text, response, output, raw or messages),"
+        " whose code is taken as apr eval does.",
         flag="from",
-        repeated=True,
         panel=JUDGING,
     )
-
-    @property
-    def form(self) -> Form:
-        """What the rows hold."""
-        return "chat" if "chat" in self.origin else "samples"
-
-    @property
-    def contests(self) -> Dates:
-        """Which contests count. Raises UsageError for words that are no day or do not fit."""
-        days = [word for word in self.origin if word not in get_args(Form)]
-        if len(days) > 1:
-            raise UsageError(f"`origin` names {len(days)} days: {', '.join(days)}", "one, or chat")
-        try:
-            first = day(days[0]) if days else None
-        except UsageError as error:
-            hint = f"chat, or a day {error.hint}"
-            raise UsageError(f"`origin` {days[0]} {error.message}", hint) from None
-        try:
-            return Dates(first, self.dates.last, self.dates.cutoff)
-        except UsageError as error:
-            raise UsageError(error.message.replace("`first`", "`origin`"), error.hint) from None
 
 
 @dataclass(frozen=True, kw_only=True)
