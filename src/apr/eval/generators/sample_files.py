@@ -171,9 +171,7 @@ def _found(path: Path, benchmark: Benchmark, form: Form) -> Iterator[tuple[str, 
         if "chat" not in benchmark.modes:
             raise UsageError(f"`form` chat: {benchmark.name} is not asked in chat")
         if path.is_dir():
-            raise UsageError(
-                f"`form` chat: {path} is a folder", "chat answers are rows of a file"
-            )
+            raise UsageError(f"`form` chat: {path} is a folder", "chat answers are rows of a file")
         for number, raw in read_rows(path):
             where = f"{path} line {number}"
             for answer in chat_rows(raw, where):
