@@ -102,6 +102,7 @@ def test_verdicts(models: Path) -> None:
     assert "cancels" in found("a", "c").verdict()
     assert "agree" in found("a", "a").verdict()
     assert "nothing to compare" in found("a").verdict()
+    assert "base changed nothing in base" in found("a", "base").verdict()
     weights = tiny_weights()
     opposite = {k: 2 * weights["base"][k] - v for k, v in weights["c"].items()}
     write_models(models / "more", {"opposite": opposite})
@@ -132,5 +133,5 @@ def test_the_picture(models: Path) -> None:
     diagnosis = found("a", "b", "c")
     plot(diagnosis, "report.png")
     assert (models / "report.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(UsageError, match=r"--plot report\.doc"):
+    with pytest.raises(UsageError, match=r"`plot` report\.doc"):
         plot(diagnosis, "report.doc")

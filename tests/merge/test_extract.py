@@ -94,7 +94,7 @@ def test_embeddings_are_saved_whole_where_asked(models: Path, tmp_path: Path) ->
 
 
 def test_what_makes_no_adapter(models: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--rank is 0"):
+    with pytest.raises(UsageError, match="`rank` is 0"):
         extract_lora("a", "base", tmp_path / "out", 0)
     with pytest.raises(AprError, match="does not differ"):
         extract_lora("base", "base", tmp_path / "out", 2, progress=False)

@@ -76,6 +76,9 @@ class MergeDiagnosis:
         told = f"mean cosine {whole.cosine:.2f}, {100 * whole.conflict:.0f} % conflicting signs: "
         if len(self.models) - self.merged < 2:
             return "one model: nothing to compare"
+        still = [m for m, change in zip(self.models, whole.change, strict=True) if change == 0]
+        if still:
+            return f"{', '.join(still)} changed nothing in {self.base}: nothing to compare"
         if whole.cosine >= ALIKE:
             return told + "the models agree; linear or slerp keeps most of what they learned"
         if whole.cosine < -ORTHOGONAL:
