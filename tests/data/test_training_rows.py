@@ -216,6 +216,7 @@ def test_what_training_reads_is_read() -> None:
         ('{"text": "x"', r"line 2 is not JSON"),
         ("[1]", "line 2 is not a JSON object"),
         ('{"a": "x", "b": "y"}', r"line 2: it has no known shape, its columns: a, b"),
+        ('{"prompt": "x", "chosen": "y", "rejected": "z"}', "line 2: it is a pair of .* apr align"),
         ("{}", "line 2: it has no known shape, its columns: none"),
         ('{"instruction": "x", "response": null}', "line 2: response is not text"),
         ('{"prompt": "x", "completion": ["y"]}', "line 2: completion is not text"),

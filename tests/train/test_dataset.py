@@ -324,6 +324,18 @@ def test_what_a_template_leaves_out_is_refused(
         learned(row, tokenizer)
 
 
+def test_what_is_lost_of_a_turn(tmp_path: Path) -> None:
+    """A thought that finished answers are written without and no question opens; words beside a
+    call, which such templates drop on purpose."""
+    with pytest.raises(BadRow, match="the chat template leaves out its thought"):
+        written(answers(keep=False), tmp_path, user("a"), assistant("r</think>b"))
+    silent = AGENT.replace("{{ m.content }}", "{{ m.content if not m.tool_calls }}")
+    write_tokenizer(tmp_path, silent)
+    row = agent({"tool_calls": [{"function": FUNCTION}]}, [TOOL], content="Let me see.")
+    found = learned(row, load_tokenizer(tmp_path))
+    assert found.lost == ("the chat template leaves out the words beside a tool call",)
+
+
 def test_a_role_the_template_does_not_know(tmp_path: Path) -> None:
     template = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'x' %}")
     with pytest.raises(BadRow, match="leaves out its message 1, of role x"):

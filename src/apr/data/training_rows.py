@@ -188,6 +188,11 @@ def _recognised(row: _Row, where: str) -> Example:
     text = row.name(TEXTS)
     if text is not None:
         return Example(where, "text", "", row.text(text), (), row.fields)
+    if row.has("chosen", "rejected"):
+        raise BadRow(
+            "it is a pair of a better and a worse answer: apr align learns from those"
+            " (`columns` prompt=prompt,response=chosen: from the better one)"
+        )
     names = ", ".join(map(str, row.fields)) or "none"
     raise BadRow(
         f"it has no known shape, its columns: {names} (known: {KNOWN};"

@@ -20,8 +20,6 @@ Levels:
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -30,28 +28,19 @@ from typing import Any
 import numpy as np
 
 from apr.common.errors import AprError, UsageError
-from apr.data.training_rows import BadRow, Example, Message, recognise, tool_names, words_of
+from apr.data.training_rows import BadRow, Example, recognise, words_of
 from apr.text import FimFormat, FimOrder, Tokenizer, fim_format
+from apr.train.conversation import Span, conversation_spans
 from apr.train.packing import Document
 from apr.train.train_settings import FimSettings
 
 # For models that have no chat template.
 PLAIN_QUESTION = "### Instruction:\n{question}\n\n### Response:\n"
-# A prompt that ends by opening a thought.
-OPENED_THOUGHT = re.compile(r"(?:<\w+>|\[\w+\])\s*$")
 # What the order, begin and end add to a piece, and what cutting it in three may: sentinels, an end,
 # a begin; a token more at each cut and at the end of the last line.
 ADDED = 8
 # What became of a text, for the account of the data.
 LEFT_TO_RIGHT, TOO_LONG = "left to right", "left to right, longer than a sequence"
-
-
-@dataclass(frozen=True)
-class Span:
-    """A piece of text, and whether the model is to learn to write it."""
-
-    text: str
-    trained: bool
 
 
 class LeftOut(BadRow):
@@ -167,162 +156,9 @@ def _conversation(example: Example, tokenizer: Tokenizer) -> Learned:
             raise BadRow("the response is empty")
     special = _spelled(tokenizer.special_ids, tokenizer)
     _refuse_special(words_of([example.messages, example.tools]), special)
-    failures: list[BadRow] = []
-    for messages, variables in _forms(example.messages):
-        chat = _Chat(messages, example.tools, variables, tokenizer)
-        try:
-            return _turns(chat, example.learned)
-        except BadRow as error:
-            failures.insert(0, error)
-        except AprError as error:
-            failures.append(BadRow(error.message))
-    raise failures[0]
-
-
-def _forms(
-    messages: Sequence[Message],
-) -> Iterator[tuple[list[dict[str, Any]], dict[str, bool]]]:
-    """What templates may want of one and the same conversation: arguments of tools as objects or
-    as text, silence as no content or an empty one, thinking switched on.
-    """
-    calls = any("tool_calls" in turn for turn in messages)
-    thinks = any(_thought_of(turn) for turn in messages)
-    for variables in ({}, dict.fromkeys(("enable_thinking", "thinking"), True))[: 1 + thinks]:
-        for as_text in (False, True)[: 1 + calls]:
-            for silence in ({"content": ""}, {})[: 1 + calls]:
-                yield (
-                    [{**silence, **turn, **_calls_of(turn, as_text)} for turn in messages],
-                    variables,
-                )
-
-
-def _calls_of(turn: Message, as_text: bool) -> dict[str, Any]:
-    calls = turn.get("tool_calls")
-    if not (calls and as_text):
-        return {}
-    functions = [call["function"] for call in calls]
-    texts = [json.dumps(function["arguments"], ensure_ascii=False) for function in functions]
-    return {
-        "tool_calls": [
-            {**call, "function": {**call["function"], "arguments": text}}
-            for call, text in zip(calls, texts, strict=True)
-        ]
-    }
-
-
-def _thought_of(turn: Message) -> str:
-    """What an assistant turn thinks before it speaks, "" for nothing."""
-    thought, closed, _ = str(turn.get("content", "")).partition("</think>")
-    written = thought.strip().removeprefix("<think>") if closed else ""
-    return str(turn.get("reasoning_content", written)).strip()
-
-
-@dataclass(frozen=True)
-class _Chat:
-    """A conversation in one form, and what writes it."""
-
-    messages: list[dict[str, Any]]
-    tools: Sequence[Mapping[str, Any]]
-    variables: Mapping[str, Any]
-    tokenizer: Tokenizer
-
-    def text(self, count: int, ask: bool) -> str:
-        """The first messages. ask: with the header of the answer to them."""
-        tools = self.tools or None
-        return self.tokenizer.render_chat(
-            self.messages[:count], add_generation_prompt=ask, tools=tools, **self.variables
-        )
-
-
-def _turns(chat: _Chat, learned: Sequence[int]) -> Learned:
-    """Each answer behind what the model is asked."""
-    found: list[tuple[str, str]] = []
-    lost = []
-    for index in learned:
-        if not any(turn["role"] in ("user", "tool") for turn in chat.messages[:index]):
-            lost.append("a turn that nobody asks for opens the conversation")
-            continue
-        asked = _asked(chat, index)
-        if asked is None:
-            lost.append("the chat template writes a finished answer otherwise than it asks for one")
-            continue
-        _refuse_omissions(chat, index, *asked)
-        if not _holds(asked[1], chat.messages[index].get("content", "").rpartition("</think>")[2]):
-            lost.append("the chat template leaves out the words beside a tool call")
-        found.append(asked)
-    if not found:
-        raise BadRow(lost[0])
-    parts = _joined(found, _spelled(chat.tokenizer.eos_ids, chat.tokenizer))
-    documents = [_encode_spans(spans, chat.tokenizer, raw=False) for spans in parts]
-    return Learned(documents, tuple(lost))
-
-
-def _joined(asked: Sequence[tuple[str, str]], ends: Sequence[str]) -> list[list[Span]]:
-    """(prompt, answer) of turns as documents: a turn whose prompt goes on from the turn before it
-    stands in the same one. ends: of turns; what a template writes behind one may differ.
-    """
-    found: list[list[Span]] = []
-    before = ""
-    for prompt, answer in asked:
-        last = found[-1].pop().text if found else ""
-        cuts = [last.find(end) + len(end) for end in ends if end in last]
-        stems = (last, last[: min(cuts, default=0)])
-        stem = next((stem for stem in stems if stem and prompt.startswith(before + stem)), "")
-        if found:
-            found[-1].append(Span(stem or last, True))
-        if not stem:
-            found.append([])
-        done = len(before + stem) if stem else 0
-        found[-1] += [Span(prompt[done:], False), Span(answer, True)]
-        before = prompt
-    return found
-
-
-def _asked(chat: _Chat, index: int) -> tuple[str, str] | None:
-    """(what the model is shown before a turn, what it then writes); None where the template tells
-    them not apart.
-    """
-    prompt, whole = chat.text(index, True), chat.text(index + 1, False)
-    if whole.startswith(prompt):
-        return prompt, whole[len(prompt) :]
-    # The question opens a thought that finished turns are written without.
-    opened = OPENED_THOUGHT.search(prompt)
-    if opened is None or not whole.startswith(prompt[: opened.start()]):
-        return None
-    tag = opened[0].strip()
-    answer = whole[opened.start() :].removeprefix(tag).lstrip()
-    close = f"{tag[0]}/{tag[1:]}"
-    if close not in answer:
-        answer = f"{_thought_of(chat.messages[index])}\n{close}\n\n{answer}"
-    return prompt, answer
-
-
-def _refuse_omissions(chat: _Chat, index: int, prompt: str, answer: str) -> None:
-    """Raises BadRow for what the row says and the template does not write."""
-    turn = chat.messages[index]
-    missing = None
-    if not all(name in prompt for name in tool_names(chat.tools)):
-        missing = "`tools`"
-    elif not all(name in answer for name in tool_names(turn.get("tool_calls", ()))):
-        missing = "tool calls"
-    elif not _holds(answer, turn.get("reasoning_content", "")):
-        missing = "`reasoning_content`"
-    for number, before in enumerate(chat.messages[:index], 1):
-        if before["role"] != "assistant" and not _holds(prompt, before.get("content", "")):
-            missing = f"message {number}, of role {before['role']}"
-        elif not all(name in prompt for name in tool_names(before.get("tool_calls", ()))):
-            missing = "tool calls"
-    if missing:
-        raise BadRow(f"the chat template leaves out its {missing}")
-
-
-def _holds(whole: str, part: str) -> bool:
-    """Whether a text was written, as it is or as JSON, white space aside."""
-    if part.strip() in whole:
-        return True
-    squeezed = "".join(whole.split())
-    forms = (part, json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1])
-    return any("".join(form.split()) in squeezed for form in forms)
+    ends = _spelled(tokenizer.eos_ids, tokenizer)
+    parts, lost = conversation_spans(example, tokenizer, ends)
+    return Learned([_encode_spans(spans, tokenizer, raw=False) for spans in parts], lost)
 
 
 def _encode_spans(spans: Sequence[Span], tokenizer: Tokenizer, raw: bool) -> Document:
