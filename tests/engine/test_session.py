@@ -149,6 +149,33 @@ def test_float16_that_overflows_says_which_type_to_take(tmp_path: Path) -> None:
         answer(damaged, TextRequest(prompt="ab"))
 
 
+def test_a_context_that_other_rotary_factors_extend(tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 6, "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
+    model = models.small_model(
+        "Phi3",
+        max_position_embeddings=256,
+        original_max_position_embeddings=64,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, **factors},
+    )
+    opened = open_model(str(models.folder(tmp_path / "m", model)))
+    request = TextRequest(prompt="x" * 100, max_tokens=1, logprobs=True)
+    short = Session.load(opened, dtype="float32", max_concurrency=1)
+    with pytest.raises(UsageError, match=r"context 64 \(`max_context` up to 256 takes its long"):
+        short.check(request)
+    session = Session.load(opened, dtype="float32", context=200, max_concurrency=1)
+    done = answer(session, request)
+    ids = torch.tensor([session.encode(request)])
+    with torch.inference_mode():
+        row = model.eval()(ids).logits[0, -1].log_softmax(-1)  # beyond 64: transformers' long ones
+    assert done.token_ids == (int(row.argmax()),)
+    assert done.logprobs == pytest.approx([float(row.max())], abs=1e-4)
+    with pytest.raises(UsageError, match="`max_context` is 257, the model's 256"):
+        Session.load(opened, context=257)
+    lower = Session.load(opened, dtype="float32", context=50, max_concurrency=1)
+    with pytest.raises(UsageError, match="a `max_context` of up to 256 is"):
+        lower.check(request)
+
+
 def test_requests_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UsageError, match="either a prompt or messages"):
         TextRequest()

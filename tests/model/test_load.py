@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from apr.checkpoint import open_checkpoint
 from apr.common.errors import AprError, UsageError
 from apr.merge.merge import prepare, run_merge
 from apr.merge.recipe import make_settings
-from apr.model.families import config_from_checkpoint, config_from_gguf
+from apr.model.families import config_from_checkpoint, config_from_gguf, config_to_hf
+from apr.model.gguf_export import config_to_gguf
 from apr.model.load import expected_shapes, load_transformer, load_weights
 from apr.model.opened import open_model
 from convert.models import gguf_file, small_model
@@ -219,6 +221,28 @@ def test_a_split_model_named_by_any_part(tmp_path: Path, monkeypatch: pytest.Mon
         assert other.tokenizer.encode("def f(a): return a") == ids
         found = logits(other.checkpoint.path, torch.tensor([ids]))
         assert relative_error(found, want) <= TOLERANCE
+
+
+@pytest.mark.parametrize("original", [None, 32])
+def test_the_context_of_a_published_yarn_recipe(original: int | None, tmp_path: Path) -> None:
+    """The factor over the original context counts, whatever the configuration declares beside."""
+    recipe = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": original}
+    config = {"max_position_embeddings": 32, "rope_parameters": {**recipe, "rope_theta": 900.0}}
+    if original is None:
+        del recipe["original_max_position_embeddings"], config["rope_parameters"]
+        config["rope_scaling"] = recipe
+    path = folder(tmp_path / "m", make_hf(Case("recipe", "Qwen2", {"max_position_embeddings": 32})))
+    stated = json.loads((path / "config.json").read_text())
+    stated.pop("rope_parameters", None)
+    (path / "config.json").write_text(json.dumps({**stated, **config}))
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    ids = random_ids(1, 120)
+    assert relative_error(logits(path, ids), hf_logits(model, ids)) <= TOLERANCE
+    cfg = config_from_checkpoint(open_checkpoint(path))
+    assert cfg.max_position == 128
+    assert config_to_hf(cfg)["max_position_embeddings"] == 128
+    keys = {**config_to_gguf(cfg), "general.architecture": "qwen2", "qwen2.context_length": 32}
+    assert config_from_gguf(keys, ["output.weight", "blk.0.attn_q.bias"]).max_position == 128
 
 
 def test_old_rotary_buffers_are_ignored(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def bench(settings: ModelSettings, how: Bench) -> None:
 
     opened = open_model(settings.model, settings.adapter, offline=settings.offline)
     start = time.perf_counter()
-    runtime = load_runtime(opened.checkpoint, settings.dtype, settings.device)
+    runtime = load_runtime(opened.checkpoint, settings.dtype, settings.device, settings.max_context)
     load_seconds = time.perf_counter() - start
     if runtime.note:
         print(f"apr: compiled kernels not used: {runtime.note}", file=sys.stderr)

@@ -74,8 +74,13 @@ def describe(summary: ModelSummary, with_tensors: bool = False) -> list[str]:
 
 
 def _describe_config(cfg: ModelConfig) -> list[tuple[str, str]]:
+    from apr.model.rope import short_context
+
     window = f", sliding window {cfg.sliding_window}" if cfg.sliding_window else ""
     scaling = f", {cfg.rope_scaling.kind} rope scaling" if cfg.rope_scaling else ""
+    context = short_context(cfg)
+    if context < cfg.max_position:
+        scaling += f", up to {cfg.max_position} with --max-context"
     tied = "tied" if cfg.tie_embeddings else "untied"
     return [
         (
@@ -86,7 +91,7 @@ def _describe_config(cfg: ModelConfig) -> list[tuple[str, str]]:
             "attention",
             f"{cfg.num_heads} heads of {cfg.head_dim}, {cfg.num_kv_heads} key/value heads{window}",
         ),
-        ("context", f"{cfg.max_position} tokens{scaling}"),
+        ("context", f"{context} tokens{scaling}"),
         ("vocabulary", f"{cfg.vocab_size}, {tied} embeddings"),
     ]
 

@@ -139,7 +139,9 @@ def open_session(settings: ModelSettings, **how: Any) -> Session:
     from apr.model.opened import open_model
 
     opened = open_model(settings.model, settings.adapter, offline=settings.offline)
-    return Session.load(opened, dtype=settings.dtype, device=settings.device, **how)
+    return Session.load(
+        opened, dtype=settings.dtype, device=settings.device, context=settings.max_context, **how
+    )
 
 
 def _run_streaming(session: Session, request: TextRequest) -> None:

@@ -37,7 +37,8 @@ class Engine:
     max_concurrency: samples decoded side by side. max_step_tokens: tokens read in one step, which
     bounds how long decoding samples wait for a long prompt. context: positions a sample may reach.
     draft, verify: guess several tokens of a sample, read them in one step, keep what is accepted.
-    failure_hint: what to do where the model's logits are not finite.
+    failure_hint, too_long_hint: what to do where the model's logits are not finite, where a prompt
+    does not fit.
 
     Several callers may have requests under way, each with an `Inbox` of its own, in one thread.
     """
@@ -52,11 +53,14 @@ class Engine:
         draft: Drafter | None = None,
         verify: Verifier | None = None,
         failure_hint: str = "",
+        too_long_hint: str = "",
     ) -> None:
         self.runner = runner
         self.context = context or runner.config.max_position
         pool = BlockPool(runner.num_blocks, runner.block_size)
-        self.scheduler = Scheduler(pool, self.context, max_concurrency, max_step_tokens)
+        self.scheduler = Scheduler(
+            pool, self.context, max_concurrency, max_step_tokens, too_long_hint
+        )
         width = -(-self.context // runner.block_size)
         self._tables = np.zeros((max_concurrency, width), np.int32)
         self._draft, self._verify = draft, verify or by_own_draws

@@ -26,10 +26,10 @@ FinishReason = Literal["stop", "length", "stop_string"]
 class PromptTooLong(UsageError):
     """The prompt has more tokens than the model's context has room for."""
 
-    def __init__(self, tokens: int, context: int) -> None:
+    def __init__(self, tokens: int, context: int, hint: str = "") -> None:
         super().__init__(
             f"the prompt has {tokens} tokens and the model's context {context}",
-            "shorten the prompt",
+            hint or "shorten the prompt",
         )
         self.tokens = tokens
 
@@ -49,6 +49,13 @@ class ModelSettings:
     )
     device: str = option(
         "auto", "cpu, cuda or mps; auto takes a GPU where there is one.", panel=MODEL
+    )
+    max_context: int | None = option(
+        None,
+        "Most tokens of a prompt and its answer. Above its original context a LongRoPE model"
+        " (Phi-3, Phi-4) turns to its long factors, for short texts too.",
+        least=1,
+        panel=MODEL,
     )
     offline: bool = option(False, "Download nothing: use only what is on this disk.", panel=MODEL)
 

@@ -137,8 +137,14 @@ class Scheduler:
     """Admits, plans, forks and retires samples over one `BlockPool`."""
 
     def __init__(
-        self, pool: BlockPool, context: int, max_concurrency: int, max_step_tokens: int
+        self,
+        pool: BlockPool,
+        context: int,
+        max_concurrency: int,
+        max_step_tokens: int,
+        too_long_hint: str = "",
     ) -> None:
+        self._too_long_hint = too_long_hint
         self.pool, self.context = pool, context
         self.max_concurrency, self.max_step_tokens = max_concurrency, max_step_tokens
         self.waiting: deque[Sample] = deque()
@@ -152,7 +158,7 @@ class Scheduler:
         Raises UsageError if it can never run here: PromptTooLong, or a cache that is too small.
         """
         if length >= self.context:
-            raise PromptTooLong(length, self.context)
+            raise PromptTooLong(length, self.context, self._too_long_hint)
         room = min(max_tokens, self.context - length)
         promised = self._blocks_for(length + room)
         if promised > self.pool.num_blocks:

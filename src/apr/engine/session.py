@@ -24,6 +24,7 @@ from apr.engine.request import (
 )
 from apr.engine.runners.runtime import Runtime, load_runtime
 from apr.model.opened import OpenedModel
+from apr.model.rope import short_context
 from apr.text import (
     FimFormat,
     StopMatcher,
@@ -88,6 +89,16 @@ def _failure_hint(opened: OpenedModel, dtype: torch.dtype) -> str:
     if dtype == torch.float16:
         return f"float16 ends at 65504: try `dtype` bfloat16 or float32; {hint}"
     return hint
+
+
+def _too_long_hint(runtime: Runtime) -> str:
+    """What to do about a prompt that does not fit; "" for nothing."""
+    most = runtime.config.max_position
+    if runtime.context == most:
+        return ""
+    if runtime.context == short_context(runtime.config):
+        return f"`max_context` up to {most} takes its long rotary factors, for short texts too"
+    return f"a `max_context` of up to {most} is possible"
 
 
 class _Text:
@@ -199,6 +210,7 @@ class Session:
             max_concurrency=max_concurrency,
             max_step_tokens=512 if runtime.device.type == "cpu" else 4096,
             failure_hint=_failure_hint(opened, runtime.dtype),
+            too_long_hint=_too_long_hint(runtime),
         )
 
     @classmethod
@@ -207,18 +219,20 @@ class Session:
         opened: OpenedModel,
         dtype: str = "auto",
         device: str = "auto",
+        context: int | None = None,
         max_concurrency: int = 32,
         infill: bool = False,
         fim_tokens: Sequence[str] = (),
     ) -> Session:
         """Read the weights of a model that `open_model` has found, and plan the cache.
 
+        context: as in `load_runtime`.
         infill: refuse a model that cannot fill in the middle before its weights are read.
         fim_tokens: for prefix, suffix and middle, where not those of its family.
         """
         if infill or fim_tokens:
             fim_format(opened.tokenizer, fim_tokens)
-        runtime = load_runtime(opened.checkpoint, dtype, device)
+        runtime = load_runtime(opened.checkpoint, dtype, device, context)
         return cls(opened, runtime, max_concurrency=max_concurrency, fim_tokens=fim_tokens)
 
     def describe(self) -> dict[str, Any]:

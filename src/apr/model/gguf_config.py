@@ -17,7 +17,7 @@ import torch
 from apr.common.errors import UsageError
 from apr.model.config import ModelConfig, RopeScaling
 from apr.model.hf_config import KNOWN_FAMILIES, gemma_fields
-from apr.model.rope import scaled_frequencies
+from apr.model.rope import extended_context, scaled_frequencies
 
 ReadTensor = Callable[[str], torch.Tensor]
 # llama.cpp calls Mistral's models llama; the name of the architecture decides the tensor layout.
@@ -67,6 +67,7 @@ def config_from_gguf(
     layers = keys.size("block_count")
     window, sliding = _sliding(keys, arch, layers)
     capped = bool(keys.get("final_logit_softcapping"))
+    rope = _rope_fields(keys, arch, head_dim, bool(sliding), tensor_names, read_tensor)
     return ModelConfig(
         family="mistral" if arch == "llama" and sliding else arch,
         vocab_size=_vocab_size(metadata, keys),
@@ -76,7 +77,7 @@ def config_from_gguf(
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        max_position=keys.size("context_length"),
+        max_position=extended_context(keys.size("context_length"), rope["rope_scaling"]),
         norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
         activation="gelu_tanh" if arch == "gemma3" else "silu",
         tie_embeddings="output.weight" not in tensor_names,
@@ -90,7 +91,7 @@ def config_from_gguf(
         bos_token_id=_token(metadata, "bos"),
         eos_token_ids=_end_tokens(metadata),
         pad_token_id=_token(metadata, "padding"),
-        **_rope_fields(keys, arch, head_dim, bool(sliding), tensor_names, read_tensor),
+        **rope,
         **(gemma_fields(hidden) if arch == "gemma3" else {}),
     )
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from apr.model.config import ModelConfig
 from apr.model.hf_rope import number, refuse, rope_fields, rope_to_hf, short, size
+from apr.model.rope import extended_context
 
 _MODEL_TYPES = {
     "llama": "llama",
@@ -115,6 +116,7 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
         size(merged, "max_position_embeddings"),
     )
     window, sliding = _sliding(merged, family, layers)
+    rope = rope_fields(merged, family, head_dim, max_position, bool(sliding))
     return ModelConfig(
         family=family,
         vocab_size=size(merged, "vocab_size"),
@@ -124,7 +126,7 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        max_position=max_position,
+        max_position=extended_context(max_position, rope["rope_scaling"]),
         norm_eps=number(merged, "rms_norm_eps"),
         activation=_activation(merged, family),
         tie_embeddings=bool(merged["tie_word_embeddings"]),
@@ -136,7 +138,7 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
         bos_token_id=_token_ids(merged, "bos_token_id")[0],
         eos_token_ids=tuple(i for i in _token_ids(merged, "eos_token_id") if i is not None),
         pad_token_id=_token_ids(merged, "pad_token_id")[0],
-        **rope_fields(merged, family, head_dim, max_position, bool(sliding)),
+        **rope,
         **(gemma_fields(hidden) if family == "gemma3" else {}),
         **(_gemma_options(merged, head_dim) if family == "gemma3" else {}),
     )

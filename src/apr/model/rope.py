@@ -51,6 +51,17 @@ def needs_long_factors(config: ModelConfig, length: int) -> bool:
     return scaling is not None and scaling.kind == "longrope" and length > _original(scaling)
 
 
+def extended_context(declared: int, scaling: RopeScaling | None) -> int:
+    """Positions a model may reach whose files declare so many.
+
+    YaRN is published as a recipe to be added to a configuration (`factor` 4 over 32768) that then
+    still declares the context before.
+    """
+    if scaling is None or scaling.kind != "yarn":
+        return declared
+    return max(declared, int(scaling.factor * _original(scaling)))
+
+
 def short_context(config: ModelConfig) -> int:
     """Positions that need no long factors: the model's context but for LongRoPE models."""
     scaling = config.rope_scaling

@@ -85,9 +85,16 @@ def pick_product_dtype(name: str, device: torch.device) -> torch.dtype:
     return pick_dtype(name)
 
 
-def load_runtime(source: Path | Checkpoint, dtype: str = "auto", device: str = "auto") -> Runtime:
+def load_runtime(
+    source: Path | Checkpoint,
+    dtype: str = "auto",
+    device: str = "auto",
+    context: int | None = None,
+) -> Runtime:
     """Read the weights at a path (a folder or .gguf file) or of a checkpoint for this machine.
 
+    context: positions a sequence may reach; None: all of the model's, or a LongRoPE model's
+    original context. Raises UsageError where it has not so many.
     APR_KERNELS=torch or =compiled overrides the choice of kernels, APR_SPARSE=always or =never
     whether compiled ones leave out zeros.
     """
@@ -96,6 +103,9 @@ def load_runtime(source: Path | Checkpoint, dtype: str = "auto", device: str = "
     where, kind = pick_device(device), pick_dtype(dtype)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     config = config_from_checkpoint(checkpoint)
+    if context is not None and context > config.max_position:
+        raise UsageError(f"`max_context` is {context}, the model's {config.max_position}")
+    context = context or short_context(config)
     reason = _not_compiled(config, where, kind) if asked != "torch" else "APR_KERNELS=torch"
     if reason is None:
         from apr.engine.runners.compiled_runner import (
@@ -118,11 +128,12 @@ def load_runtime(source: Path | Checkpoint, dtype: str = "auto", device: str = "
             weight_bytes=packed.nbytes,
             block_size=BLOCK_SIZE,
             block_bytes=block_bytes(config),
-            context=config.max_position,
+            context=context,
         )
     if asked == "compiled":
         raise UsageError(f"APR_KERNELS=compiled is not possible here: {reason}")
-    return _torch_runtime(checkpoint, config, where, kind, reason if where.type == "cpu" else "")
+    note = reason if where.type == "cpu" else ""
+    return _torch_runtime(checkpoint, config, where, kind, context, note)
 
 
 def _setting(name: str, known: Iterable[str]) -> str:
@@ -138,6 +149,7 @@ def _torch_runtime(
     config: ModelConfig,
     device: torch.device,
     dtype: torch.dtype,
+    context: int,
     note: str,
 ) -> Runtime:
     from apr.engine.runners.torch_runner import TorchRunner, bytes_per_block
@@ -146,14 +158,14 @@ def _torch_runtime(
     block_size = 64
     return Runtime(
         config=config,
-        make=lambda blocks: TorchRunner(transformer, blocks, block_size),
+        make=lambda blocks: TorchRunner(transformer, blocks, block_size, context),
         kernels="torch",
         dtype=dtype,
         device=device,
         weight_bytes=sum(p.numel() * p.element_size() for p in transformer.parameters()),
         block_size=block_size,
         block_bytes=bytes_per_block(config, block_size, dtype),
-        context=short_context(config),
+        context=context,
         note=note,
     )
 

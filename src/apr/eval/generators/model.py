@@ -91,6 +91,7 @@ def load_session(opened: OpenedModel, settings: EvalSettings) -> Session:
         opened,
         dtype=settings.dtype,
         device=settings.device,
+        context=settings.max_context,
         max_concurrency=settings.max_concurrency,
         fim_tokens=settings.fim_tokens,
     )

@@ -120,7 +120,8 @@ class _Models:
         self._known: tuple[Any, Model] | None = None
 
     def get(self, settings: EvalSettings) -> Model:
-        key = (settings.model, settings.adapter, settings.endpoint, settings.dtype, settings.device)
+        how = (settings.dtype, settings.device, settings.max_context)
+        key = (settings.model, settings.adapter, settings.endpoint, *how)
         if self._known is None or self._known[0] != key:
             self._known = None  # its weights go before others come
             self._known = key, self._find(settings)

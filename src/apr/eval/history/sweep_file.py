@@ -20,7 +20,7 @@ from apr.eval.run.identity import check
 
 # What a row may set, in the order of its label.
 ROW_KEYS = (
-    *("model", "adapter", "endpoint", "request_timeout", "dtype", "device"),
+    *("model", "adapter", "endpoint", "request_timeout", "dtype", "device", "max_context"),
     *("prompt_strategy", "system", "exemplars", "prompt_template", "rounds"),
     *("n_samples", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "k", "rerank"),
     *("limit", "mode", "newline", "prefill", "max_tokens", "seed"),

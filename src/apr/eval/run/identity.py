@@ -99,6 +99,8 @@ def identity_of(
     }
     if not model.remote:
         identity |= {"dtype": settings.dtype, "device": settings.device}
+        if settings.max_context is not None:
+            identity["max_context"] = settings.max_context
     if settings.fim_tokens:
         identity["fim_tokens"] = list(settings.fim_tokens)
     if settings.strategy.describe():
