@@ -14,6 +14,8 @@ from apr.align.preferences import preference_of
 from apr.common.errors import AprError, UsageError
 from apr.data.pair_settings import PairSettings
 from apr.data.pairs import choose_pairs, write_pairs
+from apr.data.response_settings import ResponseSettings
+from apr.data.responses import write_responses
 from apr.engine.request import Sampling
 from apr.eval.benchmarks.task import Task
 from apr.eval.run.evaluate import evaluate, trained_on
@@ -134,3 +136,36 @@ def test_an_evaluation_says_what_a_model_learned_from(tmp_path: Path) -> None:
     (note,) = trained_on("humaneval+", "smollm2-135m", str(tmp_path))
     assert note == f"{tmp_path} was trained on 12 rows that were made from this benchmark"
     assert trained_on("cruxeval-output", str(tmp_path)) == []
+
+
+def test_answers_of_a_run_become_training_data(run: Path, tmp_path: Path) -> None:
+    def answers(**settings: Any) -> list[dict[str, Any]]:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
+        write_responses([run], path, ResponseSettings(**settings))
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    passed = answers()
+    # Of task 2 four samples wrote the same.
+    assert [row["task_id"] for row in passed] == ["HumanEval/0"] * 2 + ["HumanEval/2"]
+    assert all(row["verdict"] == "passed" and row["model"] == "canned" for row in passed)
+    assert passed[0]["prompt"].endswith('"""') and "return" in passed[0]["completion"]
+    assert len(answers(keep="failed-too")) == 5 + 1 + 2
+    assert len(answers(keep="all", per_task=1)) == 3
+
+
+def test_thoughts_are_kept_or_dropped(tmp_path: Path) -> None:
+    def think(task: Task, sample: int) -> str:
+        thought = "<think>\nlet me see\n" + ("" if sample == 2 else "</think>\n")
+        return thought + f"```python\n{task.prompt}{task.canonical_solution}# {sample}\n```"
+
+    out = tmp_path / "run"
+    asked = replace(SETTINGS, out=out, limit=1, n_samples=3, mode="chat", prefill=False,
+                    sampling=Sampling(temperature=0.8))  # fmt: skip
+    evaluate(asked, Canned(think).model(chat_template="{{ messages }}"))
+    counts = write_responses([out], tmp_path / "a.jsonl", ResponseSettings(keep="failed-too"))
+    assert (counts.answers, counts.empty) == (2, 1)  # a thought that did not end is no answer
+    first = json.loads((tmp_path / "a.jsonl").read_text().splitlines()[0])
+    assert first["messages"][-1]["content"].startswith("<think>\nlet me see")
+    write_responses([out], tmp_path / "b.jsonl", ResponseSettings(thoughts="drop"))
+    for line in (tmp_path / "b.jsonl").read_text().splitlines():
+        assert json.loads(line)["messages"][-1]["content"].startswith("```python\n")

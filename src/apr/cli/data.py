@@ -13,6 +13,7 @@ from apr.cli.options import JSON_HELP
 from apr.common.settings import option
 from apr.data.pair_settings import PairSettings
 from apr.data.prep_settings import PrepSettings
+from apr.data.response_settings import ResponseSettings
 
 if TYPE_CHECKING:
     from apr.data.decontaminate import Decontamination
@@ -35,7 +36,7 @@ def register(app: typer.Typer) -> None:
     )
     verbs.command("list", help="The benchmark files apr knows, and which are here.")(list_data)
     verbs.command("pull", help="Fetch a benchmark's files, checked against their checksum.")(pull)
-    for verb in (prep, decontaminate, quality, split, pairs):
+    for verb in (prep, decontaminate, quality, split, pairs, responses):
         verbs.command(verb.__name__)(verb)
     app.add_typer(verbs, name="data")
 
@@ -215,7 +216,7 @@ class Runs:
     """Where pairs come from and go to."""
 
     runs: tuple[Path, ...] = option(
-        ..., "Folders of runs of apr eval with several samples of a task.", argument=True,
+        ..., "Folders of runs of apr eval.", argument=True,
         repeated=True,
     )  # fmt: skip
     output: Path = option(..., "File to write, .jsonl or .jsonl.gz.", short="-o")
@@ -247,6 +248,27 @@ def pairs(runs: Runs, settings: PairSettings) -> None:
 
 def _listed(columns: str) -> list[str]:
     return [entry for entry in columns.split(",") if entry]
+
+
+def responses(runs: Runs, settings: ResponseSettings) -> None:
+    """Make training data of what a model, as a teacher, answered in runs of apr eval."""
+    from apr.data.responses import write_responses
+
+    counts = write_responses(runs.runs, runs.output, settings)
+    if runs.as_json:
+        print(json.dumps({"output": str(runs.output), **counts.to_json()}))
+        return
+    print(runs.output)
+    print(f"{counts.answers} answers of {counts.samples} samples")
+    for number, why in (
+        (counts.failed, "failed the tests"),
+        (counts.unknown, "no verdict"),
+        (counts.empty, "no answer"),
+        (counts.same, "written already"),
+        (counts.over, "more than --per-task"),
+    ):
+        if number:
+            print(f"{number:8}  left out: {why}")
 
 
 def _show_findings(result: Decontamination) -> None:
