@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+
+from apr.checkpoint import open_checkpoint
+from apr.model.families import config_from_checkpoint
+from apr.train.memory_plan import layer_bytes
+from apr.train.train_settings import LoraSettings
 
 from .tiny import write_model, write_rows
 
@@ -33,6 +39,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_dropout_and_dora_keep_more(folder: Path) -> None:
+    """Numbers kept of a token in a layer with all its linear layers learned, in bf16."""
+    config = config_from_checkpoint(open_checkpoint(folder / "model"))
+    every = LoraSettings(targets=("all-linear",))
+    plain = 4 * 512 + 2 * 512 + 2 * 128 + 3 * 2048
+    assert layer_bytes(config, 2, "lora", every) == 2 * plain
+    # Instead of what q, k, v share, gate and up share, and down's input: an input and a mask each.
+    inputs = 3 * 512 + 512 + 2 * 512 + 2048
+    dropout = plain - 2 * 512 - 2048 + inputs + inputs // 2
+    assert layer_bytes(config, 2, "lora", replace(every, dropout=0.1)) == 2 * dropout
+    outputs = 512 + 2 * 128 + 512 + 2 * 2048 + 512
+    assert layer_bytes(config, 2, "lora", replace(every, dora=True)) == 2 * (plain + outputs)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="peak resident set is read from /proc")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="weights lie on the GPU")
 @pytest.mark.parametrize(
@@ -44,6 +64,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for flags in (
                 ["--method", "qlora", "--targets", "all-linear,embed_tokens"],
                 ["--recompute", "--targets", "all-linear"],
+                ["--targets", "all-linear", "--dora"],
+                ["--targets", "all-linear", "--lora-dropout", "0.1"],
                 ["--method", "qlora", "--no-recompute"],
                 ["--recompute", "--dtype", "fp32"],
                 ["--method", "full"],

@@ -27,7 +27,7 @@ from apr.train.zeros import MaskedUpdate
 
 ALL_LINEAR = "all-linear"
 # What a model with fused projections has instead of the ones asked for.
-_FUSED = {
+FUSED = {
     "q_proj": "qkv_proj",
     "k_proj": "qkv_proj",
     "v_proj": "qkv_proj",
@@ -237,7 +237,7 @@ def matching_modules(model: Transformer, targets: Iterable[str]) -> list[str]:
         elif any(sign in target for sign in "*?["):
             found = [name for name in names if fnmatch.fnmatchcase(name, target)]
         else:
-            wanted = _FUSED.get(target, target) if model.config.fused_projections else target
+            wanted = FUSED.get(target, target) if model.config.fused_projections else target
             found = [n for n in names if n == wanted or n.endswith("." + wanted)]
         if not found:
             known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from apr.kernels.logprobs import CHUNK
 from apr.model.config import ModelConfig
 from apr.model.transformer import Transformer
 from apr.train.base import BaseSize
-from apr.train.lora import modules_to_adapt
+from apr.train.lora import ALL_LINEAR, FUSED, modules_to_adapt
 from apr.train.train_settings import LoraSettings
 
 # Gradient and AdamW's two moments in fp32 beside each trained parameter, which is fp32 itself.
@@ -103,19 +104,33 @@ def layer_bytes(config: ModelConfig, width: int, method: str, lora: LoraSettings
     """What one layer keeps of one token for its backward pass.
 
     Inputs of both norms, of attention (q, k, v and its output) and of the gated product; what the
-    norms give where a linear layer behind them learns.
+    norms give where a linear layer behind them learns. With dropout each layer that learns has an
+    input of its own and a byte for each of its numbers; DoRA keeps the layers' outputs as well.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     numbers = 2 * hidden + (2 * q + 2 * kv) + 2 * inner
-    names = {target.rpartition(".")[2] for target in lora.targets}
-    everything = method == "full" or "all-linear" in names
-    if everything or names & {"q_proj", "k_proj", "v_proj", "qkv_proj"}:
-        numbers += hidden
-    if everything or names & {"gate_proj", "up_proj", "gate_up_proj"}:
-        numbers += hidden
-    if everything or "down_proj" in names:
-        numbers += inner
+    shapes = {
+        "q_proj": (hidden, q), "k_proj": (hidden, kv), "v_proj": (hidden, kv),
+        "o_proj": (q, hidden), "gate_proj": (hidden, inner), "up_proj": (hidden, inner),
+        "down_proj": (inner, hidden),
+    }  # fmt: skip
+    names = [target.rpartition(".")[2] for target in lora.targets]
+    learned = {
+        leaf
+        for leaf in shapes
+        for name in names
+        if method == "full" or name in (ALL_LINEAR, FUSED.get(leaf)) or fnmatch(leaf, name)
+    }
+    if method != "full" and lora.dropout:
+        wide = sum(shapes[leaf][0] for leaf in learned)
+        numbers += wide + wide // width
+    else:
+        numbers += hidden * bool(learned & {"q_proj", "k_proj", "v_proj"})
+        numbers += hidden * bool(learned & {"gate_proj", "up_proj"})
+        numbers += inner * ("down_proj" in learned)
+    if method != "full" and lora.dora:
+        numbers += sum(shapes[leaf][1] for leaf in learned)
     return numbers * width
 
 
