@@ -18,8 +18,10 @@ from torch import nn
 
 from apr.common.errors import AprError, UsageError
 from apr.train import loop
+from apr.train.finetune import where_it_goes_on
 from apr.train.loop import BAD_BATCH, METRICS, Training, TrainReport, total_steps, train
 from apr.train.optimizer import Optimizer
+from apr.train.run_folder import open_run
 from apr.train.train_settings import TrainSettings
 
 transformers = pytest.importorskip("transformers")
@@ -254,6 +256,16 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
     assert calls.count("step") == 18
     ends = [json.loads(line) for line in (tmp_path / "parts" / METRICS).read_text().splitlines()]
     assert [e["epoch"] for e in ends if "eval_loss" in e] == [0, 1, 2, 3]
+
+
+def test_a_run_says_where_it_goes_on(tmp_path: Path) -> None:
+    assert not open_run(tmp_path / "run", {"seed": 1}, force=False)
+    assert open_run(tmp_path / "run", {"seed": 1}, force=False)
+    assert where_it_goes_on(tmp_path / "run").endswith(
+        "before its first checkpoint, and begins anew"
+    )
+    run(tmp_path / "run", replace(SETTINGS, epochs=1))
+    assert where_it_goes_on(tmp_path / "run") == "it goes on from its checkpoint at step 6"
 
 
 def test_checkpoints_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ def finetune(
     refuse_overlap(target, prepared.pulled.path)
     inputs = _input_hashes(prepared)
     if open_run(target, {**request.to_json(), "sha256": inputs}, force):
-        on_note(f"{target} holds this run: {_where_it_goes_on(target)}")
+        on_note(f"{target} holds this run: {where_it_goes_on(target)}")
     shown = _shown_sample(prepared)
 
     def answer(model: OpenedModel) -> str | None:
@@ -82,7 +82,8 @@ def finetune(
     return result
 
 
-def _where_it_goes_on(target: Path) -> str:
+def where_it_goes_on(target: Path) -> str:
+    """What becomes of a run that is in the folder, in words."""
     step = _saved_step(target)
     return (
         "it ended before its first checkpoint, and begins anew"
