@@ -19,7 +19,7 @@ from apr.align.align_settings import PreferenceSettings
 from apr.align.losses import preference
 from apr.align.preferences import Preference, make_batch
 from apr.checkpoint import open_checkpoint
-from apr.checkpoint.tensors import DTYPES
+from apr.checkpoint.dtypes import DTYPES
 from apr.train.base import load_base
 from apr.train.lora import adapters_off, add_lora
 from apr.train.objective import target_logprobs

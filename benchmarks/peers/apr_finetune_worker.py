@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from apr.checkpoint import open_checkpoint
-from apr.checkpoint.tensors import DTYPES
+from apr.checkpoint.dtypes import DTYPES
 from apr.common.memory import return_large_blocks
 from apr.train.base import load_base
 from apr.train.lora import add_lora

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from apr.checkpoint import GgufWriter, TensorInfo, open_checkpoint, read_gguf_header
-from apr.checkpoint.tensors import GGUF_DTYPES
+from apr.checkpoint.dtypes import GGUF_DTYPES
 from apr.common.errors import AprError, UsageError
 
 METADATA = {

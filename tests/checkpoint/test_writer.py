@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from apr.checkpoint import CheckpointWriter, open_checkpoint, writer
-from apr.checkpoint.tensors import STORED_NAMES
+from apr.checkpoint.dtypes import STORED_NAMES
 from apr.common.errors import AprError, UsageError
 
 DTYPES = [*STORED_NAMES]

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from apr.checkpoint import open_checkpoint
-from apr.checkpoint.tensors import DTYPES
+from apr.checkpoint.dtypes import DTYPES
 from apr.common.errors import UsageError
 from apr.kernels import ops
 from apr.model.families import config_from_checkpoint

@@ -13,7 +13,7 @@ from apr.align.losses import preference
 from apr.align.preferences import Preference, PreferenceData, read_preferences, with_probes
 from apr.align.reference import reference_logprobs
 from apr.checkpoint import open_checkpoint
-from apr.checkpoint.tensors import DTYPES
+from apr.checkpoint.dtypes import DTYPES
 from apr.common.errors import UsageError
 from apr.hub import pull
 from apr.hub.resolve import file_records, file_sha256

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from apr.checkpoint import block_formats as formats
+from apr.checkpoint.dtypes import FLOATS
 from apr.checkpoint.gguf_header import GGML_TYPES
-from apr.checkpoint.tensors import FLOATS
 from apr.common.errors import AprError
 
 # 2 MiB of fp32. With an eighth of that, the cost of starting each torch operation shows; with four

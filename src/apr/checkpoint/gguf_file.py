@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from apr.checkpoint.blocks import dequantize
+from apr.checkpoint.dtypes import GGUF_DTYPES
 from apr.checkpoint.gguf_header import (
     DEFAULT_ALIGNMENT,
     GgufHeader,
@@ -28,7 +29,7 @@ from apr.checkpoint.gguf_header import (
     read_gguf_header,
     split_parts,
 )
-from apr.checkpoint.tensors import GGUF_DTYPES, TensorInfo
+from apr.checkpoint.tensors import TensorInfo
 from apr.common.errors import AprError, UsageError
 from apr.common.files import begin, disk_errors, remove, sync, write_at
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from apr.checkpoint.tensors import DTYPES, FLOATS, SHORT_NAMES, Checkpoint
+from apr.checkpoint.dtypes import DTYPES, FLOATS, SHORT_NAMES
+from apr.checkpoint.tensors import Checkpoint
 from apr.common.errors import AprError, UsageError
 from apr.common.record import FORMAT, FileRecord, checksums, model_manifest
 from apr.hub import Pulled

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from apr.checkpoint.tensors import STORED_NAMES
+from apr.checkpoint.dtypes import STORED_NAMES
 from apr.common.errors import AprError, UsageError
 from apr.common.files import (
     begin,

@@ -21,8 +21,8 @@ from apr.checkpoint import (
     hf_to_gguf,
     open_checkpoint,
 )
+from apr.checkpoint.dtypes import DTYPES, FLOATS, STORED_NAMES
 from apr.checkpoint.model_folder import check_fp16_range, choose_dtype, exact_source
-from apr.checkpoint.tensors import DTYPES, FLOATS, STORED_NAMES
 from apr.common.errors import UsageError
 from apr.common.progress import ByteProgress
 from apr.common.record import model_manifest

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from apr.checkpoint import Checkpoint, CheckpointWriter, open_checkpoint
+from apr.checkpoint.dtypes import DTYPES
 from apr.checkpoint.model_folder import (
     MANIFEST_NAME,
     check_fp16_range,
@@ -21,7 +22,6 @@ from apr.checkpoint.model_folder import (
     refuse_overlap,
     tensor_sha256,
 )
-from apr.checkpoint.tensors import DTYPES
 from apr.common.errors import UsageError
 from apr.common.progress import ByteProgress
 from apr.hub import pull

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from apr.checkpoint import open_checkpoint
-from apr.checkpoint.tensors import DTYPES
+from apr.checkpoint.dtypes import DTYPES
 from apr.common.errors import UsageError
 from apr.common.files import disk_errors, write_json, write_whole
 from apr.common.progress import counted

@@ -16,9 +16,9 @@ import torch
 
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.checkpoint.adapter import EMBEDDING, OUTPUT_LAYER, Adapter, is_adapter, open_adapter
+from apr.checkpoint.dtypes import FLOATS
 from apr.checkpoint.names import usual_names
 from apr.checkpoint.safetensors_folder import SafetensorsSource
-from apr.checkpoint.tensors import FLOATS
 from apr.common.errors import AprError, UsageError
 from apr.hub import Pulled, pull
 from apr.merge.operands import KINDS, Reader, in_memory

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from apr.checkpoint.tensors import LONG_NAMES
+from apr.checkpoint.dtypes import LONG_NAMES
 from apr.common.errors import AprError, UsageError
 from apr.merge.inputs import (
     EMBEDDING,

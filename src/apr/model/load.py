@@ -15,10 +15,10 @@ from torch import nn
 
 from apr.checkpoint import Checkpoint, open_checkpoint
 from apr.checkpoint.blocks import DECODERS
+from apr.checkpoint.dtypes import FLOATS
 from apr.checkpoint.model_folder import check_fp16_range
 from apr.checkpoint.names import gguf_to_hf, hf_to_gguf, is_rope_table, usual_names
 from apr.checkpoint.safetensors_folder import SafetensorsSource
-from apr.checkpoint.tensors import FLOATS
 from apr.common.errors import AprError
 from apr.kernels.nf4 import quantize_nf4
 from apr.model.config import ModelConfig

@@ -9,8 +9,8 @@ import torch
 
 from apr.calibrate.model_stream import ModelStream, layer_number, with_number
 from apr.checkpoint import CheckpointWriter
+from apr.checkpoint.dtypes import DTYPES
 from apr.checkpoint.model_folder import choose_dtype, files_from_folder, tensor_sha256
-from apr.checkpoint.tensors import DTYPES
 from apr.checkpoint.writer import Slot
 from apr.common.errors import AprError
 from apr.convert.import_checkpoint import files_from_gguf

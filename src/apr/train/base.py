@@ -8,7 +8,7 @@ from math import prod
 import torch
 
 from apr.checkpoint import Checkpoint
-from apr.checkpoint.tensors import DTYPES
+from apr.checkpoint.dtypes import DTYPES
 from apr.common.errors import UsageError
 from apr.kernels.nf4 import nf4_bytes
 from apr.model.config import ModelConfig

@@ -17,6 +17,7 @@ from typing import Any
 
 from apr.checkpoint import CheckpointWriter, open_checkpoint
 from apr.checkpoint.adapter import open_adapter
+from apr.checkpoint.dtypes import DTYPES
 from apr.checkpoint.model_folder import (
     MANIFEST_NAME,
     exact_source,
@@ -24,7 +25,7 @@ from apr.checkpoint.model_folder import (
     folder_manifest,
     refuse_overlap,
 )
-from apr.checkpoint.tensors import DTYPES, read_json_object
+from apr.checkpoint.tensors import read_json_object
 from apr.common.errors import UsageError
 from apr.common.memory import return_free_memory, return_large_blocks
 from apr.convert.import_checkpoint import files_from_gguf

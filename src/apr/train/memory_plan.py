@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from apr.checkpoint.adapter import open_adapter
-from apr.checkpoint.tensors import DTYPES
+from apr.checkpoint.dtypes import DTYPES
 from apr.common.errors import UsageError
 from apr.common.memory import process_memory
 from apr.kernels.logprobs import CHUNK

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from apr.checkpoint.tensors import DTYPES, read_json_object
+from apr.checkpoint.dtypes import DTYPES
+from apr.checkpoint.tensors import read_json_object
 from apr.common.files import write_json, write_whole
 from apr.engine.engine import Engine
 from apr.engine.request import Request, Sampling

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from apr.checkpoint import Checkpoint
-from apr.checkpoint.tensors import FLOATS
+from apr.checkpoint.dtypes import FLOATS
 from apr.common.errors import UsageError
 from apr.kernels import ops
 from apr.model.config import ModelConfig

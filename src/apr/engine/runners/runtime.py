@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from apr.checkpoint import Checkpoint, open_checkpoint
-from apr.checkpoint.tensors import DTYPES, LONG_NAMES
+from apr.checkpoint.dtypes import DTYPES, LONG_NAMES
 from apr.common.errors import UsageError
 from apr.engine.runners.runner import Runner, StepBatch
 from apr.kernels.ops import multiplies_bf16

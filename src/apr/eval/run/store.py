@@ -210,7 +210,9 @@ class Store:
 
     def set_fact(self, name: str, value: Any) -> None:
         """Remember something about the run that does not identify it."""
-        self._put("fact", (name, json.dumps(value)))
+        text = json.dumps(value)
+        if self.facts().get(name) != json.loads(text):  # else nothing is written
+            self._put("fact", (name, text))
 
     def facts(self) -> dict[str, Any]:
         return {k: json.loads(v) for k, v in self._db.execute("SELECT name, value FROM fact")}
