@@ -20,7 +20,7 @@ import torch
 from apr import __version__
 from apr.align.preferences import Preference, PreferenceData
 from apr.common.files import write_whole
-from apr.common.progress import counted
+from apr.common.progress import INTERVAL, counted
 from apr.hub.cache import cache_root, unwritable
 from apr.model.transformer import Transformer
 from apr.train.objective import target_logprobs
@@ -59,7 +59,7 @@ def _computed(data: PreferenceData, model: Transformer) -> list[np.ndarray]:
     values: list[np.ndarray] = []
     indices = range(len(data.preferences))
     groups = [indices[i : i + data.batch_size] for i in indices[:: data.batch_size]]
-    for group in counted(groups, "batches seen by the reference"):
+    for group in counted(groups, "batches seen by the reference", interval=INTERVAL):
         batch = data.load(group)
         found = target_logprobs(model, batch.packed).float().cpu().numpy()
         values += _split(found, [data.preferences[i].targets for i in group])

@@ -196,13 +196,16 @@ def duration(seconds: float) -> str:
     return f"{hours}:" * bool(hours) + f"{minutes}:{rest % 60:02d}"
 
 
-def counted(items: Iterable[T], label: str, enabled: bool = True) -> Iterator[T]:
+def counted(
+    items: Iterable[T], label: str, enabled: bool = True, interval: float | None = None
+) -> Iterator[T]:
     """The items; on a terminal their number is shown while they pass.
 
     label: before the number ("perplexity, window"); "of how many" follows where that is known.
+    interval: seconds between plain lines where there is no terminal; None: none.
     """
     of_all = f" of {len(items)}" if isinstance(items, Sized) else ""
-    with Display(enabled=enabled, interval=None) as progress:
+    with Display(enabled=enabled, interval=interval) as progress:
         for number, item in enumerate(items, 1):
             text = f"{label} {number}{of_all}"
             progress.show(text.__str__, text.__str__)

@@ -27,7 +27,7 @@ from apr.checkpoint import open_checkpoint
 from apr.checkpoint.dtypes import DTYPES
 from apr.common.errors import UsageError
 from apr.common.files import disk_errors, write_json, write_whole
-from apr.common.progress import counted
+from apr.common.progress import INTERVAL, counted
 from apr.hub import Pulled, pull
 from apr.hub.resolve import file_records
 from apr.kernels.distillation import Target
@@ -162,7 +162,9 @@ def cached(
     found: list[Kept] = []
     model: list[Transformer] = []
     starts = range(0, len(documents), PART)
-    for number, start in enumerate(counted(starts, "parts of the data seen by the teacher")):
+    for number, start in enumerate(
+        counted(starts, "parts of the data seen by the teacher", interval=INTERVAL)
+    ):
         part = documents[start : start + PART]
         path = folder / f"part-{number:05d}.npz"
         kept = _read(path, part)
