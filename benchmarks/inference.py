@@ -47,6 +47,10 @@ def environment(name: str, packages: list[str], variables: dict[str, str]) -> Pa
     return python
 
 
+class Ended(Exception):
+    """An engine's process ended without an answer."""
+
+
 class Engine:
     """One engine in a process of its own, answering one test at a time."""
 
@@ -66,7 +70,7 @@ class Engine:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{' '.join(map(str, self.process.args))} ended early")
+            raise Ended(f"its process ended, status {self.process.wait()}")
         return json.loads(line)
 
     def run(self, test: tuple[str | int, ...]) -> float:
@@ -78,7 +82,8 @@ class Engine:
 
 
 def engines(threads: int, with_transformers: bool) -> dict[str, Engine]:
-    from apr.convert import import_checkpoint
+    """Those that start; a peer that does not is told and left out."""
+    from apr.convert.import_checkpoint import import_checkpoint
     from apr.hub import resolve
 
     gguf = resolve(MODEL)
@@ -94,13 +99,13 @@ def engines(threads: int, with_transformers: bool) -> dict[str, Engine]:
         stderr=subprocess.DEVNULL,
     )
     worker = [sys.executable, HERE / "peers/apr_worker.py"]
-    found = {
-        "apr bf16": Engine([*worker, formats / "bf16.gguf"], threads),
-        "apr as stored": Engine([*worker, gguf], threads),  # the published file's own blocks
+    commands: dict[str, list[str | Path]] = {
+        "apr bf16": [*worker, formats / "bf16.gguf"],
+        "apr as stored": [*worker, gguf],  # the published file's own blocks
     }
     for kind in LLAMA_FORMATS:
         command = [llama, HERE / "peers/llama_cpp_worker.py", formats / f"{kind}.gguf"]
-        found[f"llama.cpp {kind}"] = Engine([*command, str(threads), "flash"], threads)
+        commands[f"llama.cpp {kind}"] = [*command, str(threads), "flash"]
     if with_transformers:
         python = environment(
             "transformers", ["-c", str(CONSTRAINTS), "torch", "transformers", "numpy"], {}
@@ -109,8 +114,21 @@ def engines(threads: int, with_transformers: bool) -> dict[str, Engine]:
         if not folder.exists():
             import_checkpoint(gguf, folder, dtype="bf16")
         theirs = [python, HERE / "peers/transformers_worker.py", folder, str(threads)]
-        found["transformers bf16"] = Engine(theirs, threads)
+        commands["transformers bf16"] = theirs
+    found = {}
+    for name, command in commands.items():
+        try:
+            found[name] = Engine(command, threads)
+        except Ended as error:
+            leave_out(name, error)
     return found
+
+
+def leave_out(name: str, error: Ended) -> None:
+    """A peer's crash is told; ours ends the run."""
+    if name.startswith("apr"):
+        raise SystemExit(f"{name}: {error}")
+    print(f"{name} is left out: {error}", file=sys.stderr)
 
 
 def main() -> None:
@@ -123,12 +141,17 @@ def main() -> None:
     running = engines(args.threads, not args.without_transformers)
     rates: dict[str, dict[str, list[float]]] = {t: {e: [] for e in running} for t in TESTS}
     for name, test in TESTS.items():
-        for engine in running.values():
-            engine.run(test)  # warm-up
-        for number in range(args.rounds):
-            for label, engine in running.items():
-                rates[name][label].append(engine.run(test))
-            print(f"{name}: round {number + 1} of {args.rounds}", file=sys.stderr)
+        for number in range(args.rounds + 1):  # the first is for warming up
+            for label, engine in list(running.items()):
+                try:
+                    rate = engine.run(test)
+                except Ended as error:
+                    leave_out(f"{label}, {name}", error)
+                    del running[label]
+                    continue
+                if number:
+                    rates[name][label].append(rate)
+            print(f"{name}: round {number} of {args.rounds}", file=sys.stderr)
     report(rates)
     if args.out:
         args.out.write_text(json.dumps(rates, indent=1))
@@ -139,6 +162,8 @@ def report(rates: dict[str, dict[str, list[float]]]) -> None:
         print(f"\n{test}")
         ours = by_engine["apr bf16"]
         for engine, values in by_engine.items():
+            if len(values) < len(ours):
+                continue  # it crashed
             ratios = [a / b for a, b in zip(ours, values, strict=True)]
             print(
                 f"  {engine:18} {statistics.median(values):8.1f} tok/s"
