@@ -275,6 +275,48 @@ def test_what_does_not_go_with_a_file(file: Path, tmp_path: Path) -> None:
         run_references(str(written(tmp_path / "bare.jsonl", bare)), progress=False)
 
 
+RETURNED = {
+    "date": ("return datetime.date(2024, 2, 29)", "f() == datetime.date(2024, 2, 29)"),
+    "named tuple": ("return collections.namedtuple('P', 'x')(1)", "f().x == 1"),
+    "data class": ("return dataclasses.make_dataclass('P', ['x'])(1)", "f().x == 1"),
+    "printed": ("print('hi')", "(f(), out.getvalue())[1] == 'hi\\n'"),
+    "plain": ("return 3", "f() == 3"),
+}
+
+
+def test_the_judge_follows_what_the_reference_returns(tmp_path: Path) -> None:
+    """Where plain data cannot carry an answer, by trial; a wrong program fails there, too."""
+    modules = "import collections, contextlib, dataclasses, datetime, io, sys"
+    rows = [
+        {
+            "task_id": name,
+            "prompt": f"{modules}\ndef f():\n",
+            "entry_point": "f",
+            "test": f"{modules}\ndef check(f):\n    out = io.StringIO()\n"
+            f"    with contextlib.redirect_stdout(out):\n        assert {test}\n",
+            "canonical_solution": f"    {body}\n",
+        }
+        for name, (body, test) in RETURNED.items()
+    ]
+    path = str(written(tmp_path / "a.jsonl", *rows))
+    found = run_references(path, progress=False)
+    # Objects whose fields are plain data cross by themselves.
+    assert found.broken == {} and found.beside == ("date", "named tuple", "printed")
+    samples = tmp_path / "samples.jsonl"
+    for body, passed in ((None, 5), ("    return None\n", 0)):
+        lines = [
+            {"task_id": row["task_id"], "completion": body or row["canonical_solution"]}
+            for row in rows
+        ]
+        samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        result = score_samples(samples, path, progress=False)
+        assert sum(v.verdict == "passed" for v in result.verdicts) == passed
+    assert any(note.startswith("judged beside the program") for note in result.notes)
+    # What a row says stays.
+    stated = str(written(tmp_path / "b.jsonl", {**rows[0], "judge": "proxy"}))
+    assert list(run_references(stated, progress=False).broken) == ["date"]
+
+
 def test_a_broken_reference_is_named(tmp_path: Path) -> None:
     rows = [AREA, {**REV, "canonical_solution": "def rev(text):\n    return text\n"}]
     path = written(tmp_path / "a.jsonl", *rows)

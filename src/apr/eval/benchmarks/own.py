@@ -20,6 +20,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -121,6 +122,13 @@ class OwnBenchmark(Benchmark):
             time_limit=max(own.time_limit, REFERENCE_FACTOR * reference_seconds),
             judge=own.judge,
         )
+
+    def judge_beside(self, task_id: str, beside: bool = True) -> bool:
+        own = self._tasks[task_id]
+        if own.stated or own.judge == ("in-process" if beside else "proxy") or own.cases:
+            return False
+        self._tasks[task_id] = replace(own, judge="in-process" if beside else "proxy")
+        return True
 
 
 def _notes(tasks: Iterable[OwnTask]) -> tuple[str, ...]:

@@ -36,7 +36,8 @@ class OwnTask(Task):
     """continued: the prompt is the beginning of the program (else words, and a completion is the
     whole program). cases: of programs that read standard input, (input, output). stop: where a
     base model's text ends; () for the usual. groups: that get a score of their own. time_limit:
-    seconds of processor time, of each case where there are cases. judge: as in Job.
+    seconds of processor time, of each case where there are cases. judge: as in Job. stated: the
+    row says it.
     """
 
     continued: bool = False
@@ -45,6 +46,7 @@ class OwnTask(Task):
     groups: tuple[str, ...] = ()
     time_limit: float = TIME_LIMIT
     judge: Literal["proxy", "in-process", "stdin"] = "proxy"
+    stated: bool = False
 
 
 def read_tasks(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, OwnTask]:
@@ -93,6 +95,7 @@ def _task(where: str, row: Mapping[str, Any]) -> OwnTask:
         *(task_id, prompt, name, test, solution),
         continued=head is not None,
         judge=judge,
+        stated="judge" in row,
         stop=stop,
         groups=groups,
         time_limit=seconds,

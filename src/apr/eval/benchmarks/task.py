@@ -218,6 +218,13 @@ class Benchmark(ABC):
         """
         return [row]
 
+    def judge_beside(self, task_id: str, beside: bool = True) -> bool:
+        """Judge a task beside its program from now on, or outside again; False where there is no
+        choice. Outside, only plain data comes back: a test that compares a date or a printed text
+        fails there, whatever the program does.
+        """
+        return False
+
     def measure(self, samples: Iterable[tuple[str, str]]) -> dict[str, float]:
         """Scores of (task id, completion) pairs that need no execution; here there are none."""
         return {}

@@ -25,6 +25,7 @@ from apr.hub.cache import cache_root, unwritable
 from apr.sandbox import Job, Outcome, Sandbox
 from apr.sandbox.interpreter import Interpreter
 
+BESIDE = "beside "  # before a task's name, in what is kept of references
 # Reference solutions are timed with the limit a reference of this many seconds would give.
 REFERENCE_SECONDS = 3.0
 RULES = 2  # to be raised when judging changes, so that what was found before is forgotten
@@ -202,13 +203,15 @@ def reference_of(benchmark: Benchmark, task: Task) -> Submission:
 @dataclass(frozen=True)
 class References:
     """seconds: standard seconds of reference solutions that pass. broken: task -> why others do
-    not. excluded: whether broken tasks are left out of the score.
+    not. excluded: whether broken tasks are left out of the score. beside: tasks whose reference
+    passes beside its test only, where programs for it are judged, too.
     """
 
     interpreter: Interpreter
     seconds: Mapping[str, float]
     broken: Mapping[str, str]
     excluded: bool = False
+    beside: tuple[str, ...] = ()
 
     def counts(self, task_id: str) -> bool:
         """Whether a task is part of the score."""
@@ -244,8 +247,12 @@ class References:
 
     def notes(self) -> tuple[str, ...]:
         """What people should know, in a few lines; nothing if every reference passes."""
+        aside: tuple[str, ...] = ()
+        if self.beside:
+            named = _named([*self.beside])
+            aside = (f"judged beside the program, where alone the reference passes: {named}",)
         if not self.broken:
-            return ()
+            return aside
         total = len(self.seconds) + len(self.broken)
         what = "left out of the score" if self.excluded else "counted all the same"
         lines = [f"{len(self.broken)} of {total} tasks, whose reference fails here, are {what}"]
@@ -259,7 +266,7 @@ class References:
             for task, reason in self.broken.items()
             if task not in unrunnable
         ]
-        return (*lines, *others[:_SHOWN], *_and_more(len(others) - _SHOWN))
+        return (*aside, *lines, *others[:_SHOWN], *_and_more(len(others) - _SHOWN))
 
 
 def _and_more(count: int) -> tuple[str, ...]:
@@ -305,9 +312,24 @@ def check_references(
         samples = [reference_of(benchmark, task) for task in todo]
         try:
             judge(benchmark, sandbox, samples, {task.task_id: PATIENCE for task in todo}, keep)
+            failed = [t for t in todo if isinstance(known[t.task_id], str)]
+            reasons = {t.task_id: known[t.task_id] for t in failed}
+            again = [t for t in failed if benchmark.judge_beside(t.task_id)]
+            if again:
+                samples = [reference_of(benchmark, task) for task in again]
+                judge(benchmark, sandbox, samples, {t.task_id: PATIENCE for t in again}, keep)
+            for name in (task.task_id for task in again):
+                if isinstance(known[name], str):  # nothing is gained by it
+                    known[name] = reasons[name]
+                    benchmark.judge_beside(name, False)
+                else:
+                    known[BESIDE + name] = 1.0
         finally:
             shown.close()
         _write(path, known)
+    beside = tuple(task.task_id for task in wanted if BESIDE + task.task_id in known)
+    for name in beside:
+        benchmark.judge_beside(name)
     found = sorted(
         ((task.task_id, known[task.task_id]) for task in wanted), key=lambda item: natural(item[0])
     )
@@ -318,7 +340,7 @@ def check_references(
             f"no reference solution passes with {interpreter.path}: {next(iter(broken.values()))}",
             "--python names an interpreter that has the benchmark's libraries",
         )
-    return References(interpreter, seconds, broken, excluded)
+    return References(interpreter, seconds, broken, excluded, beside)
 
 
 def _cache_path(benchmark: Benchmark, sandbox: Sandbox, interpreter: Interpreter) -> Path:
