@@ -334,3 +334,27 @@ def test_in_the_results_of_finished_samples(tmp_path: Path) -> None:
     assert result.to_json()["suspect_samples"] == NAMED + 2
     assert set(map(tuple, result.suspects.values())) == {("imports gc",)}
     assert "and 2 more, all in results.json" in shown(result)
+
+
+EQUALS = {
+    "method": "class A(int):\n    def __eq__(self, other):\n        return hash(other) != 7\n",
+    "metaclass": "class M(type):\n    def __eq__(cls, other):\n        return probe(other)\n",
+    "assigned": "class A:\n    pass\nA.__ne__ = lambda self, other: probe(other)\n",
+    "by name": "A = type('A', (int,), {'__eq__': lambda a, b: probe(b)})\n",
+    "keyword": "A = type('A', (), dict(__eq__=probe))\n",
+    "attribute": "class A:\n    def __getattribute__(self, name):\n        return probe(name)\n",
+}
+
+
+@pytest.mark.parametrize("name", EQUALS)
+def test_equality_that_a_program_decides_is_told_where_it_counts(name: str) -> None:
+    """Beside the test; outside, plain data is compared, and its equality is ours."""
+    completion = RIGHT + EQUALS[name]
+
+    def found(judge: str, passed: bool = True) -> list[str]:
+        one = replace(verdict("T/0", passed), judge=judge)
+        return suspicions(TASK, completion, one, TASK.prompt + completion)
+
+    told = "passes beside its test, and says what its own objects are equal to"
+    assert told in found("unittest") and told in found("in-process")
+    assert told not in found("proxy") and told not in found("unittest", passed=False)
