@@ -23,7 +23,17 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
         yield opened
 
 
-@pytest.mark.parametrize("style", styles.STYLES)
+# Every style at the strongest level, one at the others; all of them among the slow tests.
+STYLES = [
+    pytest.param(
+        level, style, marks=[pytest.mark.slow] if level != "full" and style != "proxy" else []
+    )
+    for level in LEVELS
+    for style in styles.STYLES
+]
+
+
+@pytest.mark.parametrize(("sandbox", "style"), STYLES, indirect=["sandbox"])
 def test_odd_endings_and_words(sandbox: Sandbox, style: str) -> None:
     check(sandbox, style, troublemakers.ENDINGS | troublemakers.WORDS)
 
